@@ -1,0 +1,34 @@
+file(GLOB FOVEA_SOURCES CONFIGURE_DEPENDS RELATIVE ${PROJECT_SOURCE_DIR}
+  kernels/*.cpp kernels/cpu/*.cpp tensor/*.cpp autograd/*.cpp layers/*.cpp optim/*.cpp data/*.cpp viz/*.cpp)
+list(APPEND FOVEA_SOURCES kernels/cuda/no_cuda.cpp)
+if(FOVEA_OPENMP_FOUND)
+  list(REMOVE_ITEM FOVEA_SOURCES kernels/cpu/parallel_threads.cpp)
+else()
+  list(REMOVE_ITEM FOVEA_SOURCES kernels/cpu/parallel_openmp.cpp)
+endif()
+
+# Headers are included as <fovea/folder/file.h>, in the tree as once installed: a link named fovea points at the source root.
+file(MAKE_DIRECTORY ${PROJECT_BINARY_DIR}/include)
+file(CREATE_LINK ${PROJECT_SOURCE_DIR} ${PROJECT_BINARY_DIR}/include/fovea SYMBOLIC)
+
+add_library(fovea ${FOVEA_SOURCES})
+add_library(fovea::fovea ALIAS fovea)
+target_compile_features(fovea PUBLIC cxx_std_20)
+set_target_properties(fovea PROPERTIES VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR} POSITION_INDEPENDENT_CODE ON)
+target_include_directories(fovea
+  PUBLIC $<BUILD_INTERFACE:${PROJECT_BINARY_DIR}/include> $<INSTALL_INTERFACE:include>
+  PRIVATE ${PROJECT_SOURCE_DIR})
+target_include_directories(fovea SYSTEM PRIVATE ${FOVEA_HIGHWAY_INCLUDE} ${FOVEA_STB_INCLUDE})
+target_link_libraries(fovea PRIVATE Threads::Threads)
+if(FOVEA_OPENMP_FOUND)
+  target_link_libraries(fovea PRIVATE OpenMP::OpenMP_CXX)
+endif()
+
+# Flags of our own targets: the library, tests, examples and benchmarks.
+add_library(fovea_flags INTERFACE)
+target_compile_options(fovea_flags INTERFACE -Wall -Wextra $<$<BOOL:${FOVEA_WARNINGS_AS_ERRORS}>:-Werror>)
+if(FOVEA_SANITIZE)
+  target_compile_options(fovea_flags INTERFACE -fsanitize=${FOVEA_SANITIZE} -fno-omit-frame-pointer)
+  target_link_options(fovea_flags INTERFACE -fsanitize=${FOVEA_SANITIZE})
+endif()
+target_link_libraries(fovea PRIVATE $<BUILD_INTERFACE:fovea_flags>)

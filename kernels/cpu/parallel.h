@@ -1,0 +1,47 @@
+// One way to use threads: parallel_for. It runs on OpenMP (parallel_openmp.cpp) or on threads of our own (parallel_threads.cpp), as CMake chose.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+
+namespace fovea {
+
+int num_threads();                           // at most this many threads work at once; from OMP_NUM_THREADS or the number of cores at start
+void set_num_threads(int threads);           // ValueError below 1
+
+// While one is alive, parallel_for of this thread runs on this thread alone (for worker threads that already run beside each other).
+class SerialScope {
+ public:
+  SerialScope();
+  ~SerialScope();
+  SerialScope(const SerialScope&) = delete;
+  SerialScope& operator=(const SerialScope&) = delete;
+
+ private:
+  bool was_serial_;
+};
+
+namespace kernels {
+
+// Runs task(context, i) for i in [0, count), spread over the threads. An exception of a task is thrown again here.
+void parallel_tasks(int64_t count, void (*task)(const void* context, int64_t i), const void* context);
+
+// Calls f(begin, end) on pieces of [0, n) of `grain` elements (the last one may be shorter). Pieces do not depend on the number of threads, so neither does a
+// sum that f makes of a piece.
+template <class F>
+void parallel_for(int64_t n, int64_t grain, const F& f) {
+  grain = std::max<int64_t>(grain, 1);
+  if (n <= grain) {
+    if (n > 0) f(int64_t{0}, n);
+    return;
+  }
+  struct Context { const F& f; int64_t n, grain; } context{f, n, grain};
+  parallel_tasks((n + grain - 1) / grain, [](const void* c, int64_t i) {
+    const Context& x = *static_cast<const Context*>(c);
+    x.f(i * x.grain, std::min(x.n, (i + 1) * x.grain));
+  }, &context);
+}
+
+}  // namespace kernels
+}  // namespace fovea

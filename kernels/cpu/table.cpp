@@ -1,0 +1,16 @@
+// The CPU's table: each family's file fills in its own entries.
+#include <fovea/kernels/table.h>
+
+namespace fovea::kernels {
+
+
+const KernelTable& cpu_table() {
+  static const KernelTable table = [] {
+    KernelTable t{};
+    t.name = "cpu";
+    return t;
+  }();
+  return table;
+}
+
+}  // namespace fovea::kernels

@@ -1,0 +1,144 @@
+// Everything a kernel needs to know of the shapes, worked out once on the host. The size, cost and receptive-field formulas live here
+// and nowhere else; kernels, layers and benchmarks all read them from these structs.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+namespace fovea {
+
+// What one axis of a layer sees. Unit u of the output sees inputs [offset + u * stride, offset + u * stride + size - 1].
+// Composition of layers: see then().   Source: Araujo, Norris & Sim 2019, "Computing receptive fields of convolutional neural networks".
+struct AxisField {
+  int64_t size = 1, stride = 1, offset = 0;
+
+  static AxisField window(int64_t kernel, int64_t stride, int64_t padding, int64_t dilation = 1) {
+    return {(kernel - 1) * dilation + 1, stride, -padding};
+  }
+  // The field of `next` after this one, in this one's input coordinates.
+  AxisField then(const AxisField& next) const {
+    return {size + (next.size - 1) * stride, stride * next.stride, offset + next.offset * stride};
+  }
+  bool operator==(const AxisField&) const = default;
+};
+
+// What a layer costs for one forward pass. flops counts a multiply-add as two; macs counts it as one.
+struct Cost {
+  int64_t macs = 0, flops = 0;
+  int64_t bytes = 0;             // least memory traffic: inputs and parameters read once, outputs written once (float32)
+  int64_t parameters = 0;
+  Cost& operator+=(const Cost& other) {
+    macs += other.macs; flops += other.flops; bytes += other.bytes; parameters += other.parameters;
+    return *this;
+  }
+  bool operator==(const Cost&) const = default;
+};
+
+// (size - window + 2 padding) / stride + 1, where window = (kernel - 1) * dilation + 1; at most 0 if the window does not fit.
+inline int64_t window_outputs(int64_t size, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation, bool ceil_mode = false) {
+  const int64_t room = size + 2 * padding - ((kernel - 1) * dilation + 1);
+  if (room < 0) return 0;
+  int64_t outputs = (room + (ceil_mode ? stride - 1 : 0)) / stride + 1;
+  if (ceil_mode && (outputs - 1) * stride >= size + padding) --outputs;      // a window must start inside the input or its left padding
+  return outputs;
+}
+
+// y[b,m,n] = alpha * sum_k a[b,m,k] b[b,k,n] + beta * y[b,m,n]
+struct MatmulGeometry {
+  int64_t batch = 1, m = 0, n = 0, k = 0;
+  int64_t macs() const { return batch * m * n * k; }
+};
+
+// 2-D convolution (cross-correlation), x [n,c,h,w], weight [k,c/groups,r,s], y [n,k,out_h,out_w]. 1-D has h = r = 1.
+struct ConvGeometry {
+  int64_t n = 0, c = 0, h = 0, w = 0, k = 0, r = 1, s = 1;
+  int64_t stride_h = 1, stride_w = 1, pad_h = 0, pad_w = 0, dilation_h = 1, dilation_w = 1, groups = 1;
+
+  int64_t out_h() const { return window_outputs(h, r, stride_h, pad_h, dilation_h); }
+  int64_t out_w() const { return window_outputs(w, s, stride_w, pad_w, dilation_w); }
+  int64_t group_c() const { return c / groups; }
+  int64_t group_k() const { return k / groups; }
+  bool is_depthwise() const { return groups == c && groups > 1; }
+  int64_t macs() const { return n * k * out_h() * out_w() * group_c() * r * s; }
+  AxisField field_h() const { return AxisField::window(r, stride_h, pad_h, dilation_h); }
+  AxisField field_w() const { return AxisField::window(s, stride_w, pad_w, dilation_w); }
+};
+
+// Max and average pooling, x [n,c,h,w], y [n,c,out_h,out_w].
+struct PoolGeometry {
+  int64_t n = 0, c = 0, h = 0, w = 0, kernel_h = 1, kernel_w = 1;
+  int64_t stride_h = 1, stride_w = 1, pad_h = 0, pad_w = 0, dilation_h = 1, dilation_w = 1;
+  bool ceil_mode = false;
+  bool count_include_pad = true;             // average pooling divides by the whole window, padding included
+
+  int64_t out_h() const { return window_outputs(h, kernel_h, stride_h, pad_h, dilation_h, ceil_mode); }
+  int64_t out_w() const { return window_outputs(w, kernel_w, stride_w, pad_w, dilation_w, ceil_mode); }
+  AxisField field_h() const { return AxisField::window(kernel_h, stride_h, pad_h, dilation_h); }
+  AxisField field_w() const { return AxisField::window(kernel_w, stride_w, pad_w, dilation_w); }
+};
+
+// Adaptive pooling: output i averages (or takes the maximum of) inputs [floor(i * in / out), ceil((i + 1) * in / out)).
+struct AdaptivePoolGeometry {
+  int64_t n = 0, c = 0, h = 0, w = 0, out_h = 1, out_w = 1;
+  static int64_t start(int64_t i, int64_t in, int64_t out) { return i * in / out; }
+  static int64_t end(int64_t i, int64_t in, int64_t out) { return ((i + 1) * in + out - 1) / out; }
+};
+
+// Normalisation over x seen as [n, channels, spatial]. Batch norm takes its statistics over n and spatial for each channel; group norm over
+// channels / groups and spatial for each sample and group (groups = channels is instance norm). Layer norm: rows of `spatial` elements, channels 1.
+struct NormGeometry {
+  int64_t n = 0, channels = 1, spatial = 1, groups = 1;
+  double eps = 1e-5;
+  int64_t numel() const { return n * channels * spatial; }
+};
+
+// x [outer, size, inner]: an operation along one axis of a contiguous tensor.
+struct AxisGeometry {
+  int64_t outer = 1, size = 0, inner = 1;
+};
+
+// Resizing [n*c, h, w] to [n*c, out_h, out_w]. scale is input pixels per output pixel along an axis, as PyTorch computes it.
+struct ResizeGeometry {
+  int64_t planes = 0, h = 0, w = 0, out_h = 0, out_w = 0;
+  bool align_corners = false;
+  double scale_h() const { return scale(h, out_h); }
+  double scale_w() const { return scale(w, out_w); }
+
+ private:
+  double scale(int64_t in, int64_t out) const {
+    if (align_corners) return out > 1 ? static_cast<double>(in - 1) / static_cast<double>(out - 1) : 0.0;
+    return static_cast<double>(in) / static_cast<double>(out);
+  }
+};
+
+enum class RnnCell : uint8_t { lstm, gru, rnn_tanh, rnn_relu };
+
+// One layer of a recurrent network, one or both directions, over a whole sequence. x is [time, batch, input_size]; y is [time, batch, directions * hidden_size].
+// Gate order is PyTorch's: LSTM i f g o, GRU r z n. Weights: w_ih [gates*hidden, input], w_hh [gates*hidden, hidden], b_ih, b_hh [gates*hidden].
+struct RnnGeometry {
+  RnnCell cell = RnnCell::lstm;
+  int64_t time = 0, batch = 0, input_size = 0, hidden_size = 0, directions = 1;
+
+  int64_t gates() const { return cell == RnnCell::lstm ? 4 : cell == RnnCell::gru ? 3 : 1; }
+  bool has_cell_state() const { return cell == RnnCell::lstm; }
+  int64_t macs() const { return time * batch * directions * gates() * (input_size * hidden_size + hidden_size * hidden_size); }
+  // c = f c + i g and h = o tanh(c): 3H + H; GRU: r h~ and the blend: H + 3H; activations count one each (formulas: see docs/costs in the layer).
+  int64_t elementwise_flops() const {
+    const int64_t units = time * batch * directions * hidden_size;
+    switch (cell) {
+      case RnnCell::lstm: return units * (4 + 5);
+      case RnnCell::gru: return units * (4 + 3);
+      default: return units;
+    }
+  }
+};
+
+// Connectionist temporal classification. Scores are [time, batch, classes].
+struct CtcGeometry {
+  int64_t time = 0, batch = 0, classes = 0, max_target = 0;
+  int64_t blank = 0;
+  bool zero_infinity = false;                // infeasible samples: loss 0 instead of infinity (their gradient is zero either way)
+  int64_t states() const { return 2 * max_target + 1; }
+};
+
+}  // namespace fovea

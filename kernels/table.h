@@ -1,0 +1,200 @@
+// One typed function pointer for each kernel, one table for each device. There is no registration: a table is filled in one place, so static
+// linking loses nothing and a test can walk the table to see what a device lacks.
+//
+// Conventions of every entry:
+// - Views must be of one device. Kernels check nothing: shapes and dtypes were checked by the operation that calls them.
+// - An output is overwritten in full unless its comment says that it accumulates. Outputs never overlap inputs, except that elementwise kernels
+//   may be given y == x (same pointer and strides).
+// - A view whose data is null is an argument that is not there.
+// - Kernels never allocate. Where an entry takes a Workspace, the `*_workspace` entry beside it says how many bytes it wants.
+// - Deterministic: sums have a fixed order, whatever the number of threads.
+#pragma once
+
+#include <fovea/kernels/geometry.h>
+#include <fovea/kernels/view.h>
+
+namespace fovea::kernels {
+
+using Queue = void*;                         // the stream work is put on; null on the CPU
+
+struct Workspace {
+  void* data = nullptr;
+  int64_t bytes = 0;
+};
+
+// y = f(x; alpha, beta)
+enum class Unary : uint8_t {
+  negative, absolute, sign, square, sqrt, rsqrt, reciprocal, exp, expm1, log, log1p, sin, cos, tanh, sigmoid, erf, floor, ceil, round,
+  relu, relu6, gelu, gelu_tanh, silu, softplus,                              // softplus: alpha = beta, beta = threshold, as PyTorch's
+  leaky_relu, elu, hardtanh,                                                 // alpha = slope | alpha | minimum, beta = maximum of hardtanh
+  add_scalar, mul_scalar, rsub_scalar, rdiv_scalar, pow_scalar,              // x + alpha, x * alpha, alpha - x, alpha / x, x ^ alpha
+  clamp,                                                                     // to [alpha, beta]
+  logical_not, is_nan, is_finite,                                            // y is bool
+};
+
+// y = f(a, b; alpha, beta). The *_backward rows take (gradient, saved value) in that order; which value is saved is named.
+enum class Binary : uint8_t {
+  add, subtract, multiply, divide, power, maximum, minimum, atan2, remainder,
+  relu_backward,                                                             // saved y
+  tanh_backward, sigmoid_backward,                                           // saved y
+  gelu_backward, gelu_tanh_backward, silu_backward, softplus_backward,       // saved x
+  leaky_relu_backward, elu_backward, hardtanh_backward,                      // saved x; parameters as for the forward
+  logical_and, logical_or, logical_xor,                                      // bool
+  equal, not_equal, less, less_equal, greater, greater_equal,                // y is bool
+};
+
+enum class Ternary : uint8_t {
+  where,                                                                     // a ? b : c, with a bool
+  add_product,                                                               // a + alpha * b * c
+  add_quotient,                                                              // a + alpha * b / c
+  lerp,                                                                      // a + c * (b - a)
+};
+
+struct Scalars {
+  double alpha = 0, beta = 0;
+};
+
+enum class Reduce : uint8_t { sum, mean, product, max, min, sum_squares, logsumexp, any, all };
+enum class ArgReduce : uint8_t { argmax, argmin };                           // the first of equals; NaN wins, as in PyTorch
+
+enum class Distribution : uint8_t {
+  uniform,                                                                   // [a, b)
+  normal,                                                                    // mean a, standard deviation b
+  bernoulli,                                                                 // 1 with probability a
+  integers,                                                                  // uniform over a, a+1, ..., b-1
+};
+
+// Philox4x32-10 counter (kernels/philox.h): element i of an output is made from (seed, offset + i / 4) alone.
+struct PhiloxKey {
+  uint64_t seed = 0, offset = 0;
+};
+
+// Optimizer steps over one parameter, in place; one call a parameter on the CPU.
+struct SgdStep { double lr, momentum, dampening, weight_decay; bool nesterov, is_first; };
+struct AdamStep { double lr, beta1, beta2, eps, weight_decay; bool is_decoupled; int64_t step; };          // is_decoupled: AdamW
+struct RmspropStep { double lr, alpha, eps, weight_decay, momentum; bool is_centered; };
+struct AdagradStep { double lr, lr_decay, weight_decay, eps; int64_t step; };
+
+struct KernelTable {
+  const char* name = "";
+
+  // --- elementwise (elementwise.cpp): views already broadcast to y's shape with zero strides; any strides ---
+  void (*unary)(Queue, Unary, Scalars, const ConstView& x, const View& y);
+  void (*binary)(Queue, Binary, Scalars, const ConstView& a, const ConstView& b, const View& y);
+  void (*ternary)(Queue, Ternary, Scalars, const ConstView& a, const ConstView& b, const ConstView& c, const View& y);
+
+  // --- memory (copy.cpp) ---
+  void (*copy)(Queue, const ConstView& x, const View& y);                    // any strides, any pair of dtypes
+  void (*fill)(Queue, double value, const View& y);
+  void (*arange)(Queue, double start, double step, const View& y);           // y[i] = start + i * step, y 1-D
+
+  // --- random numbers (random.cpp) ---
+  void (*random)(Queue, Distribution, Scalars, PhiloxKey, const View& y);    // y contiguous
+  void (*dropout)(Queue, double p, PhiloxKey, const ConstView& x, const View& y);   // contiguous; y = x * mask / (1 - p); the same key drops the same elements
+
+  // --- reductions (reduce.cpp): y has x's rank, reduced axes of size 1; any strides; float32 or wider accumulation ---
+  void (*reduce)(Queue, Reduce, const ConstView& x, const View& y);
+  void (*arg_reduce)(Queue, ArgReduce, int axis, const ConstView& x, const View& y);        // y int64
+  void (*cumsum)(Queue, int axis, bool is_reversed, const ConstView& x, const View& y);
+
+  // --- order (sort.cpp): stable, NaN last; values and indices (int64) along `axis`; any strides ---
+  void (*sort)(Queue, int axis, bool is_descending, const ConstView& x, const View& values, const View& indices);
+  void (*topk)(Queue, int axis, bool is_largest, const ConstView& x, const View& values, const View& indices);   // k = values.size(axis)
+
+  // --- indexing (index.cpp): index int64, already checked to be in range; any strides ---
+  void (*gather)(Queue, int axis, const ConstView& x, const ConstView& index, const View& y);              // y[..i..] = x[..index[..i..]..]
+  void (*scatter_add)(Queue, int axis, const ConstView& index, const ConstView& source, const View& y);    // accumulates into y
+  void (*index_select)(Queue, int axis, const ConstView& x, const ConstView& index, const View& y);        // index 1-D
+  void (*index_add)(Queue, int axis, const ConstView& index, const ConstView& source, const View& y);      // accumulates into y
+  int64_t (*first_out_of_range)(Queue, int64_t size, const ConstView& index);   // position (row-major) of the first index outside [0, size), or -1
+
+  // --- matrix product (matmul.cpp): a [..,m,k], b [..,k,n], y [..,m,n], equal batch axes (zero strides broadcast), any strides; y = alpha a b + beta y.
+  //     bias [n] (or null) is added; with beta == 0, y is not read. ---
+  int64_t (*matmul_workspace)(const MatmulGeometry&, DType);
+  void (*matmul)(Queue, const MatmulGeometry&, Scalars alpha_beta, const ConstView& a, const ConstView& b, const ConstView& bias, const View& y, Workspace);
+
+  // --- convolution (conv.cpp): contiguous NCHW / OIHW ---
+  int64_t (*conv2d_workspace)(const ConvGeometry&, DType);                   // enough for any of the three
+  void (*conv2d_forward)(Queue, const ConvGeometry&, const ConstView& x, const ConstView& weight, const ConstView& bias, const View& y, Workspace);
+  void (*conv2d_backward_data)(Queue, const ConvGeometry&, const ConstView& dy, const ConstView& weight, const View& dx, Workspace);
+  void (*conv2d_backward_weight)(Queue, const ConvGeometry&, const ConstView& x, const ConstView& dy, const View& dweight, const View& dbias, Workspace);
+
+  // --- pooling (pool.cpp): contiguous NCHW; indices int64 hold h * w positions within a plane, as PyTorch's ---
+  void (*max_pool)(Queue, const PoolGeometry&, const ConstView& x, const View& y, const View& indices);
+  void (*adaptive_max_pool)(Queue, const AdaptivePoolGeometry&, const ConstView& x, const View& y, const View& indices);
+  void (*max_pool_backward)(Queue, const ConstView& dy, const ConstView& indices, const View& dx);         // planes = first two axes
+  void (*avg_pool)(Queue, const PoolGeometry&, const ConstView& x, const View& y);
+  void (*avg_pool_backward)(Queue, const PoolGeometry&, const ConstView& dy, const View& dx);
+  void (*adaptive_avg_pool)(Queue, const AdaptivePoolGeometry&, const ConstView& x, const View& y);
+  void (*adaptive_avg_pool_backward)(Queue, const AdaptivePoolGeometry&, const ConstView& dy, const View& dx);
+
+  // --- normalisation (norm.cpp): contiguous; gamma, beta may be absent; mean and invstd (1/sqrt(var+eps)) are float32 or wider ---
+  void (*batch_norm_train)(Queue, const NormGeometry&, bool has_relu, const ConstView& x, const ConstView& gamma, const ConstView& beta,
+                           const View& y, const View& mean, const View& invstd);                            // biased variance inside
+  void (*batch_norm_eval)(Queue, const NormGeometry&, bool has_relu, const ConstView& x, const ConstView& gamma, const ConstView& beta,
+                          const ConstView& mean, const ConstView& variance, const View& y);
+  // y is read only when has_relu (dy counts where y > 0); dgamma, dbeta may be absent.
+  void (*batch_norm_backward)(Queue, const NormGeometry&, bool has_relu, const ConstView& dy, const ConstView& x, const ConstView& y, const ConstView& gamma,
+                              const ConstView& mean, const ConstView& invstd, const View& dx, const View& dgamma, const View& dbeta);
+  void (*group_norm)(Queue, const NormGeometry&, const ConstView& x, const ConstView& gamma, const ConstView& beta,
+                     const View& y, const View& mean, const View& invstd);                                  // mean, invstd [n, groups]; gamma, beta [channels]
+  void (*group_norm_backward)(Queue, const NormGeometry&, const ConstView& dy, const ConstView& x, const ConstView& gamma,
+                              const ConstView& mean, const ConstView& invstd, const View& dx, const View& dgamma, const View& dbeta);
+  void (*layer_norm)(Queue, const NormGeometry&, const ConstView& x, const ConstView& gamma, const ConstView& beta,
+                     const View& y, const View& mean, const View& invstd);                                  // n rows of `spatial`; gamma, beta [spatial]
+  void (*layer_norm_backward)(Queue, const NormGeometry&, const ConstView& dy, const ConstView& x, const ConstView& gamma,
+                              const ConstView& mean, const ConstView& invstd, const View& dx, const View& dgamma, const View& dbeta);
+
+  // --- softmax and cross-entropy (softmax.cpp): contiguous ---
+  void (*softmax)(Queue, const AxisGeometry&, bool is_log, const ConstView& x, const View& y);
+  void (*softmax_backward)(Queue, const AxisGeometry&, bool is_log, const ConstView& dy, const ConstView& y, const View& dx);
+  // Rows of logits [rows, classes], targets int64 [rows]. losses [rows] are weighted but not averaged; a row whose target is ignore_index gives 0.
+  // dlogits (if there) is the gradient of the sum of losses.
+  void (*cross_entropy)(Queue, double label_smoothing, int64_t ignore_index, const ConstView& logits, const ConstView& targets,
+                        const ConstView& class_weights, const View& losses, const View& dlogits);
+
+  // --- images (image.cpp): contiguous ---
+  void (*resize_nearest)(Queue, const ResizeGeometry&, const ConstView& x, const View& y);
+  void (*resize_nearest_backward)(Queue, const ResizeGeometry&, const ConstView& dy, const View& dx);
+  void (*resize_bilinear)(Queue, const ResizeGeometry&, const ConstView& x, const View& y);
+  void (*resize_bilinear_backward)(Queue, const ResizeGeometry&, const ConstView& dy, const View& dx);
+  // x [n,c,h,w], grid [n,out_h,out_w,2] in [-1,1] as (x,y), zero padding, bilinear
+  void (*grid_sample)(Queue, bool align_corners, const ConstView& x, const ConstView& grid, const View& y);
+  void (*grid_sample_backward)(Queue, bool align_corners, const ConstView& dy, const ConstView& x, const ConstView& grid, const View& dx, const View& dgrid);
+
+  // --- recurrent layers (rnn.cpp): contiguous; see RnnGeometry. One layer; weights of both directions come as arrays of two. ---
+  // lengths int64 [batch] or null. After a sample's length y is zero and the state stays as it was; the reverse direction starts at its last valid step.
+  // h0, c0, h_n, c_n [directions, batch, hidden]. reserve (may be null when no backward follows) holds what backward needs.
+  struct RnnWeights { ConstView w_ih[2], w_hh[2], b_ih[2], b_hh[2]; };       // biases may be absent
+  struct RnnGradients { View w_ih[2], w_hh[2], b_ih[2], b_hh[2]; };          // overwritten
+  int64_t (*rnn_reserve)(const RnnGeometry&, DType);                         // bytes
+  int64_t (*rnn_workspace)(const RnnGeometry&, DType);                       // enough for forward and for backward
+  void (*rnn_forward)(Queue, const RnnGeometry&, const ConstView& x, const ConstView& lengths, const ConstView& h0, const ConstView& c0, const RnnWeights&,
+                      const View& y, const View& h_n, const View& c_n, Workspace reserve, Workspace);
+  void (*rnn_backward)(Queue, const RnnGeometry&, const ConstView& x, const ConstView& lengths, const ConstView& h0, const ConstView& c0, const RnnWeights&,
+                       const ConstView& y, Workspace reserve, const ConstView& dy, const ConstView& dh_n, const ConstView& dc_n,
+                       const View& dx, const View& dh0, const View& dc0, const RnnGradients&, Workspace);
+
+  // --- CTC (ctc.cpp): contiguous logits [time,batch,classes]; targets int64 [batch,max_target]; lengths int64 [batch] ---
+  // The scores are log-softmax of `logits` over classes; normalising log-probabilities again changes nothing, so either may be given.
+  // losses [batch] = -ln p(target); dlogits (if there) is d losses[b] / d logits[:,b,:].
+  int64_t (*ctc_workspace)(const CtcGeometry&, DType);
+  void (*ctc_loss)(Queue, const CtcGeometry&, const ConstView& logits, const ConstView& targets, const ConstView& input_lengths,
+                   const ConstView& target_lengths, const View& losses, const View& dlogits, Workspace);
+
+  // --- optimizers (optimizer.cpp): contiguous, in place, one dtype ---
+  void (*sgd)(Queue, const SgdStep&, const View& parameter, const ConstView& gradient, const View& momentum_buffer);
+  void (*adam)(Queue, const AdamStep&, const View& parameter, const ConstView& gradient, const View& exp_avg, const View& exp_avg_sq);
+  void (*rmsprop)(Queue, const RmspropStep&, const View& parameter, const ConstView& gradient, const View& square_avg, const View& momentum_buffer, const View& grad_avg);
+  void (*adagrad)(Queue, const AdagradStep&, const View& parameter, const ConstView& gradient, const View& sum);
+};
+
+// The table of a device. DeviceError with a remedy when this build or machine has no such device.
+const KernelTable& for_device(Device device);
+
+// The three tables behind it; cuda_table() lives in kernels/cuda/, or in kernels/cuda/no_cuda.cpp where CUDA is not built.
+const KernelTable& cpu_table();
+const KernelTable& meta_table();                                              // every entry does nothing: shapes without data
+const KernelTable& cuda_table(int index);
+
+}  // namespace fovea::kernels
