@@ -1,0 +1,29 @@
+// The CPU's memory: a cache of freed blocks, because fresh pages are what makes CPU tensor code slow.
+#pragma once
+
+#include <cstdint>
+
+namespace fovea {
+
+struct AllocatorStats {
+  int64_t active_bytes = 0;        // in blocks that tensors hold
+  int64_t peak_bytes = 0;          // the most active_bytes has been since the last reset_peak()
+  int64_t cached_bytes = 0;        // in freed blocks that are kept for reuse
+  int64_t allocations = 0;         // blocks handed out so far
+  int64_t cache_hits = 0;          // of these, taken from the cache
+};
+
+// Policy: a request is rounded up to one of eight steps between powers of two (at most 12.5 % waste; 64 bytes at least) and served by a cached block of exactly
+// that class, else by the system. Freed blocks go to the cache and stay there until clear(), or until the limit would be exceeded: then the cache is
+// emptied before MemoryError is thrown. Blocks are aligned to 64 bytes. All functions may be called from any thread.
+namespace allocator {
+
+void* allocate(int64_t bytes);                // not null for 0 bytes; MemoryError when the limit or the machine has no more
+void release(void* block, int64_t bytes);     // bytes as given to allocate()
+AllocatorStats stats();
+void reset_peak();
+void set_limit(int64_t bytes);                // of active + cached bytes; 0 (the default): no limit
+void clear();                                 // gives the cached blocks back to the system
+
+}  // namespace allocator
+}  // namespace fovea

@@ -1,0 +1,155 @@
+#include <fovea/tensor/creation.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+
+#include <fovea/kernels/philox.h>
+
+namespace fovea {
+namespace {
+
+Tensor random(kernels::Distribution distribution, kernels::Scalars scalars, const Shape& shape, TensorOptions options, Generator& generator) {
+  Tensor y = empty(shape, options);
+  table_of(y).random(queue_of(y), distribution, scalars, generator.next(y.numel()), y.mutable_view());
+  return y;
+}
+
+Tensor from_doubles(const std::vector<double>& values, const Shape& shape, TensorOptions options) {
+  check<DeviceError>(options.device.kind == Device::Kind::cpu, "tensor: values are put on the CPU; move them with to(x, device)");
+  Tensor source = from_vector(values, shape);
+  if (options.dtype == DType::float64) return source;
+  Tensor y = empty(shape, options);
+  table_of(y).copy(queue_of(y), source.view(), y.mutable_view());
+  return y;
+}
+
+}  // namespace
+
+Generator& default_generator() {
+  thread_local Generator generator;
+  return generator;
+}
+
+void manual_seed(uint64_t seed) { default_generator() = Generator(seed); }
+
+Tensor empty(const Shape& shape, TensorOptions options) {
+  const int64_t bytes = checked_numel(shape, "empty") * size_of(options.dtype);
+  return Tensor(std::make_shared<Storage>(bytes, options.device), shape, contiguous_strides(shape), 0, options.dtype);
+}
+
+Tensor empty_like(const Tensor& x) { return empty(x.shape(), {x.dtype(), x.device()}); }
+Tensor empty_like(const Tensor& x, DType dtype) { return empty(x.shape(), {dtype, x.device()}); }
+
+Tensor full(const Shape& shape, double value, TensorOptions options) {
+  Tensor y = empty(shape, options);
+  table_of(y).fill(queue_of(y), value, y.mutable_view());
+  return y;
+}
+
+Tensor zeros(const Shape& shape, TensorOptions options) { return full(shape, 0, options); }
+Tensor ones(const Shape& shape, TensorOptions options) { return full(shape, 1, options); }
+Tensor zeros_like(const Tensor& x) { return full_like(x, 0); }
+Tensor ones_like(const Tensor& x) { return full_like(x, 1); }
+Tensor full_like(const Tensor& x, double value) { return full(x.shape(), value, {x.dtype(), x.device()}); }
+Tensor scalar(double value, TensorOptions options) { return full(Shape{}, value, options); }
+
+Tensor arange(double start, double end, double step, TensorOptions options) {
+  check<ValueError>(step != 0 && std::isfinite(start) && std::isfinite(end) && std::isfinite(step),
+                    "arange: start, end and step must be finite and step not zero, got ", start, ", ", end, ", ", step);
+  const double count = std::max(0.0, std::ceil((end - start) / step));
+  check<ShapeError>(count < 0x1p59, "arange: ", count, " elements are too many");
+  Tensor y = empty({static_cast<int64_t>(count)}, options);
+  table_of(y).arange(queue_of(y), start, step, y.mutable_view());
+  return y;
+}
+
+Tensor arange(int64_t end, TensorOptions options) { return arange(0.0, static_cast<double>(end), 1.0, options); }
+
+Tensor linspace(double start, double end, int64_t count, TensorOptions options) {
+  check<ValueError>(count >= 0, "linspace: count cannot be negative, got ", count);
+  Tensor y = empty({count}, options);
+  table_of(y).arange(queue_of(y), start, count > 1 ? (end - start) / static_cast<double>(count - 1) : 0.0, y.mutable_view());
+  return y;
+}
+
+Tensor eye(int64_t n, TensorOptions options) {
+  Tensor y = zeros({n, n}, options);
+  View diagonal = y.mutable_view();
+  diagonal.shape = {n};
+  diagonal.strides = {n + 1};
+  table_of(y).fill(queue_of(y), 1, diagonal);
+  return y;
+}
+
+template <class T>
+Tensor from_vector(const std::vector<T>& values, const Shape& shape) {
+  check<ShapeError>(checked_numel(shape, "from_vector") == static_cast<int64_t>(values.size()), "from_vector: ", values.size(),
+                    " values do not fill shape ", shape);
+  Tensor y = empty(shape, dtype_of<T>);
+  if (!values.empty()) std::memcpy(y.mutable_view().data, values.data(), values.size() * sizeof(T));
+  return y;
+}
+template Tensor from_vector(const std::vector<float>&, const Shape&);
+template Tensor from_vector(const std::vector<double>&, const Shape&);
+template Tensor from_vector(const std::vector<int32_t>&, const Shape&);
+template Tensor from_vector(const std::vector<int64_t>&, const Shape&);
+template Tensor from_vector(const std::vector<uint8_t>&, const Shape&);
+
+Tensor tensor(std::initializer_list<double> values, TensorOptions options) {
+  return from_doubles(values, {static_cast<int64_t>(values.size())}, options);
+}
+
+Tensor tensor(std::initializer_list<std::initializer_list<double>> rows, TensorOptions options) {
+  std::vector<double> values;
+  const size_t columns = rows.size() ? rows.begin()->size() : 0;
+  for (const auto& row : rows) {
+    check<ShapeError>(row.size() == columns, "tensor: rows have ", columns, " and ", row.size(), " values");
+    values.insert(values.end(), row.begin(), row.end());
+  }
+  return from_doubles(values, {static_cast<int64_t>(rows.size()), static_cast<int64_t>(columns)}, options);
+}
+
+Tensor from_blob(void* data, const Shape& shape, DType dtype, std::shared_ptr<const void> owner) {
+  check<ValueError>(owner != nullptr, "from_blob: an owner is needed to keep the memory alive");
+  const int64_t bytes = checked_numel(shape, "from_blob") * size_of(dtype);
+  return Tensor(std::make_shared<Storage>(data, bytes, Device::cpu(), std::move(owner)), shape, contiguous_strides(shape), 0, dtype);
+}
+
+Tensor rand(const Shape& shape, TensorOptions options, Generator& generator) {
+  return random(kernels::Distribution::uniform, {0, 1}, shape, options, generator);
+}
+Tensor rand(const Shape& shape, TensorOptions options) { return rand(shape, options, default_generator()); }
+
+Tensor randn(const Shape& shape, TensorOptions options, Generator& generator) {
+  return random(kernels::Distribution::normal, {0, 1}, shape, options, generator);
+}
+Tensor randn(const Shape& shape, TensorOptions options) { return randn(shape, options, default_generator()); }
+
+Tensor randint(int64_t low, int64_t high, const Shape& shape, TensorOptions options, Generator& generator) {
+  check<ValueError>(low < high, "randint: low (", low, ") must be below high (", high, ")");
+  return random(kernels::Distribution::integers, {static_cast<double>(low), static_cast<double>(high)}, shape, options, generator);
+}
+Tensor randint(int64_t low, int64_t high, const Shape& shape, TensorOptions options) { return randint(low, high, shape, options, default_generator()); }
+
+Tensor bernoulli(double probability, const Shape& shape, TensorOptions options) {
+  check<ValueError>(probability >= 0 && probability <= 1, "bernoulli: probability must be in [0, 1], got ", probability);
+  return random(kernels::Distribution::bernoulli, {probability, 0}, shape, options, default_generator());
+}
+
+Tensor randperm(int64_t n, Generator& generator) {
+  check<ValueError>(n >= 0, "randperm: n cannot be negative, got ", n);
+  std::vector<int64_t> order(static_cast<size_t>(n));
+  std::iota(order.begin(), order.end(), int64_t{0});
+  const kernels::PhiloxKey key = generator.next(n);                          // one block a swap
+  for (int64_t i = n - 1; i > 0; --i) {                                      // Fisher and Yates
+    const auto words = kernels::Philox::words(key.seed, key.offset + static_cast<uint64_t>(i));
+    const uint64_t wide = (uint64_t{words[0]} << 32) | words[1];
+    std::swap(order[static_cast<size_t>(i)], order[static_cast<size_t>(wide % static_cast<uint64_t>(i + 1))]);
+  }
+  return from_vector(order);
+}
+Tensor randperm(int64_t n) { return randperm(n, default_generator()); }
+
+}  // namespace fovea

@@ -1,0 +1,55 @@
+// Tensors out of nothing. Defaults: float32, on the CPU.
+#pragma once
+
+#include <initializer_list>
+#include <vector>
+
+#include <fovea/tensor/random.h>
+#include <fovea/tensor/tensor.h>
+
+namespace fovea {
+
+struct TensorOptions {
+  DType dtype = DType::float32;
+  Device device = Device::cpu();
+  TensorOptions() = default;
+  TensorOptions(DType dtype) : dtype(dtype) {}
+  TensorOptions(Device device) : device(device) {}
+  TensorOptions(DType dtype, Device device) : dtype(dtype), device(device) {}
+};
+
+Tensor empty(const Shape& shape, TensorOptions options = {});                 // not initialised
+Tensor empty_like(const Tensor& x);                                            // contiguous, x's shape, dtype and device
+Tensor empty_like(const Tensor& x, DType dtype);
+Tensor zeros(const Shape& shape, TensorOptions options = {});
+Tensor ones(const Shape& shape, TensorOptions options = {});
+Tensor full(const Shape& shape, double value, TensorOptions options = {});
+Tensor zeros_like(const Tensor& x);
+Tensor ones_like(const Tensor& x);
+Tensor full_like(const Tensor& x, double value);
+Tensor scalar(double value, TensorOptions options = {});                       // rank 0
+Tensor arange(double start, double end, double step = 1, TensorOptions options = {});   // start, start + step, ... below end
+Tensor arange(int64_t end, TensorOptions options = DType::int64);              // 0 .. end - 1
+Tensor linspace(double start, double end, int64_t count, TensorOptions options = {});   // both ends included
+Tensor eye(int64_t n, TensorOptions options = {});
+
+// Values in row-major order; a copy. ShapeError if there are not shape.numel() of them.
+template <class T> Tensor from_vector(const std::vector<T>& values, const Shape& shape);
+template <class T> Tensor from_vector(const std::vector<T>& values) { return from_vector(values, Shape{static_cast<int64_t>(values.size())}); }
+// tensor({1, 2, 3}), tensor({{1, 2}, {3, 4}})
+Tensor tensor(std::initializer_list<double> values, TensorOptions options = {});
+Tensor tensor(std::initializer_list<std::initializer_list<double>> rows, TensorOptions options = {});
+// Memory that `owner` keeps alive, not copied. Contiguous, on the CPU.
+Tensor from_blob(void* data, const Shape& shape, DType dtype, std::shared_ptr<const void> owner);
+
+Tensor rand(const Shape& shape, TensorOptions options = {});                   // uniform in [0, 1)
+Tensor rand(const Shape& shape, TensorOptions options, Generator& generator);
+Tensor randn(const Shape& shape, TensorOptions options = {});                  // standard normal
+Tensor randn(const Shape& shape, TensorOptions options, Generator& generator);
+Tensor randint(int64_t low, int64_t high, const Shape& shape, TensorOptions options = DType::int64);   // low .. high - 1
+Tensor randint(int64_t low, int64_t high, const Shape& shape, TensorOptions options, Generator& generator);
+Tensor bernoulli(double probability, const Shape& shape, TensorOptions options = {});   // ones and zeros
+Tensor randperm(int64_t n);                                                    // int64, a random order of 0 .. n - 1
+Tensor randperm(int64_t n, Generator& generator);
+
+}  // namespace fovea

@@ -1,0 +1,99 @@
+#include <fovea/tensor/tensor.h>
+
+#include <fovea/tensor/allocator.h>
+
+namespace fovea {
+
+Storage::Storage(int64_t bytes, Device device) : bytes_(bytes), device_(device) {
+  switch (device.kind) {
+    case Device::Kind::cpu: data_ = allocator::allocate(bytes); break;
+    case Device::Kind::meta: break;
+    case Device::Kind::cuda: kernels::for_device(device); break;       // throws where CUDA is not built
+  }
+}
+
+Storage::Storage(void* data, int64_t bytes, Device device, std::shared_ptr<const void> owner)
+    : data_(data), bytes_(bytes), device_(device), owner_(std::move(owner)) {}
+
+Storage::~Storage() {
+  if (!owner_ && device_.kind == Device::Kind::cpu) allocator::release(data_, bytes_);
+}
+
+Tensor::Tensor(std::shared_ptr<Storage> storage, Shape shape, Strides strides, int64_t offset, DType dtype) : impl_(std::make_shared<Impl>()) {
+  impl_->storage = std::move(storage);
+  impl_->shape = shape;
+  impl_->strides = strides;
+  impl_->offset = offset;
+  impl_->numel = shape.numel();
+  impl_->dtype = dtype;
+}
+
+int64_t Tensor::size(int64_t axis) const { return shape()[wrap_axis(axis, rank(), "size")]; }
+
+bool Tensor::is_contiguous() const { return ConstView::strides_are_contiguous(shape(), strides()); }
+
+View Tensor::mutable_view() const {
+  const Impl& t = impl();
+  View v;
+  v.data = t.storage->data() ? static_cast<char*>(t.storage->data()) + t.offset * size_of(t.dtype) : nullptr;
+  v.dtype = t.dtype;
+  v.shape = t.shape;
+  v.strides = t.strides;
+  return v;
+}
+
+ConstView Tensor::view() const { return mutable_view(); }
+
+Tensor Tensor::detach() const {
+  const Impl& t = impl();
+  return Tensor(t.storage, t.shape, t.strides, t.offset, t.dtype);
+}
+
+void Tensor::fail_undefined() { fail<ValueError>("an undefined tensor was used (a default-constructed Tensor, or a gradient that is not there)"); }
+
+void* Tensor::checked_data(DType dtype) const {
+  check<DTypeError>(dtype == this->dtype(), "data: the tensor is ", this->dtype(), ", asked for ", dtype);
+  check<DeviceError>(device().kind == Device::Kind::cpu, "data: the tensor is on ", device(), "; copy it with to(x, Device::cpu())");
+  check<ShapeError>(is_contiguous(), "data: the tensor of shape ", shape(), " is not contiguous (strides ", strides(), "); use contiguous(x)");
+  return mutable_view().data;
+}
+
+const void* Tensor::checked_item() const {
+  check<ShapeError>(numel() == 1, "item: takes a tensor with one element, got shape ", shape());
+  check<DeviceError>(device().kind == Device::Kind::cpu, "item: the tensor is on ", device(), "; copy it with to(x, Device::cpu())");
+  return view().data;
+}
+
+double Tensor::item_as_double() const {
+  const void* p = checked_item();
+  return dispatch(dtype(), [&](auto zero) { return static_cast<double>(*static_cast<const decltype(zero)*>(p)); });
+}
+
+int64_t Tensor::item_as_int64() const {
+  const void* p = checked_item();
+  return dispatch(dtype(), [&](auto zero) { return static_cast<int64_t>(*static_cast<const decltype(zero)*>(p)); });
+}
+
+template <class T>
+std::vector<T> Tensor::to_vector() const {
+  check<DeviceError>(device().kind == Device::Kind::cpu, "to_vector: the tensor is on ", device(), "; copy it with to(x, Device::cpu())");
+  std::vector<T> values(static_cast<size_t>(numel()));
+  View target;
+  target.data = values.data();
+  target.dtype = dtype_of<T>;
+  target.shape = shape();
+  target.strides = contiguous_strides(shape());
+  if (numel() > 0) kernels::cpu_table().copy(nullptr, view(), target);
+  return values;
+}
+template std::vector<float> Tensor::to_vector() const;
+template std::vector<double> Tensor::to_vector() const;
+template std::vector<int32_t> Tensor::to_vector() const;
+template std::vector<int64_t> Tensor::to_vector() const;
+template std::vector<uint8_t> Tensor::to_vector() const;
+
+Scratch::Scratch(int64_t bytes, Device device) : bytes_(bytes) {
+  if (bytes > 0) storage_ = std::make_shared<Storage>(bytes, device);
+}
+
+}  // namespace fovea
