@@ -28,6 +28,12 @@ Tensor::Tensor(std::shared_ptr<Storage> storage, Shape shape, Strides strides, i
   impl_->dtype = dtype;
 }
 
+Tensor Tensor::from_impl(std::shared_ptr<Impl> impl) {
+  Tensor x;
+  x.impl_ = std::move(impl);
+  return x;
+}
+
 int64_t Tensor::size(int64_t axis) const { return shape()[wrap_axis(axis, rank(), "size")]; }
 
 bool Tensor::is_contiguous() const { return ConstView::strides_are_contiguous(shape(), strides()); }

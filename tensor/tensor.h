@@ -115,6 +115,8 @@ class Tensor {
     if (!impl_) [[unlikely]] fail_undefined();
     return *impl_;
   }
+  const std::shared_ptr<Impl>& impl_pointer() const { return impl_; }
+  static Tensor from_impl(std::shared_ptr<Impl> impl);          // the handle again, from what impl_pointer() gave
 
  private:
   [[noreturn]] static void fail_undefined();

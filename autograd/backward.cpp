@@ -1,0 +1,259 @@
+// The engine: nodes are popped from a heap by sequence number, newest first (see note [Sequence numbers are a topological order]).
+#include <fovea/autograd/backward.h>
+
+#include <algorithm>
+#include <queue>
+#include <unordered_map>
+
+#include <fovea/tensor/creation.h>
+
+namespace fovea {
+namespace {
+
+bool has_nan(const Tensor& x) {
+  const kernels::KernelTable& table = table_of(x);
+  Tensor is_nan = empty_like(x, DType::boolean), any = empty(Shape::filled(x.rank(), 1), {DType::boolean, x.device()});
+  table.unary(queue_of(x), kernels::Unary::is_nan, {}, x.view(), is_nan.mutable_view());
+  table.reduce(queue_of(x), kernels::Reduce::any, is_nan.view(), any.mutable_view());
+  return any.item<bool>();
+}
+
+// a + b of one shape: gradients that meet. (The engine stands below the operations, so it does not call theirs.)
+Tensor sum_of(const Tensor& a, const Tensor& b) {
+  Tensor y = empty_like(a);
+  table_of(a).binary(queue_of(a), kernels::Binary::add, {}, a.view(), b.view(), y.mutable_view());
+  return record("add", y, {a, b}, saving(), [](const Saved&, const Tensor& g) { return grads(g, g); });
+}
+
+// A leaf may keep the gradient itself, rather than a copy, only if nobody else holds it.
+bool is_unshared(const Tensor& g) { return g.is_contiguous() && g.impl_pointer().use_count() == 1 && g.storage().use_count() == 1; }
+
+void accumulate_into_leaf(const Tensor& leaf, Tensor gradient, bool create_graph) {
+  AutogradMeta& meta = *autograd_meta(leaf);
+  for (const Hook& hook : meta.hooks)
+    if (Tensor changed = hook(gradient)) gradient = std::move(changed);
+  if (create_graph) {
+    meta.grad = meta.grad ? sum_of(meta.grad, gradient) : gradient;
+  } else if (meta.grad) {
+    meta.grad.storage()->bump_version();
+    table_of(leaf).binary(queue_of(leaf), kernels::Binary::add, {}, meta.grad.view(), gradient.view(), meta.grad.mutable_view());
+  } else if (is_unshared(gradient)) {
+    meta.grad = std::move(gradient);
+    meta.grad.impl().autograd = nullptr;
+  } else {
+    meta.grad = empty_like(gradient);
+    table_of(leaf).copy(queue_of(leaf), gradient.view(), meta.grad.mutable_view());
+  }
+  for (const auto& hook : meta.accumulate_hooks) hook(leaf);
+}
+
+class Engine {
+ public:
+  explicit Engine(GradOptions options) : options_(options) { options_.retain_graph |= options_.create_graph; }
+
+  void seed(const Tensor& output, Tensor gradient) {
+    const Edge edge = gradient_edge(output);
+    check<AutogradError>(edge.node != nullptr, "backward: the output of shape ", output.shape(),
+                         " does not depend on any tensor that requires a gradient (or was computed in a NoGrad scope)");
+    if (!gradient) {
+      check<AutogradError>(output.numel() == 1, "backward: the output has shape ", output.shape(), "; give its gradient, or reduce it to one element (sum, mean)");
+      gradient = ones_like(output);
+    }
+    check<ShapeError>(gradient.shape() == output.shape(), "backward: the gradient has shape ", gradient.shape(), ", the output ", output.shape());
+    add_gradient(edge, std::move(gradient));
+  }
+
+  // Collects gradients of these edges instead of accumulating into leaves.
+  void capture(const std::vector<Edge>& edges, Grads& results) {
+    results.assign(edges.size(), {});
+    results_ = &results;
+    for (size_t i = 0; i < edges.size(); ++i) captures_[edges[i].node.get()].push_back({edges[i].output, i});
+    find_wanted();
+  }
+
+  void run() {
+    GradMode mode(options_.create_graph);
+    while (!heap_.empty()) {
+      std::shared_ptr<Node> node = heap_.top().node;
+      heap_.pop();
+      auto found = pending_.find(node.get());
+      Grads gradients = std::move(found->second);
+      pending_.erase(found);
+      run_hooks(*node, gradients);
+      if (results_) deliver(*node, gradients);
+      if (node->is_leaf) {
+        if (!results_)
+          if (auto impl = node->leaf.lock()) accumulate_into_leaf(Tensor::from_impl(std::move(impl)), std::move(gradients[0]), options_.create_graph);
+      } else {
+        step(node, gradients);
+      }
+    }
+  }
+
+ private:
+  struct Entry {
+    std::shared_ptr<Node> node;
+    bool operator<(const Entry& other) const { return node->sequence < other.node->sequence; }
+  };
+  struct Capture {
+    int output;
+    size_t result;
+  };
+
+  static void run_hooks(const Node& node, Grads& gradients) {
+    for (const auto& [output, hook] : node.hooks) {
+      Tensor& g = gradients[static_cast<size_t>(output)];
+      if (!g) continue;
+      if (Tensor changed = hook(g)) {
+        check<ShapeError>(changed.shape() == g.shape(), "backward: a hook on an output of '", node.name, "' turned a gradient of shape ", g.shape(), " into ", changed.shape());
+        g = std::move(changed);
+      }
+    }
+  }
+
+  void deliver(const Node& node, const Grads& gradients) {
+    auto found = captures_.find(&node);
+    if (found == captures_.end()) return;
+    for (const Capture& c : found->second) (*results_)[c.result] = gradients[static_cast<size_t>(c.output)];
+  }
+
+  void step(const std::shared_ptr<Node>& node, Grads& gradients) {
+    if (results_ && !leads_on(*node)) return;
+    check<AutogradError>(!node->was_freed, "backward: the graph of '", node->name, "' was already freed by an earlier backward pass; pass retain_graph = true to the first");
+    Grads input_grads = node->backward(Saved(node, results_ ? &wanted_ : nullptr), gradients);
+    check<AutogradError>(input_grads.size() == node->inputs.size(), "backward: '", node->name, "' returned ", input_grads.size(), " gradients for ",
+                         node->inputs.size(), " inputs");
+    if (!options_.retain_graph) {
+      node->was_freed = true;
+      node->saved.clear();
+      node->backward = nullptr;
+    }
+    gradients.clear();
+    for (size_t i = 0; i < input_grads.size(); ++i) {
+      const Edge& edge = node->inputs[i];
+      if (!edge.node || !input_grads[i] || (results_ && !wanted_.count(edge.node.get()))) continue;
+      check_gradient(*node, i, input_grads[i]);
+      add_gradient(edge, std::move(input_grads[i]));
+    }
+  }
+
+  static void check_gradient(const Node& node, size_t i, const Tensor& g) {
+    const Edge& edge = node.inputs[i];
+    const OutputInfo& expected = edge.node->outputs[static_cast<size_t>(edge.output)];
+    check<AutogradError>(g.shape() == expected.shape && g.dtype() == expected.dtype, "backward: '", node.name, "' returned a gradient ", g.dtype(), g.shape(), " for input ", i,
+                         ", which is ", expected.dtype, expected.shape);
+    if (AnomalyMode::is_on())
+      check<AutogradError>(!has_nan(g), "backward: the gradient of '", node.name, "' with respect to its input ", i, " of shape ", g.shape(), " has become NaN");
+  }
+
+  void add_gradient(const Edge& edge, Tensor gradient) {
+    auto [found, is_new] = pending_.try_emplace(edge.node.get());
+    if (is_new) {
+      found->second.resize(edge.node->outputs.size());
+      heap_.push({edge.node});
+    }
+    Tensor& slot = found->second[static_cast<size_t>(edge.output)];
+    slot = slot ? sum_of(slot, gradient) : std::move(gradient);
+  }
+
+  bool leads_on(const Node& node) const {
+    return std::any_of(node.inputs.begin(), node.inputs.end(), [&](const Edge& e) { return e.node && wanted_.count(e.node.get()) > 0; });
+  }
+
+  // Which nodes lead to a captured edge: oldest first, so that a node's inputs are known before the node.
+  void find_wanted() {
+    std::vector<const Node*> reachable, stack;
+    std::unordered_set<const Node*> seen;
+    auto visit = [&](const Node* node) {
+      if (seen.insert(node).second) stack.push_back(node);
+    };
+    for (const auto& [node, gradients] : pending_) visit(node);
+    while (!stack.empty()) {
+      const Node* node = stack.back();
+      stack.pop_back();
+      reachable.push_back(node);
+      for (const Edge& e : node->inputs)
+        if (e.node) visit(e.node.get());
+    }
+    std::sort(reachable.begin(), reachable.end(), [](const Node* a, const Node* b) { return a->sequence < b->sequence; });
+    for (const Node* node : reachable)
+      if (captures_.count(node) || leads_on(*node)) wanted_.insert(node);
+  }
+
+  GradOptions options_;
+  std::priority_queue<Entry> heap_;
+  std::unordered_map<const Node*, Grads> pending_;
+  std::unordered_map<const Node*, std::vector<Capture>> captures_;
+  std::unordered_set<const Node*> wanted_;
+  Grads* results_ = nullptr;
+};
+
+void seed_all(Engine& engine, const char* function, const std::vector<Tensor>& outputs, const std::vector<Tensor>& output_grads) {
+  check<ValueError>(output_grads.empty() || output_grads.size() == outputs.size(), function, ": ", output_grads.size(), " output gradients for ", outputs.size(), " outputs");
+  for (size_t i = 0; i < outputs.size(); ++i) engine.seed(outputs[i], output_grads.empty() ? Tensor() : output_grads[i]);
+}
+
+}  // namespace
+
+void backward(const std::vector<Tensor>& outputs, const std::vector<Tensor>& output_grads, GradOptions options) {
+  Engine engine(options);
+  seed_all(engine, "backward", outputs, output_grads);
+  engine.run();
+}
+
+void Tensor::backward(const Tensor& gradient, bool retain_graph, bool create_graph) const {
+  fovea::backward({*this}, {gradient}, {.retain_graph = retain_graph, .create_graph = create_graph});
+}
+
+std::vector<Tensor> grad(const std::vector<Tensor>& outputs, const std::vector<Tensor>& inputs, const std::vector<Tensor>& output_grads, GradOptions options) {
+  Engine engine(options);
+  seed_all(engine, "grad", outputs, output_grads);
+  std::vector<Edge> edges;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    edges.push_back(gradient_edge(inputs[i]));
+    check<AutogradError>(edges.back().node != nullptr, "grad: input ", i, " does not require a gradient; call set_requires_grad() on it before the forward pass");
+  }
+  Grads results;
+  engine.capture(edges, results);
+  engine.run();
+  for (size_t i = 0; i < results.size(); ++i)
+    check<AutogradError>(results[i].defined() || options.allow_unused, "grad: the outputs do not depend on input ", i, " of shape ", inputs[i].shape(),
+                         "; pass allow_unused = true to get an undefined gradient");
+  return results;
+}
+
+Tensor checkpoint(std::function<Tensor(const std::vector<Tensor>&)> fn, const std::vector<Tensor>& inputs) {
+  const Generator before = default_generator();
+  Tensor y;
+  {
+    NoGrad no_grad;
+    y = fn(inputs).detach();
+  }
+  if (!should_record(inputs)) return y;
+  std::vector<const Tensor*> saved;
+  for (const Tensor& x : inputs) saved.push_back(&x);
+  const size_t count = inputs.size();
+  auto run_again = [fn = std::move(fn), before, count](const Saved& s, const Grads& g) -> Grads {
+    check<AutogradError>(!grad_mode(), "checkpoint: second derivatives are not offered; call the function without checkpoint");
+    std::vector<Tensor> again;
+    for (size_t i = 0; i < count; ++i) {
+      again.push_back(s[static_cast<int>(i)].detach());
+      if (s.needs(static_cast<int>(i))) again.back().set_requires_grad();
+    }
+    const Generator after = default_generator();
+    default_generator() = before;
+    {
+      GradMode recording(true);
+      Tensor output = fn(again);
+      if (output.requires_grad()) fovea::backward({output}, {g[0]});
+    }
+    default_generator() = after;
+    Grads result;
+    for (const Tensor& x : again) result.push_back(x.grad());
+    return result;
+  };
+  attach("checkpoint", {&y}, inputs, saved.data(), saved.size(), run_again);
+  return y;
+}
+
+}  // namespace fovea

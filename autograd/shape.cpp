@@ -1,0 +1,429 @@
+#include <fovea/autograd/shape.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include <fovea/tensor/creation.h>
+
+namespace fovea {
+namespace {
+
+Tensor view_of(const Tensor& x, const Shape& shape, const Strides& strides, int64_t offset) {
+  return Tensor(x.storage(), shape, strides, offset, x.dtype());
+}
+
+void copy_into(const Tensor& x, const Tensor& y) {
+  if (x.numel() > 0) table_of(x).copy(queue_of(x), x.view(), y.mutable_view());
+}
+
+// A gradient of zeros of `shape`, but for g in the view that `part` cuts out of it; the backward of everything that cuts.
+Tensor scatter_view(const char* name, const Tensor& g, const Shape& shape, Tensor (*part)(const Tensor&, const std::vector<int64_t>&), std::vector<int64_t> arguments) {
+  Tensor y = zeros(shape, {g.dtype(), g.device()});
+  copy_into(g, part(y, arguments));
+  return record(name, y, {g}, saving(), [part, arguments](const Saved&, const Tensor& gg) { return grads(part(gg, arguments)); });
+}
+
+Tensor slice_view(const Tensor& x, int axis, int64_t start, int64_t length, int64_t step) {
+  Shape shape = x.shape();
+  Strides strides = x.strides();
+  const int64_t offset = x.offset() + (length > 0 ? start * strides[axis] : 0);
+  shape[axis] = length;
+  strides[axis] *= step;
+  const Shape source = x.shape();
+  return record("slice", view_of(x, shape, strides, offset), {x}, saving(), [=](const Saved&, const Tensor& g) {
+    return grads(scatter_view("slice_backward", g, source, [](const Tensor& t, const std::vector<int64_t>& a) {
+      return slice_view(t, static_cast<int>(a[0]), a[1], a[2], a[3]);
+    }, {axis, start, length, step}));
+  });
+}
+
+// The shape with its -1 worked out.
+Shape resolve_shape(const Tensor& x, Shape shape) {
+  const Shape asked = shape;
+  int unknown = -1;
+  int64_t known = 1;
+  for (int i = 0; i < shape.rank(); ++i) {
+    if (shape[i] == -1) {
+      check<ShapeError>(unknown < 0, "reshape: at most one size may be -1, got ", asked);
+      unknown = i;
+    } else {
+      check<ShapeError>(shape[i] >= 0, "reshape: sizes must be positive, or one of them -1, got ", asked);
+      known *= shape[i];
+    }
+  }
+  if (unknown >= 0) {
+    check<ShapeError>(known > 0 && x.numel() % known == 0, "reshape: x ", x.shape(), " of ", x.numel(), " elements does not fit into shape ", asked);
+    shape[unknown] = x.numel() / known;
+  }
+  check<ShapeError>(shape.numel() == x.numel(), "reshape: x ", x.shape(), " of ", x.numel(), " elements does not fit into shape ", asked);
+  return shape;
+}
+
+// Strides that show x as `shape` without a copy; false if there are none. Each run of axes of x that is contiguous in itself is cut anew.
+bool strides_for(const Tensor& x, const Shape& shape, Strides& strides) {
+  strides = contiguous_strides(shape);
+  if (x.is_contiguous()) return true;
+  Shape sizes, steps;                                      // x without its axes of size 1, whose strides mean nothing
+  for (int i = 0; i < x.rank(); ++i) {
+    if (x.shape()[i] == 1) continue;
+    sizes.push_back(x.shape()[i]);
+    steps.push_back(x.strides()[i]);
+  }
+  int axis = shape.rank() - 1;
+  int64_t run = 1, innermost = 1;
+  for (int i = sizes.rank() - 1; i >= 0; --i) {
+    if (run == 1) innermost = steps[i];
+    run *= sizes[i];
+    const bool run_ends = i == 0 || steps[i - 1] != sizes[i] * steps[i];
+    if (!run_ends) continue;
+    int64_t taken = 1;
+    while (axis >= 0 && taken < run) {
+      strides[axis] = innermost * taken;
+      taken *= shape[axis--];
+    }
+    if (taken != run) return false;
+    run = 1;
+  }
+  return true;
+}
+
+// Reflection without repeating the border, or its repetition, of position i - before in [0, size).
+int64_t source_position(int64_t i, int64_t size, PadMode mode) {
+  if (mode == PadMode::replicate) return std::clamp<int64_t>(i, 0, size - 1);
+  if (i < 0) i = -i;
+  return i >= size ? 2 * (size - 1) - i : i;
+}
+
+// One axis of reflect or replicate padding, put together from slices (each a view), so that gradients and their gradients follow.
+Tensor pad_axis(const Tensor& x, int axis, int64_t before, int64_t after, PadMode mode) {
+  const int64_t size = x.shape()[axis];
+  check<ValueError>(before >= 0 && after >= 0, "pad: padding cannot be negative in reflect and replicate mode");
+  check<ShapeError>(size > 0 && (mode == PadMode::replicate || (before < size && after < size)), "pad: reflection by (", before, ",", after,
+                    ") needs a larger axis than ", size);
+  std::vector<Tensor> parts;
+  for (int64_t i = -before; i < 0; ++i) parts.push_back(narrow(x, axis, source_position(i, size, mode), 1));
+  parts.push_back(x);
+  for (int64_t i = size; i < size + after; ++i) parts.push_back(narrow(x, axis, source_position(i, size, mode), 1));
+  return parts.size() == 1 ? x : concat(parts, axis);
+}
+
+Tensor pad_constant(const Tensor& x, const std::vector<int64_t>& padding, double value) {
+  Shape shape = x.shape();
+  Tensor inside = x;
+  for (size_t k = 0; k < padding.size() / 2; ++k) {
+    const int axis = x.rank() - 1 - static_cast<int>(k);
+    const int64_t cut_before = std::max<int64_t>(-padding[2 * k], 0), cut_after = std::max<int64_t>(-padding[2 * k + 1], 0);
+    check<ShapeError>(cut_before + cut_after <= x.shape()[axis], "pad: cannot cut ", cut_before + cut_after, " from axis ", axis, " of ", x.shape());
+    if (cut_before + cut_after > 0) inside = narrow(inside, axis, cut_before, x.shape()[axis] - cut_before - cut_after);
+    shape[axis] += padding[2 * k] + padding[2 * k + 1];
+  }
+  auto window = [](const Tensor& t, const std::vector<int64_t>& a) {            // a: for each axis, start and length
+    Tensor part = t;
+    for (int axis = 0; axis < t.rank(); ++axis) part = narrow(part, axis, a[2 * static_cast<size_t>(axis)], a[2 * static_cast<size_t>(axis) + 1]);
+    return part;
+  };
+  std::vector<int64_t> where;
+  for (int axis = 0; axis < x.rank(); ++axis) {
+    const size_t k = static_cast<size_t>(x.rank() - 1 - axis);
+    where.push_back(2 * k < padding.size() ? std::max<int64_t>(padding[2 * k], 0) : 0);
+    where.push_back(inside.shape()[axis]);
+  }
+  Tensor y = full(shape, value, {x.dtype(), x.device()});
+  {
+    NoGrad no_grad;
+    copy_into(inside, window(y, where));
+  }
+  return record("pad", y, {inside}, saving(), [=](const Saved&, const Tensor& g) { return grads(window(g, where)); });
+}
+
+Tensor triangle(const char* name, const Tensor& x, int64_t diagonal, bool is_lower) {
+  check<ShapeError>(x.rank() >= 2, name, ": takes a matrix or a stack of matrices, got shape ", x.shape());
+  Tensor y = zeros_like(x);
+  const int64_t rows = x.size(-2), columns = x.size(-1);
+  {
+    NoGrad no_grad;
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t edge = std::clamp<int64_t>(i + diagonal + (is_lower ? 1 : 0), 0, columns);
+      const int64_t start = is_lower ? 0 : edge, length = is_lower ? edge : columns - edge;
+      if (length > 0) copy_into(narrow(select(x, -2, i), -1, start, length), narrow(select(y, -2, i), -1, start, length));
+    }
+  }
+  return record(name, y, {x}, saving(), [=](const Saved&, const Tensor& g) { return grads(triangle(name, g, diagonal, is_lower)); });
+}
+
+}  // namespace
+
+Tensor permute(const Tensor& x, const std::vector<int64_t>& axes) {
+  check<ShapeError>(static_cast<int>(axes.size()) == x.rank(), "permute: x ", x.shape(), " has ", x.rank(), " axes, got an order of ", axes.size());
+  Shape shape = x.shape();
+  Strides strides = x.strides();
+  std::vector<int64_t> inverse(axes.size(), -1);
+  for (size_t i = 0; i < axes.size(); ++i) {
+    const int axis = wrap_axis(axes[i], x.rank(), "permute");
+    check<ShapeError>(inverse[static_cast<size_t>(axis)] < 0, "permute: axis ", axis, " comes twice");
+    inverse[static_cast<size_t>(axis)] = static_cast<int64_t>(i);
+    shape[static_cast<int>(i)] = x.shape()[axis];
+    strides[static_cast<int>(i)] = x.strides()[axis];
+  }
+  return record("permute", view_of(x, shape, strides, x.offset()), {x}, saving(), [inverse](const Saved&, const Tensor& g) { return grads(permute(g, inverse)); });
+}
+
+Tensor transpose(const Tensor& x, int64_t axis0, int64_t axis1) {
+  std::vector<int64_t> axes(static_cast<size_t>(x.rank()));
+  std::iota(axes.begin(), axes.end(), int64_t{0});
+  std::swap(axes[static_cast<size_t>(wrap_axis(axis0, x.rank(), "transpose"))], axes[static_cast<size_t>(wrap_axis(axis1, x.rank(), "transpose"))]);
+  return permute(x, axes);
+}
+
+Tensor transpose(const Tensor& x) {
+  check<ShapeError>(x.rank() >= 2, "transpose: takes at least two axes, got shape ", x.shape());
+  return transpose(x, -2, -1);
+}
+
+Tensor expand(const Tensor& x, const Shape& shape) {
+  if (x.shape() == shape) return x;
+  const int added = shape.rank() - x.rank();
+  check<ShapeError>(added >= 0 && broadcast_shapes(x.shape(), shape, "expand") == shape, "expand: x ", x.shape(), " cannot be broadcast to ", shape);
+  Strides strides = Shape::filled(shape.rank(), 0);
+  for (int i = 0; i < x.rank(); ++i) strides[i + added] = x.shape()[i] == 1 ? 0 : x.strides()[i];
+  const Shape source = x.shape();
+  return record("expand", view_of(x, shape, strides, x.offset()), {x}, saving(), [source](const Saved&, const Tensor& g) { return grads(sum_to(g, source)); });
+}
+
+Tensor sum_to(const Tensor& g, const Shape& shape) {
+  if (g.shape() == shape) return g;
+  const int added = g.rank() - shape.rank();
+  Shape kept = g.shape();
+  for (int i = 0; i < g.rank(); ++i)
+    if (i < added || (shape[i - added] == 1 && g.shape()[i] != 1)) kept[i] = 1;
+  Tensor y = empty(kept, {g.dtype(), g.device()});
+  table_of(g).reduce(queue_of(g), kernels::Reduce::sum, g.view(), y.mutable_view());
+  y = view_of(y, shape, contiguous_strides(shape), 0);
+  const Shape full_shape = g.shape();
+  return record("sum_to", y, {g}, saving(), [full_shape](const Saved&, const Tensor& gg) { return grads(expand(gg, full_shape)); });
+}
+
+Tensor unsqueeze(const Tensor& x, int64_t axis) {
+  Shape shape = x.shape();
+  Strides strides = x.strides();
+  const int at = wrap_axis(axis, x.rank() + 1, "unsqueeze");
+  shape.insert(at, 1);
+  strides.insert(at, 1);
+  return record("unsqueeze", view_of(x, shape, strides, x.offset()), {x}, saving(), [at](const Saved&, const Tensor& g) { return grads(squeeze(g, at)); });
+}
+
+Tensor squeeze(const Tensor& x, int64_t axis) {
+  const int at = wrap_axis(axis, x.rank(), "squeeze");
+  check<ShapeError>(x.shape()[at] == 1, "squeeze: axis ", at, " of x ", x.shape(), " has size ", x.shape()[at], ", not 1");
+  Shape shape = x.shape();
+  Strides strides = x.strides();
+  shape.erase(at);
+  strides.erase(at);
+  return record("squeeze", view_of(x, shape, strides, x.offset()), {x}, saving(), [at](const Saved&, const Tensor& g) { return grads(unsqueeze(g, at)); });
+}
+
+Tensor squeeze(const Tensor& x) {
+  Tensor y = x;
+  for (int axis = x.rank() - 1; axis >= 0; --axis)
+    if (x.shape()[axis] == 1) y = squeeze(y, axis);
+  return y;
+}
+
+Tensor narrow(const Tensor& x, int64_t axis, int64_t start, int64_t length) {
+  const int at = wrap_axis(axis, x.rank(), "narrow");
+  check<IndexError>(start >= 0 && length >= 0 && start <= x.shape()[at] - length, "narrow: [", start, ", ", start, " + ", length, ") is not inside axis ", at, " of x ", x.shape());
+  return slice_view(x, at, start, length, 1);
+}
+
+Tensor slice(const Tensor& x, int64_t axis, int64_t start, int64_t end, int64_t step) {
+  const int at = wrap_axis(axis, x.rank(), "slice");
+  check<ValueError>(step != 0, "slice: step cannot be 0");
+  const int64_t size = x.shape()[at];
+  const int64_t lowest = step > 0 ? 0 : -1, highest = step > 0 ? size : size - 1;
+  start = std::clamp(start < 0 ? start + size : start, lowest, highest);
+  end = std::clamp(end < 0 ? end + size : end, lowest, highest);
+  const int64_t room = step > 0 ? end - start : start - end, stride = step > 0 ? step : -step;
+  return slice_view(x, at, start, room > 0 ? (room + stride - 1) / stride : 0, step);
+}
+
+Tensor select(const Tensor& x, int64_t axis, int64_t index) {
+  const int at = wrap_axis(axis, x.rank(), "select");
+  const int64_t size = x.shape()[at], i = index < 0 ? index + size : index;
+  check<IndexError>(i >= 0 && i < size, "select: index ", index, " is out of range for axis ", at, " of x ", x.shape());
+  return squeeze(slice_view(x, at, i, 1, 1), at);
+}
+
+Tensor flip(const Tensor& x, const std::vector<int64_t>& axes) {
+  Tensor y = x;
+  for (int64_t axis : axes) {
+    const int at = wrap_axis(axis, x.rank(), "flip");
+    y = slice_view(y, at, y.shape()[at] - 1, y.shape()[at], -1);
+  }
+  return y;
+}
+
+Tensor diagonal(const Tensor& x) {
+  check<ShapeError>(x.rank() >= 2, "diagonal: takes at least two axes, got shape ", x.shape());
+  Shape shape = x.shape();
+  Strides strides = x.strides();
+  const int last = x.rank() - 1;
+  shape[last - 1] = std::min(shape[last - 1], shape[last]);
+  strides[last - 1] += strides[last];
+  shape.erase(last);
+  strides.erase(last);
+  const Shape source = x.shape();
+  return record("diagonal", view_of(x, shape, strides, x.offset()), {x}, saving(), [source](const Saved&, const Tensor& g) {
+    return grads(scatter_view("diagonal_backward", g, source, [](const Tensor& t, const std::vector<int64_t>&) { return diagonal(t); }, {}));
+  });
+}
+
+std::vector<Tensor> split(const Tensor& x, const std::vector<int64_t>& sizes, int64_t axis) {
+  const int at = wrap_axis(axis, x.rank(), "split");
+  const int64_t total = std::accumulate(sizes.begin(), sizes.end(), int64_t{0});
+  check<ShapeError>(total == x.shape()[at], "split: the sizes add up to ", total, ", axis ", at, " of x ", x.shape(), " has ", x.shape()[at]);
+  std::vector<Tensor> parts;
+  int64_t start = 0;
+  for (int64_t size : sizes) {
+    parts.push_back(narrow(x, at, start, size));
+    start += size;
+  }
+  return parts;
+}
+
+std::vector<Tensor> split(const Tensor& x, int64_t size, int64_t axis) {
+  const int64_t total = x.size(axis);
+  check<ValueError>(size > 0, "split: size must be positive, got ", size);
+  std::vector<int64_t> sizes;
+  for (int64_t start = 0; start < total; start += size) sizes.push_back(std::min(size, total - start));
+  return split(x, sizes, axis);
+}
+
+std::vector<Tensor> chunk(const Tensor& x, int64_t chunks, int64_t axis) {
+  check<ValueError>(chunks > 0, "chunk: takes a positive number of chunks, got ", chunks);
+  return split(x, std::max<int64_t>((x.size(axis) + chunks - 1) / chunks, 1), axis);
+}
+
+Tensor reshape(const Tensor& x, const Shape& asked) {
+  const Shape shape = resolve_shape(x, asked);
+  if (shape == x.shape()) return x;
+  Strides strides;
+  if (!strides_for(x, shape, strides)) return reshape(contiguous(x), shape);
+  const Shape source = x.shape();
+  return record("reshape", view_of(x, shape, strides, x.offset()), {x}, saving(), [source](const Saved&, const Tensor& g) { return grads(reshape(g, source)); });
+}
+
+Tensor flatten(const Tensor& x, int64_t first_axis, int64_t last_axis) {
+  if (x.rank() == 0) return reshape(x, {1});
+  const int first = wrap_axis(first_axis, x.rank(), "flatten"), last = wrap_axis(last_axis, x.rank(), "flatten");
+  check<ShapeError>(first <= last, "flatten: the first axis (", first, ") comes after the last (", last, ")");
+  Shape shape;
+  for (int i = 0; i < x.rank(); ++i) {
+    if (i > first && i <= last) shape[shape.rank() - 1] *= x.shape()[i];
+    else shape.push_back(x.shape()[i]);
+  }
+  return reshape(x, shape);
+}
+
+Tensor clone(const Tensor& x) {
+  Tensor y = empty_like(x);
+  copy_into(x, y);
+  return record("clone", y, {x}, saving(), [](const Saved&, const Tensor& g) { return grads(g); });
+}
+
+Tensor contiguous(const Tensor& x) { return x.is_contiguous() ? x : clone(x); }
+
+Tensor concat(const std::vector<Tensor>& tensors, int64_t axis) {
+  check<ValueError>(!tensors.empty(), "concat: takes at least one tensor");
+  const Tensor& first = tensors[0];
+  const int at = wrap_axis(axis, first.rank(), "concat");
+  Shape shape = first.shape();
+  shape[at] = 0;
+  std::vector<int64_t> sizes;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const Tensor& t = tensors[i];
+    Shape others = t.shape();
+    if (t.rank() == first.rank()) others[at] = first.shape()[at];
+    check<ShapeError>(others == first.shape(), "concat: tensor ", i, " has shape ", t.shape(), ", tensor 0 has ", first.shape(), "; only axis ", at, " may differ");
+    check<DTypeError>(t.dtype() == first.dtype(), "concat: tensor ", i, " is ", t.dtype(), ", tensor 0 is ", first.dtype());
+    check<DeviceError>(t.device() == first.device(), "concat: tensor ", i, " is on ", t.device(), ", tensor 0 on ", first.device());
+    sizes.push_back(t.shape()[at]);
+    shape[at] += t.shape()[at];
+  }
+  Tensor y = empty(shape, {first.dtype(), first.device()});
+  {
+    NoGrad no_grad;
+    const std::vector<Tensor> parts = split(y, sizes, at);
+    for (size_t i = 0; i < tensors.size(); ++i) copy_into(tensors[i], parts[i]);
+  }
+  return record("concat", y, tensors, saving(), [sizes, at](const Saved&, const Tensor& g) { return split(g, sizes, at); });
+}
+
+Tensor stack(const std::vector<Tensor>& tensors, int64_t axis) {
+  check<ValueError>(!tensors.empty(), "stack: takes at least one tensor");
+  std::vector<Tensor> rows;
+  for (const Tensor& t : tensors) {
+    check<ShapeError>(t.shape() == tensors[0].shape(), "stack: shapes ", t.shape(), " and ", tensors[0].shape(), " differ");
+    rows.push_back(unsqueeze(t, axis));
+  }
+  return concat(rows, axis < 0 ? axis + tensors[0].rank() + 1 : axis);
+}
+
+Tensor repeat(const Tensor& x, const std::vector<int64_t>& times) {
+  check<ShapeError>(static_cast<int>(times.size()) >= x.rank(), "repeat: x ", x.shape(), " has more axes than the ", times.size(), " numbers given");
+  Shape split_shape, expanded, result;
+  const int added = static_cast<int>(times.size()) - x.rank();
+  for (int i = 0; i < static_cast<int>(times.size()); ++i) {
+    const int64_t n = times[static_cast<size_t>(i)], size = i < added ? 1 : x.shape()[i - added];
+    check<ValueError>(n >= 0, "repeat: counts cannot be negative, got ", n);
+    result.push_back(n * size);
+    if (n == 1) {
+      split_shape.push_back(size);
+      expanded.push_back(size);
+    } else {
+      split_shape.push_back(1);
+      split_shape.push_back(size);
+      expanded.push_back(n);
+      expanded.push_back(size);
+    }
+  }
+  return reshape(expand(reshape(x, split_shape), expanded), result);
+}
+
+Tensor roll(const Tensor& x, int64_t shift, int64_t axis) {
+  const int at = wrap_axis(axis, x.rank(), "roll");
+  const int64_t size = x.shape()[at];
+  if (size == 0 || shift % size == 0) return x;
+  const int64_t k = (shift % size + size) % size;
+  return concat({narrow(x, at, size - k, k), narrow(x, at, 0, size - k)}, at);
+}
+
+Tensor pad(const Tensor& x, const std::vector<int64_t>& padding, PadMode mode, double value) {
+  check<ShapeError>(padding.size() % 2 == 0 && static_cast<int>(padding.size()) <= 2 * x.rank(), "pad: takes pairs (before, after) for at most ", x.rank(), " axes, got ",
+                    padding.size(), " values");
+  if (mode == PadMode::constant) return pad_constant(x, padding, value);
+  Tensor y = x;
+  for (size_t k = 0; k < padding.size() / 2; ++k) y = pad_axis(y, x.rank() - 1 - static_cast<int>(k), padding[2 * k], padding[2 * k + 1], mode);
+  return y;
+}
+
+Tensor tril(const Tensor& x, int64_t diagonal) { return triangle("tril", x, diagonal, true); }
+Tensor triu(const Tensor& x, int64_t diagonal) { return triangle("triu", x, diagonal, false); }
+
+Tensor to(const Tensor& x, DType dtype) {
+  if (x.dtype() == dtype) return x;
+  Tensor y = empty_like(x, dtype);
+  copy_into(x, y);
+  if (!is_floating(x.dtype()) || !is_floating(dtype)) return y;      // no gradient goes through integers
+  const DType source = x.dtype();
+  return record("to", y, {x}, saving(), [source](const Saved&, const Tensor& g) { return grads(to(g, source)); });
+}
+
+Tensor to(const Tensor& x, Device device) {
+  if (x.device() == device) return x;
+  check<DeviceError>(!x.is_meta(), "to: a tensor on meta has no data to copy to ", device);
+  Tensor y = empty(x.shape(), {x.dtype(), device});                  // throws where there is no such device
+  const Device source = x.device();
+  return record("to", y, {x}, saving(), [source](const Saved&, const Tensor& g) { return grads(to(g, source)); });
+}
+
+}  // namespace fovea
