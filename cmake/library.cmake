@@ -7,16 +7,24 @@ else()
   list(REMOVE_ITEM FOVEA_SOURCES kernels/cpu/parallel_openmp.cpp)
 endif()
 
-# Headers are included as <fovea/folder/file.h>, in the tree as once installed: a link named fovea points at the source root.
-file(MAKE_DIRECTORY ${PROJECT_BINARY_DIR}/include)
-file(CREATE_LINK ${PROJECT_SOURCE_DIR} ${PROJECT_BINARY_DIR}/include/fovea SYMBOLIC)
+# Headers are included as <fovea/folder/file.h>, in the tree as once installed: include/fovea holds a link to each folder, and one to the umbrella <fovea/fovea.h>.
+set(FOVEA_HEADER_FOLDERS kernels tensor autograd layers optim data parallel viz)
+set(FOVEA_INCLUDE ${PROJECT_BINARY_DIR}/include)
+if(IS_SYMLINK ${FOVEA_INCLUDE}/fovea)          # an older build's: fovea was a link to the source root, and links made in it would end up there
+  file(REMOVE ${FOVEA_INCLUDE}/fovea)
+endif()
+file(MAKE_DIRECTORY ${FOVEA_INCLUDE}/fovea)
+foreach(folder ${FOVEA_HEADER_FOLDERS})
+  file(CREATE_LINK ${PROJECT_SOURCE_DIR}/${folder} ${FOVEA_INCLUDE}/fovea/${folder} SYMBOLIC)
+endforeach()
+file(CREATE_LINK ${PROJECT_SOURCE_DIR}/cmake/fovea.h ${FOVEA_INCLUDE}/fovea/fovea.h SYMBOLIC)
 
 add_library(fovea ${FOVEA_SOURCES})
 add_library(fovea::fovea ALIAS fovea)
 target_compile_features(fovea PUBLIC cxx_std_20)
 set_target_properties(fovea PROPERTIES VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR} POSITION_INDEPENDENT_CODE ON)
 target_include_directories(fovea
-  PUBLIC $<BUILD_INTERFACE:${PROJECT_BINARY_DIR}/include> $<INSTALL_INTERFACE:include>
+  PUBLIC $<BUILD_INTERFACE:${FOVEA_INCLUDE}> $<INSTALL_INTERFACE:include>
   PRIVATE ${PROJECT_SOURCE_DIR})
 target_include_directories(fovea SYSTEM PRIVATE ${FOVEA_HIGHWAY_INCLUDE} ${FOVEA_STB_INCLUDE})
 target_link_libraries(fovea PRIVATE Threads::Threads)

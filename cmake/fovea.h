@@ -1,0 +1,12 @@
+// Everything: #include <fovea/fovea.h>. One line for each public header; the build links it beside the folders, an installation copies it there.
+#pragma once
+
+#include <fovea/tensor/allocator.h>
+#include <fovea/tensor/creation.h>
+#include <fovea/tensor/random.h>
+#include <fovea/tensor/tensor.h>
+
+#include <fovea/autograd/backward.h>
+#include <fovea/autograd/gradcheck.h>
+#include <fovea/autograd/shape.h>
+#include <fovea/autograd/tape.h>
