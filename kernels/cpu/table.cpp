@@ -3,11 +3,13 @@
 
 namespace fovea::kernels {
 
+void add_matmul(KernelTable&);
 
 const KernelTable& cpu_table() {
   static const KernelTable table = [] {
     KernelTable t{};
     t.name = "cpu";
+    add_matmul(t);
     return t;
   }();
   return table;
