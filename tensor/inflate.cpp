@@ -1,9 +1,11 @@
 #include <fovea/tensor/inflate.h>
 
+#include <algorithm>
 #include <array>
 #include <limits>
 
 #include <fovea/kernels/error.h>
+#include <fovea/tensor/file.h>
 
 // stb's PNG reader brings a zlib decoder that can be used alone. Everything in it is made static here, so that it does not meet the copy of the image reader.
 #define STB_IMAGE_IMPLEMENTATION
@@ -55,25 +57,35 @@ size_t end_of_gzip_header(std::span<const uint8_t> file, const std::string& what
 int64_t max_inflated_bytes(int64_t compressed_bytes) { return compressed_bytes * 1032 + 258; }
 
 void inflate(std::span<const uint8_t> compressed, std::span<uint8_t> out, const std::string& what) {
-  constexpr size_t limit = std::numeric_limits<int>::max();
+  constexpr size_t limit = std::numeric_limits<int>::max() - 8;
   check<FileError>(compressed.size() <= limit && out.size() <= limit, what, ": deflate data of more than 2 GiB (", out.size(),
                    " bytes) is not supported; write the file without compression");
-  const int written = stbi_zlib_decode_noheader_buffer(reinterpret_cast<char*>(out.data()), static_cast<int>(out.size()),
-                                                       reinterpret_cast<const char*>(compressed.data()), static_cast<int>(compressed.size()));
+  // stb looks two bytes ahead, and takes the end of the data there for an error even if the last code has been read: hence a copy with a tail.
+  std::vector<char> input(compressed.size() + 4);
+  std::copy(compressed.begin(), compressed.end(), input.begin());
+  const int written = stbi_zlib_decode_noheader_buffer(reinterpret_cast<char*>(out.data()), static_cast<int>(out.size()), input.data(),
+                                                       static_cast<int>(input.size()));
   check<FileError>(written >= 0, what, ": deflate data is damaged, or longer than the ", out.size(), " bytes announced");
   check<FileError>(static_cast<size_t>(written) == out.size(), what, ": deflate data holds ", written, " bytes, expected ", out.size());
 }
 
-std::vector<uint8_t> gunzip(std::span<const uint8_t> file, const std::string& what) {
+std::vector<uint8_t> gunzip(std::span<const uint8_t> file, const std::string& what, int64_t max_bytes) {
   const size_t begin = end_of_gzip_header(file, what);
   const auto compressed = file.subspan(begin, file.size() - 8 - begin);
   const uint32_t size = little32(file, file.size() - 4);
   check<FileError>(size <= max_inflated_bytes(static_cast<int64_t>(compressed.size())), what, ": announces ", size, " bytes, more than its ",
                    compressed.size(), " compressed bytes can hold");
+  check<FileError>(size <= max_bytes, what, ": unpacks to ", size, " bytes, more than the limit of ", max_bytes);
   std::vector<uint8_t> out(size);
   inflate(compressed, out, what);
   check<FileError>(crc32(out) == little32(file, file.size() - 8), what, ": the checksum does not match; the file is damaged");
   return out;
+}
+
+std::vector<uint8_t> read_maybe_gzip(const std::string& path, const std::string& what, int64_t max_bytes) {
+  std::vector<uint8_t> bytes = read_file(path, what, max_bytes);
+  const bool is_gzip = bytes.size() >= 2 && bytes[0] == 0x1f && bytes[1] == 0x8b;
+  return is_gzip ? gunzip(bytes, what + ": " + path, max_bytes) : bytes;
 }
 
 uint32_t crc32(std::span<const uint8_t> data, uint32_t crc) {

@@ -19,6 +19,12 @@ const std::vector<uint8_t> gz = {
     0xcc, 0xc2, 0xca, 0xc6, 0xce, 0xc1, 0xc9, 0xc5, 0xcd, 0xc3, 0xcb, 0xc7, 0x2f, 0x20, 0x28, 0x24, 0x2c, 0x22, 0x2a, 0x26, 0x2e, 0x21, 0x29,
     0x25, 0x2d, 0x23, 0x2b, 0x27, 0x0f, 0x00, 0x1c, 0x50, 0x50, 0x84, 0x98, 0x00, 0x00, 0x00};
 
+// "fovea fovea fovea\n" three times, packed by Python's gzip; the second one with a file name in its header.
+const std::vector<uint8_t> packed_text = {31, 139, 8,  0,  0,  0,   0,   0,  2,  3, 75, 203, 47,  75,  77,  84, 72, 67,
+                                          144, 92, 105, 68, 136, 0, 0, 245, 171, 208, 215, 54, 0, 0, 0};
+const std::vector<uint8_t> packed_with_name = {31, 139, 8,  8,  0,  0,  0,  0,  2,   255, 110, 97,  109, 101, 46, 116, 120, 116, 0,   75,  203, 47, 75, 77,
+                                               84, 72,  67, 144, 92, 105, 68, 136, 0, 0,   245, 171, 208, 215, 54, 0,   0,   0};
+
 std::vector<uint8_t> plain() {
   std::vector<uint8_t> bytes;
   for (int i = 0; i < 20; ++i)
@@ -46,6 +52,15 @@ TEST_CASE("gunzip reads what gzip wrote, and refuses every damaged byte that mat
     damaged[i] ^= 0x41;
     CHECK_THROWS_AS(gunzip(damaged, "test"), FileError);
   }
+}
+
+TEST_CASE("gunzip reads a stream whose last code ends with its last byte") {
+  const std::string text = "fovea fovea fovea\nfovea fovea fovea\nfovea fovea fovea\n";
+  CHECK(gunzip(packed_text, "a.gz") == bytes_of(text));
+  CHECK(gunzip(packed_with_name, "a.gz") == bytes_of(text));
+  for (size_t size = 0; size < packed_with_name.size(); ++size)
+    CHECK_THROWS_AS(gunzip(std::span(packed_with_name).first(size), "a.gz"), FileError);
+  CHECK_THROWS_AS(gunzip(packed_text, "a.gz", 53), FileError);
 }
 
 TEST_CASE("gunzip does not believe a size that the compressed bytes cannot hold") {
