@@ -22,21 +22,33 @@ file(CREATE_LINK ${PROJECT_SOURCE_DIR}/cmake/fovea.h ${FOVEA_INCLUDE}/fovea/fove
 add_library(fovea ${FOVEA_SOURCES})
 add_library(fovea::fovea ALIAS fovea)
 target_compile_features(fovea PUBLIC cxx_std_20)
-set_target_properties(fovea PROPERTIES VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR} POSITION_INDEPENDENT_CODE ON)
+# While the version is 0.x, every minor version may change the ABI.
+set_target_properties(fovea PROPERTIES VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR}
+  POSITION_INDEPENDENT_CODE ON)
 target_include_directories(fovea
-  PUBLIC $<BUILD_INTERFACE:${FOVEA_INCLUDE}> $<INSTALL_INTERFACE:include>
+  PUBLIC $<BUILD_INTERFACE:${FOVEA_INCLUDE}> $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>
   PRIVATE ${PROJECT_SOURCE_DIR})
 target_include_directories(fovea SYSTEM PRIVATE ${FOVEA_HIGHWAY_INCLUDE} ${FOVEA_STB_INCLUDE})
 target_link_libraries(fovea PRIVATE Threads::Threads)
 if(FOVEA_OPENMP_FOUND)
   target_link_libraries(fovea PRIVATE OpenMP::OpenMP_CXX)
 endif()
+# In a parent project without a build type, arithmetic without optimisation would be a trap: slow by a factor of ten.
+if(NOT PROJECT_IS_TOP_LEVEL AND NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
+  target_compile_options(fovea PRIVATE -O2)
+endif()
 
 # Flags of our own targets: the library, tests, examples and benchmarks.
 add_library(fovea_flags INTERFACE)
 target_compile_options(fovea_flags INTERFACE -Wall -Wextra $<$<BOOL:${FOVEA_WARNINGS_AS_ERRORS}>:-Werror>)
 if(FOVEA_SANITIZE)
-  target_compile_options(fovea_flags INTERFACE -fsanitize=${FOVEA_SANITIZE} -fno-omit-frame-pointer)
+  target_compile_options(fovea_flags INTERFACE -fsanitize=${FOVEA_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
   target_link_options(fovea_flags INTERFACE -fsanitize=${FOVEA_SANITIZE})
+endif()
+if(FOVEA_BUILD_FUZZERS)
+  if(NOT CMAKE_CXX_COMPILER_ID MATCHES "Clang")
+    message(FATAL_ERROR "FOVEA_BUILD_FUZZERS needs clang (libFuzzer); configure with -DCMAKE_CXX_COMPILER=clang++")
+  endif()
+  target_compile_options(fovea_flags INTERFACE -fsanitize=fuzzer-no-link)
 endif()
 target_link_libraries(fovea PRIVATE $<BUILD_INTERFACE:fovea_flags>)
