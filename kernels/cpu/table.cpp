@@ -4,12 +4,18 @@
 namespace fovea::kernels {
 
 void add_matmul(KernelTable&);
+void add_copy(KernelTable&);
+void add_elementwise(KernelTable&);
+void add_reduce(KernelTable&);
 
 const KernelTable& cpu_table() {
   static const KernelTable table = [] {
     KernelTable t{};
     t.name = "cpu";
     add_matmul(t);
+    add_copy(t);
+    add_elementwise(t);
+    add_reduce(t);
     return t;
   }();
   return table;

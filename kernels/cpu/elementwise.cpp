@@ -1,0 +1,196 @@
+// unary, binary, ternary: y = f(x, ...), element by element; the formulas stand in unary.cpp and binary.cpp.
+// Layout: any strides; operands already broadcast to y's shape. Overwrites y, which may be an operand itself. Computed in float32 (for float16 and bfloat16 too),
+// float64 or int64. Operands of another dtype than the one computed in are converted on the way. Deterministic. Floor: one read of each operand, one write.
+//
+// Note [Blocks]
+// The arithmetic only exists for contiguous runs. Where an operand is not contiguous, repeats (broadcast) or has another dtype, pieces of at most
+// `block` elements are gathered into a buffer in the first-level cache, computed on, and scattered. A repeated scalar is gathered once.
+#include <fovea/kernels/table.h>
+
+#include <fovea/kernels/cpu/convert.h>
+#include <fovea/kernels/cpu/elementwise_blocks.h>
+#include <fovea/kernels/cpu/parallel.h>
+#include <fovea/kernels/cpu/strided.h>
+
+namespace fovea::kernels {
+namespace {
+
+constexpr int64_t grain = 32768;               // elements a thread takes at once; below it nothing runs in parallel
+constexpr int64_t block = 512;
+constexpr int64_t short_row = 64;              // shorter rows are gathered several at a time
+
+// One operand of a loop: where its runs are, and how they become contiguous elements of the type computed with.
+struct Operand {
+  ConvertRun to_buffer = nullptr, from_buffer = nullptr;
+  int64_t bytes = 0, buffer_bytes = 0;         // of an element, in memory and in the buffer
+  bool is_flat = false, has_same_type = false;
+
+  Operand() = default;
+  Operand(DType stored, DType computed, bool is_flat)
+      : to_buffer(convert_run(stored, computed)), from_buffer(convert_run(computed, stored)), bytes(size_of(stored)), buffer_bytes(size_of(computed)),
+        is_flat(is_flat), has_same_type(stored == computed) {}
+};
+
+// What of the loop one thread works on.
+template <int N>
+class Piece {
+ public:
+  Piece(const StridedLoop<N>& loop, const Operand (&operands)[N], int64_t begin, int64_t end)
+      : loop_(loop), operands_(operands), cursor_(loop.size, loop.rank, begin), position_(begin), end_(end) {
+    all_flat_ = true;
+    all_rows_direct_ = true;
+    for (int k = 0; k < N; ++k) {
+      const Operand& o = operands[k];
+      all_flat_ = all_flat_ && o.is_flat && o.has_same_type;
+      all_rows_direct_ = all_rows_direct_ && o.has_same_type && loop.inner_stride(k) == o.bytes;
+    }
+  }
+
+  template <class F>
+  void run(const F& f) {
+    while (position_ < end_) {
+      const int64_t n = next_length();
+      char* p[N];
+      for (int k = 1; k < N; ++k) p[k] = fetch(k, n);
+      char* const direct = direct_pointer(0, n);
+      p[0] = direct ? direct : buffer_[0];
+      f(p, n);
+      if (!direct) store(n);
+      step(n);
+    }
+  }
+
+ private:
+  int64_t row_left() const { return loop_.inner() - cursor_.index[loop_.rank - 1]; }
+
+  int64_t next_length() const {
+    const int64_t left = end_ - position_;
+    if (all_flat_) return left;
+    if (loop_.inner() < short_row) return std::min(left, block);
+    const int64_t in_row = std::min(left, row_left());
+    return all_rows_direct_ ? in_row : std::min(in_row, block);
+  }
+
+  char* current(int k) const { return loop_.base[k] + cursor_.offset(loop_.stride[k], loop_.rank); }
+
+  // The operand's next n elements where they lie, if they lie there one after the other in the type computed with.
+  char* direct_pointer(int k, int64_t n) const {
+    const Operand& o = operands_[k];
+    if (!o.has_same_type) return nullptr;
+    if (o.is_flat) return loop_.base[k] + position_ * o.bytes;
+    return loop_.inner_stride(k) == o.bytes && n <= row_left() ? current(k) : nullptr;
+  }
+
+  char* fetch(int k, int64_t n) {
+    if (char* direct = direct_pointer(k, n)) return direct;
+    const Operand& o = operands_[k];
+    if (o.is_flat) {
+      o.to_buffer(loop_.base[k] + position_ * o.bytes, o.bytes, buffer_[k], o.buffer_bytes, n);
+    } else if (n <= row_left()) {
+      char* const source = current(k);
+      const bool is_repeated = loop_.inner_stride(k) == 0;
+      if (is_repeated && repeated_[k] == source && repeated_count_[k] >= n) return buffer_[k];
+      o.to_buffer(source, loop_.inner_stride(k), buffer_[k], o.buffer_bytes, n);
+      repeated_[k] = is_repeated ? source : nullptr;
+      repeated_count_[k] = n;
+    } else {
+      for_rows(k, n, [&](char* source, char* buffer, int64_t count) { o.to_buffer(source, loop_.inner_stride(k), buffer, o.buffer_bytes, count); });
+    }
+    return buffer_[k];
+  }
+
+  void store(int64_t n) {
+    const Operand& o = operands_[0];
+    if (o.is_flat) {
+      o.from_buffer(buffer_[0], o.buffer_bytes, loop_.base[0] + position_ * o.bytes, o.bytes, n);
+    } else {
+      for_rows(0, n, [&](char* target, char* buffer, int64_t count) { o.from_buffer(buffer, o.buffer_bytes, target, loop_.inner_stride(0), count); });
+    }
+  }
+
+  // Calls f(memory, place in the buffer, count) for the rows that the next n elements are made of.
+  template <class F>
+  void for_rows(int k, int64_t n, const F& f) {
+    Cursor cursor = cursor_;
+    char* buffer = buffer_[k];
+    while (n > 0) {
+      const int64_t count = std::min(n, loop_.inner() - cursor.index[loop_.rank - 1]);
+      f(loop_.base[k] + cursor.offset(loop_.stride[k], loop_.rank), buffer, count);
+      cursor.advance(loop_.size, loop_.rank, count);
+      buffer += count * operands_[k].buffer_bytes;
+      n -= count;
+    }
+  }
+
+  void step(int64_t n) {
+    position_ += n;
+    while (n > 0) {
+      const int64_t count = std::min(n, row_left());
+      cursor_.advance(loop_.size, loop_.rank, count);
+      n -= count;
+    }
+  }
+
+  const StridedLoop<N>& loop_;
+  const Operand (&operands_)[N];
+  Cursor cursor_;
+  int64_t position_, end_;
+  bool all_flat_, all_rows_direct_;
+  const char* repeated_[N] = {};
+  int64_t repeated_count_[N] = {};
+  alignas(64) char buffer_[N][block * 8];
+};
+
+// Calls f(pointers, n) on contiguous runs of the computed types; views[0] is the output.
+template <int N, class F>
+void for_blocks(const ConstView* const (&views)[N], const DType (&computed)[N], const F& f) {
+  const Shape& shape = views[0]->shape;
+  StridedLoop<N> loop;
+  for (int k = 0; k < N; ++k) loop.set(k, *views[k]);
+  loop.collapse(shape);
+  Operand operands[N];
+  for (int k = 0; k < N; ++k) operands[k] = Operand(views[k]->dtype, computed[k], loop.is_flat(k, size_of(views[k]->dtype)));
+  parallel_for(loop.total, grain, [&](int64_t begin, int64_t end) { Piece<N>(loop, operands, begin, end).run(f); });
+}
+
+// Small, contiguous and of one type: nothing to prepare.
+bool is_plain(const ConstView& v, DType computed, int64_t n) { return v.dtype == computed && v.is_contiguous() && v.numel() == n; }
+
+void unary(Queue, Unary op, Scalars s, const ConstView& x, const View& y) {
+  const int64_t n = y.numel();
+  if (n == 0) return;
+  const DType computed = compute_dtype(yields_bool(op) ? x.dtype : y.dtype), result = yields_bool(op) ? DType::boolean : computed;
+  const UnaryBlock f = unary_blocks().of(computed);
+  if (n <= grain && is_plain(x, computed, n) && is_plain(y, result, n)) return f(op, s, x.data, y.data, n);
+  const ConstView out = y;
+  for_blocks<2>({&out, &x}, {result, computed}, [=](char* const* p, int64_t count) { f(op, s, p[1], p[0], count); });
+}
+
+void binary(Queue, Binary op, Scalars s, const ConstView& a, const ConstView& b, const View& y) {
+  const int64_t n = y.numel();
+  if (n == 0) return;
+  const DType computed = compute_dtype(yields_bool(op) ? a.dtype : y.dtype), result = yields_bool(op) ? DType::boolean : computed;
+  const BinaryBlock f = binary_blocks().of(computed);
+  if (n <= grain && is_plain(a, computed, n) && is_plain(b, computed, n) && is_plain(y, result, n)) return f(op, s, a.data, b.data, y.data, n);
+  const ConstView out = y;
+  for_blocks<3>({&out, &a, &b}, {result, computed, computed}, [=](char* const* p, int64_t count) { f(op, s, p[1], p[2], p[0], count); });
+}
+
+void ternary(Queue, Ternary op, Scalars s, const ConstView& a, const ConstView& b, const ConstView& c, const View& y) {
+  if (y.numel() == 0) return;
+  const DType computed = compute_dtype(y.dtype), first = op == Ternary::where ? DType::boolean : computed;
+  const TernaryBlock f = ternary_blocks().of(computed);
+  const ConstView out = y;
+  for_blocks<4>({&out, &a, &b, &c}, {computed, first, computed, computed},
+                [=](char* const* p, int64_t count) { f(op, s, p[1], p[2], p[3], p[0], count); });
+}
+
+}  // namespace
+
+void add_elementwise(KernelTable& t) {
+  t.unary = unary;
+  t.binary = binary;
+  t.ternary = ternary;
+}
+
+}  // namespace fovea::kernels

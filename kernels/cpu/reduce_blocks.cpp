@@ -1,0 +1,176 @@
+// Sums, products, extremes and logsumexp of one contiguous run, and of several rows into a row of accumulators; called by reduce.cpp.
+// max and min hand on NaN. A run is summed in sixteen or more interleaved sums that are added up in float64 at its end, in a fixed order.
+#include <cmath>
+
+#include <fovea/kernels/cpu/reduce_blocks.h>
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/reduce_blocks.cpp"
+#include <fovea/kernels/cpu/simd.h>
+#include <fovea/kernels/cpu/vector_math.h>
+
+HWY_BEFORE_NAMESPACE();
+namespace fovea::kernels::HWY_NAMESPACE {
+namespace {
+namespace hn = hwy::HWY_NAMESPACE;
+namespace vm = vector_math;
+
+// f(accumulator, vector of x) over the run in four interleaved accumulators that start at `identity`; `join` puts the lanes together in float64.
+template <class T, class F, class J>
+HWY_INLINE double fold(const T* x, int64_t n, double identity, const F& f, const J& join) {
+  const hn::ScalableTag<T> d;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  HWY_ALIGN T lane[hn::MaxLanes(d)];
+  double result = identity;
+  int64_t i = 0;
+  if (n >= lanes) {
+    auto a0 = vm::constant(d, identity), a1 = a0, a2 = a0, a3 = a0;
+    for (; i + 4 * lanes <= n; i += 4 * lanes) {
+      a0 = f(d, a0, hn::LoadU(d, x + i));
+      a1 = f(d, a1, hn::LoadU(d, x + i + lanes));
+      a2 = f(d, a2, hn::LoadU(d, x + i + 2 * lanes));
+      a3 = f(d, a3, hn::LoadU(d, x + i + 3 * lanes));
+    }
+    for (; i + lanes <= n; i += lanes) a0 = f(d, a0, hn::LoadU(d, x + i));
+    for (const auto& a : {a0, a1, a2, a3}) {
+      hn::Store(a, d, lane);
+      for (int64_t k = 0; k < lanes; ++k) result = join(result, static_cast<double>(lane[k]));
+    }
+  }
+  if (i < n) {                                                 // the rest, padded with what changes nothing
+    for (int64_t k = 0; k < lanes; ++k) lane[k] = k < n - i ? x[i + k] : static_cast<T>(0);
+    hn::Store(f(d, vm::constant(d, identity), hn::Load(d, lane)), d, lane);
+    for (int64_t k = 0; k < n - i; ++k) result = join(result, static_cast<double>(lane[k]));
+  }
+  return result;
+}
+
+template <class T>
+HWY_INLINE double max_of(const T* x, int64_t n) {
+  return fold(x, n, lowest_of<double>(), [](auto d, auto a, auto v) HWY_ATTR { return vm::max_or_nan(d, a, v); },
+              [](double a, double v) HWY_ATTR { return a > v || a != a ? a : v; });
+}
+
+template <class T>
+Partial<double> logsumexp_of(const T* x, int64_t n) {
+  const double maximum = max_of(x, n);
+  if (!std::isfinite(maximum)) return {std::isnan(maximum) ? maximum : maximum > 0 ? 1.0 : 0.0, maximum};
+  const T shift = static_cast<T>(maximum);
+  const double sum = fold(x, n, 0, [=](auto d, auto a, auto v) HWY_ATTR { return hn::Add(a, vm::exp(d, hn::Sub(v, hn::Set(d, shift)))); },
+                          [](double a, double v) HWY_ATTR { return a + v; });
+  return {sum, maximum};
+}
+
+template <class T>
+Partial<double> row_real(Reduce op, const T* x, int64_t n) {
+  const auto plus = [](double a, double v) HWY_ATTR { return a + v; };
+  switch (op) {
+    case Reduce::sum:
+    case Reduce::mean: return {fold(x, n, 0, [](auto, auto a, auto v) HWY_ATTR { return hn::Add(a, v); }, plus), 0};
+    case Reduce::sum_squares: return {fold(x, n, 0, [](auto, auto a, auto v) HWY_ATTR { return hn::MulAdd(v, v, a); }, plus), 0};
+    case Reduce::product:
+      return {fold(x, n, 1, [](auto, auto a, auto v) HWY_ATTR { return hn::Mul(a, v); }, [](double a, double v) HWY_ATTR { return a * v; }), 0};
+    case Reduce::max: return {max_of(x, n), 0};
+    case Reduce::min:
+      return {fold(x, n, highest_of<double>(), [](auto d, auto a, auto v) HWY_ATTR { return vm::min_or_nan(d, a, v); },
+                   [](double a, double v) HWY_ATTR { return a < v || a != a ? a : v; }), 0};
+    case Reduce::logsumexp: return logsumexp_of(x, n);
+    case Reduce::any: {
+      bool found = false;
+      for (int64_t i = 0; i < n; ++i) found |= x[i] != 0;
+      return {found ? 1.0 : 0.0, 0};
+    }
+    case Reduce::all: {
+      bool held = true;
+      for (int64_t i = 0; i < n; ++i) held &= x[i] != 0;
+      return {held ? 1.0 : 0.0, 0};
+    }
+  }
+  return {};
+}
+
+HWY_INLINE int64_t wrapped_add(int64_t a, int64_t b) { return static_cast<int64_t>(static_cast<uint64_t>(a) + static_cast<uint64_t>(b)); }
+HWY_INLINE int64_t wrapped_multiply(int64_t a, int64_t b) { return static_cast<int64_t>(static_cast<uint64_t>(a) * static_cast<uint64_t>(b)); }
+
+HWY_INLINE int64_t combine(Reduce op, int64_t a, int64_t v) {
+  switch (op) {
+    case Reduce::product: return wrapped_multiply(a, v);
+    case Reduce::max: return a > v ? a : v;
+    case Reduce::min: return a < v ? a : v;
+    case Reduce::any: return a | (v != 0);
+    case Reduce::all: return a & (v != 0);
+    case Reduce::sum_squares: return wrapped_add(a, wrapped_multiply(v, v));
+    default: return wrapped_add(a, v);
+  }
+}
+
+Partial<int64_t> row_int64(Reduce op, const int64_t* x, int64_t n) {
+  check<DTypeError>(op != Reduce::logsumexp, "logsumexp: takes floating-point tensors, got an integer one; convert with to(x, DType::float32)");
+  int64_t a = identity_of<int64_t>(op).value;
+  for (int64_t i = 0; i < n; ++i) a = combine(op, a, x[i]);
+  return {a, 0};
+}
+
+void column_int64(Reduce op, const int64_t* x, int64_t* accumulated, int64_t n) {
+  for (int64_t j = 0; j < n; ++j) accumulated[j] = combine(op, accumulated[j], x[j]);
+}
+
+template <class T, class F>
+HWY_INLINE void fold_columns(const T* HWY_RESTRICT x, T* HWY_RESTRICT accumulated, int64_t n, const F& f) {
+  const hn::ScalableTag<T> d;
+  const hn::CappedTag<T, 1> one;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  int64_t j = 0;
+  for (; j + lanes <= n; j += lanes) hn::StoreU(f(d, hn::LoadU(d, accumulated + j), hn::LoadU(d, x + j)), d, accumulated + j);
+  for (; j < n; ++j) hn::StoreU(f(one, hn::LoadU(one, accumulated + j), hn::LoadU(one, x + j)), one, accumulated + j);
+}
+
+template <class T>
+void column_real(Reduce op, const T* x, T* accumulated, int64_t n) {
+  switch (op) {
+    case Reduce::product: return fold_columns(x, accumulated, n, [](auto, auto a, auto v) HWY_ATTR { return hn::Mul(a, v); });
+    case Reduce::max: return fold_columns(x, accumulated, n, [](auto d, auto a, auto v) HWY_ATTR { return vm::max_or_nan(d, a, v); });
+    case Reduce::min: return fold_columns(x, accumulated, n, [](auto d, auto a, auto v) HWY_ATTR { return vm::min_or_nan(d, a, v); });
+    case Reduce::sum_squares: return fold_columns(x, accumulated, n, [](auto, auto a, auto v) HWY_ATTR { return hn::MulAdd(v, v, a); });
+    case Reduce::any:
+      for (int64_t j = 0; j < n; ++j) accumulated[j] = x[j] != 0 ? T(1) : accumulated[j];
+      return;
+    case Reduce::all:
+      for (int64_t j = 0; j < n; ++j) accumulated[j] = x[j] != 0 ? accumulated[j] : T(0);
+      return;
+    default: return fold_columns(x, accumulated, n, [](auto, auto a, auto v) HWY_ATTR { return hn::Add(a, v); });
+  }
+}
+
+Partial<double> row_float32(Reduce op, const float* x, int64_t n) { return row_real(op, x, n); }
+Partial<double> row_float64(Reduce op, const double* x, int64_t n) { return row_real(op, x, n); }
+void column_float32(Reduce op, const float* x, float* accumulated, int64_t n) { column_real(op, x, accumulated, n); }
+void column_float64(Reduce op, const double* x, double* accumulated, int64_t n) { column_real(op, x, accumulated, n); }
+
+}  // namespace
+}  // namespace fovea::kernels::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace fovea::kernels {
+
+template <>
+const ReduceBlocks<float>& reduce_blocks<float>() {
+  static const ReduceBlocks<float> blocks = {FOVEA_BEST(row_float32), FOVEA_BEST(column_float32)};
+  return blocks;
+}
+
+template <>
+const ReduceBlocks<double>& reduce_blocks<double>() {
+  static const ReduceBlocks<double> blocks = {FOVEA_BEST(row_float64), FOVEA_BEST(column_float64)};
+  return blocks;
+}
+
+template <>
+const ReduceBlocks<int64_t>& reduce_blocks<int64_t>() {
+  static const ReduceBlocks<int64_t> blocks = {FOVEA_BEST(row_int64), FOVEA_BEST(column_int64)};
+  return blocks;
+}
+
+}  // namespace fovea::kernels
+#endif
