@@ -10,3 +10,7 @@
 #include <fovea/autograd/gradcheck.h>
 #include <fovea/autograd/shape.h>
 #include <fovea/autograd/tape.h>
+
+#include <fovea/layers/module.h>
+#include <fovea/layers/receptive_field.h>
+#include <fovea/layers/state_dict.h>

@@ -22,7 +22,8 @@ struct AxisField {
   bool operator==(const AxisField&) const = default;
 };
 
-// What a layer costs for one forward pass. flops counts a multiply-add as two; macs counts it as one.
+// What a layer costs for one forward pass. macs counts the multiply-adds of products (matrix, convolution, recurrent); flops counts each of them as two, and
+// besides them every addition of a bias and every elementwise operation as one.
 struct Cost {
   int64_t macs = 0, flops = 0;
   int64_t bytes = 0;             // least memory traffic: inputs and parameters read once, outputs written once (float32)
@@ -32,6 +33,9 @@ struct Cost {
     return *this;
   }
   bool operator==(const Cost&) const = default;
+
+  // `elements` are the inputs, outputs and parameters that go through memory once.
+  static Cost of(int64_t macs, int64_t other_flops, int64_t elements, int64_t parameters = 0) { return {macs, 2 * macs + other_flops, 4 * elements, parameters}; }
 };
 
 // (size - window + 2 padding) / stride + 1, where window = (kernel - 1) * dilation + 1; at most 0 if the window does not fit.
@@ -47,6 +51,25 @@ inline int64_t window_outputs(int64_t size, int64_t kernel, int64_t stride, int6
 struct MatmulGeometry {
   int64_t batch = 1, m = 0, n = 0, k = 0;
   int64_t macs() const { return batch * m * n * k; }
+  Cost cost() const { return Cost::of(macs(), 0, batch * (m * k + k * n + m * n)); }
+  // y = x W^T + b with the weight [n, k] and the bias as parameters; batch is 1.
+  Cost linear_cost(bool has_bias) const {
+    const int64_t parameters = n * k + (has_bias ? n : 0);
+    return Cost::of(macs(), has_bias ? m * n : 0, m * k + m * n + parameters, parameters);
+  }
+};
+
+// f(x), element by element, at so many operations each; activations count as one, as everyone counts them.
+struct ElementwiseGeometry {
+  int64_t numel = 0, flops_per_element = 1;
+  int64_t parameters = 0;
+  Cost cost() const { return Cost::of(0, flops_per_element * numel, 2 * numel + parameters, parameters); }
+};
+
+// Rows of a table of `count` rows, picked `lookups` times.
+struct EmbeddingGeometry {
+  int64_t lookups = 0, count = 0, size = 0;
+  Cost cost() const { return Cost::of(0, 0, lookups * (1 + 2 * size), count * size); }
 };
 
 // 2-D convolution (cross-correlation), x [n,c,h,w], weight [k,c/groups,r,s], y [n,k,out_h,out_w]. 1-D has h = r = 1.
@@ -60,6 +83,18 @@ struct ConvGeometry {
   int64_t group_k() const { return k / groups; }
   bool is_depthwise() const { return groups == c && groups > 1; }
   int64_t macs() const { return n * k * out_h() * out_w() * group_c() * r * s; }
+  int64_t inputs() const { return n * c * h * w; }
+  int64_t outputs() const { return n * k * out_h() * out_w(); }
+  int64_t weights() const { return k * group_c() * r * s; }
+  Cost cost(bool has_bias) const {
+    const int64_t parameters = weights() + (has_bias ? k : 0);
+    return Cost::of(macs(), has_bias ? outputs() : 0, inputs() + outputs() + parameters, parameters);
+  }
+  // Of the transposed convolution, which is this one run backwards: its input is this one's output, and each of its elements meets every weight of its group once.
+  Cost transposed_cost(bool has_bias) const {
+    const int64_t parameters = weights() + (has_bias ? c : 0);
+    return Cost::of(macs(), has_bias ? inputs() : 0, inputs() + outputs() + parameters, parameters);
+  }
   AxisField field_h() const { return AxisField::window(r, stride_h, pad_h, dilation_h); }
   AxisField field_w() const { return AxisField::window(s, stride_w, pad_w, dilation_w); }
 };
@@ -73,6 +108,7 @@ struct PoolGeometry {
 
   int64_t out_h() const { return window_outputs(h, kernel_h, stride_h, pad_h, dilation_h, ceil_mode); }
   int64_t out_w() const { return window_outputs(w, kernel_w, stride_w, pad_w, dilation_w, ceil_mode); }
+  Cost cost() const { return Cost::of(0, n * c * h * w, n * c * (h * w + out_h() * out_w())); }       // an operation for each input
   AxisField field_h() const { return AxisField::window(kernel_h, stride_h, pad_h, dilation_h); }
   AxisField field_w() const { return AxisField::window(kernel_w, stride_w, pad_w, dilation_w); }
 };
@@ -80,6 +116,7 @@ struct PoolGeometry {
 // Adaptive pooling: output i averages (or takes the maximum of) inputs [floor(i * in / out), ceil((i + 1) * in / out)).
 struct AdaptivePoolGeometry {
   int64_t n = 0, c = 0, h = 0, w = 0, out_h = 1, out_w = 1;
+  Cost cost() const { return Cost::of(0, n * c * h * w, n * c * (h * w + out_h * out_w)); }
   static int64_t start(int64_t i, int64_t in, int64_t out) { return i * in / out; }
   static int64_t end(int64_t i, int64_t in, int64_t out) { return ((i + 1) * in + out - 1) / out; }
 };
@@ -90,11 +127,15 @@ struct NormGeometry {
   int64_t n = 0, channels = 1, spatial = 1, groups = 1;
   double eps = 1e-5;
   int64_t numel() const { return n * channels * spatial; }
+  // A scale and a shift an element with known statistics (batch norm in evaluation), 5 operations where they have to be found first.
+  Cost cost(bool finds_statistics, int64_t parameters) const { return Cost::of(0, (finds_statistics ? 5 : 2) * numel(), 2 * numel() + parameters, parameters); }
 };
 
 // x [outer, size, inner]: an operation along one axis of a contiguous tensor.
 struct AxisGeometry {
   int64_t outer = 1, size = 0, inner = 1;
+  int64_t softmax_flops() const { return outer * inner * std::max<int64_t>(3 * size - 1, 0); }      // exp, sum and division
+  Cost softmax_cost() const { return Cost::of(0, softmax_flops(), 2 * outer * size * inner); }
 };
 
 // Resizing [n*c, h, w] to [n*c, out_h, out_w]. scale is input pixels per output pixel along an axis, as PyTorch computes it.
@@ -103,6 +144,7 @@ struct ResizeGeometry {
   bool align_corners = false;
   double scale_h() const { return scale(h, out_h); }
   double scale_w() const { return scale(w, out_w); }
+  Cost cost(bool is_bilinear) const { return Cost::of(0, (is_bilinear ? 4 : 0) * planes * out_h * out_w, planes * (h * w + out_h * out_w)); }
 
  private:
   double scale(int64_t in, int64_t out) const {
@@ -122,7 +164,7 @@ struct RnnGeometry {
   int64_t gates() const { return cell == RnnCell::lstm ? 4 : cell == RnnCell::gru ? 3 : 1; }
   bool has_cell_state() const { return cell == RnnCell::lstm; }
   int64_t macs() const { return time * batch * directions * gates() * (input_size * hidden_size + hidden_size * hidden_size); }
-  // c = f c + i g and h = o tanh(c): 3H + H; GRU: r h~ and the blend: H + 3H; activations count one each (formulas: see docs/costs in the layer).
+  // Of each unit in each step: its activations (one each), and c = f c + i g, h = o tanh(c) for the LSTM, r h~ and the blend (1 - z) n + z h for the GRU.
   int64_t elementwise_flops() const {
     const int64_t units = time * batch * directions * hidden_size;
     switch (cell) {
@@ -130,6 +172,27 @@ struct RnnGeometry {
       case RnnCell::gru: return units * (4 + 3);
       default: return units;
     }
+  }
+  int64_t weights() const { return directions * gates() * hidden_size * (input_size + hidden_size); }
+  Cost cost(bool has_bias) const {
+    const int64_t steps = time * batch, biases = has_bias ? 2 * directions * gates() * hidden_size : 0, parameters = weights() + biases;
+    return Cost::of(macs(), elementwise_flops() + steps * biases, steps * (input_size + directions * hidden_size) + parameters, parameters);
+  }
+};
+
+// Attention of `heads` heads over an embedding of `embed` values: queries [batch, queries, embed], keys and values [batch, keys, embed].
+struct AttentionGeometry {
+  int64_t batch = 0, queries = 0, keys = 0, embed = 0, heads = 1;
+  // The four projections, then q k^T, softmax and the weighted sum of v.
+  Cost cost(bool has_bias) const {
+    Cost total;
+    total += MatmulGeometry{.batch = 1, .m = batch * queries, .n = embed, .k = embed}.linear_cost(has_bias);
+    total += MatmulGeometry{.batch = 1, .m = batch * keys, .n = 2 * embed, .k = embed}.linear_cost(has_bias);
+    total += MatmulGeometry{.batch = batch * heads, .m = queries, .n = keys, .k = embed / heads}.cost();
+    total += AxisGeometry{.outer = batch * heads * queries, .size = keys}.softmax_cost();
+    total += MatmulGeometry{.batch = batch * heads, .m = queries, .n = embed / heads, .k = keys}.cost();
+    total += MatmulGeometry{.batch = 1, .m = batch * queries, .n = embed, .k = embed}.linear_cost(has_bias);
+    return total;
   }
 };
 
