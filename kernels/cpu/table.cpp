@@ -7,6 +7,7 @@ void add_matmul(KernelTable&);
 void add_copy(KernelTable&);
 void add_elementwise(KernelTable&);
 void add_reduce(KernelTable&);
+void add_ctc(KernelTable&);
 
 const KernelTable& cpu_table() {
   static const KernelTable table = [] {
@@ -16,6 +17,7 @@ const KernelTable& cpu_table() {
     add_copy(t);
     add_elementwise(t);
     add_reduce(t);
+    add_ctc(t);
     return t;
   }();
   return table;
