@@ -114,7 +114,7 @@ struct KernelTable {
   void (*matmul)(Queue, const MatmulGeometry&, Scalars alpha_beta, const ConstView& a, const ConstView& b, const ConstView& bias, const View& y, Workspace);
 
   // --- convolution (conv.cpp): contiguous NCHW / OIHW ---
-  int64_t (*conv2d_workspace)(const ConvGeometry&, DType);                   // enough for any of the three
+  int64_t (*conv2d_workspace)(const ConvGeometry&, DType);                   // enough for any of the three; dweight or dbias may be absent
   void (*conv2d_forward)(Queue, const ConvGeometry&, const ConstView& x, const ConstView& weight, const ConstView& bias, const View& y, Workspace);
   void (*conv2d_backward_data)(Queue, const ConvGeometry&, const ConstView& dy, const ConstView& weight, const View& dx, Workspace);
   void (*conv2d_backward_weight)(Queue, const ConvGeometry&, const ConstView& x, const ConstView& dy, const View& dweight, const View& dbias, Workspace);

@@ -10,6 +10,7 @@
 
 HWY_BEFORE_NAMESPACE();
 namespace fovea::kernels::HWY_NAMESPACE {
+namespace {
 namespace hn = hwy::HWY_NAMESPACE;
 
 template <class T> using Tag = hn::ScalableTag<T>;
@@ -204,7 +205,7 @@ struct Plan {
     left_size = round_up(left_size, 64);
     right_size = round_up(right_size, 64);
   }
-  int64_t bytes_per_worker() const { return (left_size + right_size) * static_cast<int64_t>(sizeof(T)); }
+  int64_t bytes() const { return workers * (left_size + right_size) * static_cast<int64_t>(sizeof(T)); }
 };
 
 // One task: rows [i_begin, i_end) and columns [j_begin, j_end) of one product, over all of k.
@@ -242,16 +243,15 @@ void run_task(const GemmShape& s, T alpha, bool accumulate, const GemmOperands<T
 
 template <class T>
 int64_t workspace(const GemmShape& shape) {
-  const Plan<T> plan(shape, num_threads());
-  return plan.workers * plan.bytes_per_worker();
+  return std::max(Plan<T>(shape, num_threads()).bytes(), Plan<T>(shape, 1).bytes());
 }
 
 template <class T>
 void run(const GemmShape& shape, T alpha, bool accumulate, const GemmOperands<T>& operands, Workspace scratch) {
   if (shape.batch == 0 || shape.m == 0 || shape.n == 0) return;
-  // The number of threads may have changed since the workspace was made: never use more workers than it has room for.
+  // The number of threads may have changed since the workspace was made; there is always room for one.
   Plan<T> plan(shape, num_threads());
-  while (plan.workers > 1 && plan.workers * plan.bytes_per_worker() > scratch.bytes) plan = Plan<T>(shape, plan.workers - 1);
+  if (plan.bytes() > scratch.bytes) plan = Plan<T>(shape, 1);
   T* memory = static_cast<T*>(scratch.data);
   const int64_t per_worker = plan.left_size + plan.right_size;
   parallel_workers(plan.workers, plan.tasks, [&](int64_t worker, int64_t task) HWY_ATTR {
@@ -357,6 +357,7 @@ const Gemm<T>* functions() {
 const Gemm<float>* float_functions() { return functions<float>(); }
 const Gemm<double>* double_functions() { return functions<double>(); }
 
+}  // namespace
 }  // namespace fovea::kernels::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 

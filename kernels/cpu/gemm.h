@@ -10,6 +10,7 @@
 // so results are the same for every thread count.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 
@@ -80,6 +81,15 @@ struct Gemm {
 // The version for this processor; T is float or double.
 template <class T>
 const Gemm<T>& gemm();
+
+// Rows of a left operand that is contiguous along k: where they lie, or copied to buffer when they would all fall onto a few sets of the L1 cache.
+template <class T>
+GemmBlock<T> left_rows(const T* from, int64_t pitch, int64_t rows, int64_t depth, T* buffer) {
+  const bool is_crowded = rows > 8 && pitch * static_cast<int64_t>(sizeof(T)) % 1024 == 0;
+  if (!is_crowded) return {from, pitch};
+  for (int64_t i = 0; i < rows; ++i) std::copy(from + i * pitch, from + i * pitch + depth, buffer + i * gemm_depth);
+  return {buffer, gemm_depth};
+}
 
 // Runs f(worker, task) for every task in [0, tasks), each on one of at most `workers` threads; worker < workers names the thread's own scratch memory.
 template <class F>

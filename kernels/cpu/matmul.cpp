@@ -28,10 +28,6 @@ Matrix<T> matrix_of(const ConstView& v, int64_t b) {
   return {v.as<T>() + batch_offset(v.shape, v.strides, b), v.strides.back(1), v.strides.back(0)};
 }
 
-// Rows a multiple of 1 KB apart fall onto few sets of the L1 cache; a block of them is better copied.
-template <class T>
-bool is_good_pitch(int64_t pitch) { return pitch * static_cast<int64_t>(sizeof(T)) % 1024 != 0; }
-
 template <class T>
 class StridedOperands : public GemmOperands<T> {
  public:
@@ -41,7 +37,7 @@ class StridedOperands : public GemmOperands<T> {
   GemmBlock<T> left(int64_t batch, int64_t i0, int64_t rows, int64_t k0, int64_t depth, T* buffer) const override {
     const Matrix<T> a = is_swapped_ ? transposed(matrix_of<T>(b_, batch)) : matrix_of<T>(a_, batch);
     const T* from = a.data + i0 * a.row + k0 * a.column;
-    if (a.column == 1 && (is_good_pitch<T>(a.row) || rows <= 8)) return {from, a.row};
+    if (a.column == 1) return left_rows(from, a.row, rows, depth, buffer);
     if (a.row == 1) {
       gemm<T>().transpose(from, a.column, depth, rows, buffer, gemm_depth);
     } else {

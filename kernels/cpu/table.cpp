@@ -3,6 +3,7 @@
 
 namespace fovea::kernels {
 
+void add_conv(KernelTable&);
 void add_matmul(KernelTable&);
 void add_copy(KernelTable&);
 void add_elementwise(KernelTable&);
@@ -13,6 +14,7 @@ const KernelTable& cpu_table() {
   static const KernelTable table = [] {
     KernelTable t{};
     t.name = "cpu";
+    add_conv(t);
     add_matmul(t);
     add_copy(t);
     add_elementwise(t);
