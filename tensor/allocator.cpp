@@ -3,7 +3,9 @@
 #include <array>
 #include <bit>
 #include <cstdlib>
+#include <cstring>
 #include <mutex>
+#include <unordered_set>
 #include <vector>
 
 #include <fovea/kernels/error.h>
@@ -28,6 +30,9 @@ SizeClass class_of(int64_t bytes) {
   return {static_cast<int>((power - 6) * steps + k), base + k * step};
 }
 
+constexpr int64_t guard_bytes = 64;                        // on either side of a block in debug mode; keeps the block aligned
+constexpr unsigned char guard_value = 0xb5;
+
 void* from_system(int64_t bytes) {
   return std::aligned_alloc(64, static_cast<size_t>((bytes + 63) / 64 * 64));
 }
@@ -37,6 +42,9 @@ struct Cache {
   std::array<std::vector<void*>, num_classes> free_blocks;
   AllocatorStats stats;
   int64_t limit = 0;
+  bool is_debug = false;
+  std::unordered_set<void*> guarded;                       // blocks handed out in debug mode
+  int64_t damaged = 0;
 
   void clear() {
     for (auto& blocks : free_blocks) {
@@ -53,6 +61,25 @@ Cache& cache() {
   return *instance;
 }
 
+// A block of exactly `bytes` between guards, poisoned; null when the system has no more.
+void* guarded_block(int64_t bytes) {
+  auto* raw = static_cast<unsigned char*>(from_system(bytes + 2 * guard_bytes));
+  if (!raw) return nullptr;
+  std::memset(raw, guard_value, guard_bytes);
+  std::memset(raw + guard_bytes, 0xff, static_cast<size_t>(bytes));
+  std::memset(raw + guard_bytes + bytes, guard_value, guard_bytes);
+  return raw + guard_bytes;
+}
+
+// Frees it; false if something was written outside of it.
+bool free_guarded(void* block, int64_t bytes) {
+  unsigned char* raw = static_cast<unsigned char*>(block) - guard_bytes;
+  bool is_whole = true;
+  for (int64_t i = 0; i < guard_bytes; ++i) is_whole = is_whole && raw[i] == guard_value && raw[guard_bytes + bytes + i] == guard_value;
+  std::free(raw);
+  return is_whole;
+}
+
 }  // namespace
 
 void* allocate(int64_t bytes) {
@@ -60,8 +87,9 @@ void* allocate(int64_t bytes) {
   const SizeClass size = class_of(bytes);
   Cache& c = cache();
   std::lock_guard lock(c.mutex);
+  auto fresh = [&] { return c.is_debug ? guarded_block(bytes) : from_system(size.bytes); };
   void* block = nullptr;
-  if (auto& blocks = c.free_blocks[size.index]; !blocks.empty()) {
+  if (auto& blocks = c.free_blocks[size.index]; !blocks.empty() && !c.is_debug) {
     block = blocks.back();
     blocks.pop_back();
     c.stats.cached_bytes -= size.bytes;
@@ -69,13 +97,14 @@ void* allocate(int64_t bytes) {
   } else {
     if (c.limit && c.stats.active_bytes + c.stats.cached_bytes + size.bytes > c.limit) c.clear();
     const bool is_within_limit = !c.limit || c.stats.active_bytes + size.bytes <= c.limit;
-    if (is_within_limit) block = from_system(size.bytes);
+    if (is_within_limit) block = fresh();
     if (!block && is_within_limit) {
       c.clear();
-      block = from_system(size.bytes);
+      block = fresh();
     }
     check<MemoryError>(block != nullptr, "out of memory: cannot allocate ", bytes, " bytes; tensors hold ", c.stats.active_bytes, " bytes, ",
                        is_within_limit ? "the system has no more" : "which the limit set by allocator::set_limit does not allow");
+    if (c.is_debug) c.guarded.insert(block);
   }
   c.stats.active_bytes += size.bytes;
   if (c.stats.active_bytes > c.stats.peak_bytes) c.stats.peak_bytes = c.stats.active_bytes;
@@ -87,8 +116,12 @@ void release(void* block, int64_t bytes) {
   const SizeClass size = class_of(bytes);
   Cache& c = cache();
   std::lock_guard lock(c.mutex);
-  c.free_blocks[size.index].push_back(block);
   c.stats.active_bytes -= size.bytes;
+  if (!c.guarded.empty() && c.guarded.erase(block) > 0) {
+    if (!free_guarded(block, bytes)) ++c.damaged;
+    return;
+  }
+  c.free_blocks[size.index].push_back(block);
   c.stats.cached_bytes += size.bytes;
 }
 
@@ -111,6 +144,16 @@ void set_limit(int64_t bytes) {
 void clear() {
   std::lock_guard lock(cache().mutex);
   cache().clear();
+}
+
+void set_debug(bool is_on) {
+  std::lock_guard lock(cache().mutex);
+  cache().is_debug = is_on;
+}
+
+int64_t damaged_blocks() {
+  std::lock_guard lock(cache().mutex);
+  return cache().damaged;
 }
 
 }  // namespace fovea::allocator
