@@ -1,8 +1,11 @@
 #include <doctest/doctest.h>
 
+#include <cmath>
 #include <functional>
 
+#include <fovea/data/image.h>
 #include <fovea/kernels/error.h>
+#include <fovea/tensor/creation.h>
 #include <fovea/tensor/file.h>
 #include <fovea/tensor/image_file.h>
 
@@ -133,4 +136,29 @@ TEST_CASE("image files: errors name the path and the reason") {
   text.write(std::string("not a picture"));
   text.commit();
   CHECK(message_of([&] { read_image_bytes(folder / "text.png"); }).find("not a PNG, JPEG or BMP picture") != std::string::npos);
+}
+
+TEST_CASE("image tensors: [channels, height, width], both ways, uint8 and float") {
+  const TemporaryFolder folder;
+  const ImageBytes image = gradient(5, 4, 3);
+  const Tensor bytes = data::image_to_uint8(image), real = data::image_to_float(image);
+  CHECK(bytes.shape() == Shape{3, 4, 5});
+  CHECK(bytes.data<uint8_t>()[1 * 20 + 2 * 5 + 3] == image.pixels[(2 * 5 + 3) * 3 + 1]);
+  CHECK(real.data<float>()[2 * 20 + 1] == image.pixels[1 * 3 + 2] / 255.0f);
+  CHECK(data::image_from_tensor(bytes).pixels == image.pixels);
+  CHECK(data::image_from_tensor(real).pixels == image.pixels);
+  data::write_image(folder / "a.png", real);
+  CHECK(data::read_image(folder / "a.png").to_vector<uint8_t>() == bytes.to_vector<uint8_t>());
+  CHECK(data::read_image_float(folder / "a.png").to_vector<float>() == real.to_vector<float>());
+  CHECK(data::read_image(folder / "a.png", 1).shape() == Shape{1, 4, 5});
+}
+
+TEST_CASE("image tensors: values outside 0 .. 1 are clamped, views are followed, other tensors refused") {
+  const Tensor x = from_vector(std::vector<float>{-1, 0.5f, 2, NAN, 1, 0}, {2, 3});
+  CHECK(data::image_from_tensor(x).pixels == std::vector<uint8_t>{0, 128, 255, 0, 255, 0});
+  const Tensor turned(x.storage(), {3, 2}, {1, 3}, 0, DType::float32);
+  CHECK(data::image_from_tensor(turned).pixels == std::vector<uint8_t>{0, 0, 128, 255, 255, 0});
+  CHECK_THROWS_AS(data::image_from_tensor(zeros({5, 4, 4})), ShapeError);
+  CHECK_THROWS_AS(data::image_from_tensor(zeros({4})), ShapeError);
+  CHECK_THROWS_AS(data::image_from_tensor(zeros({4, 4}, DType::int64)), DTypeError);
 }
