@@ -9,6 +9,11 @@ void add_copy(KernelTable&);
 void add_elementwise(KernelTable&);
 void add_reduce(KernelTable&);
 void add_ctc(KernelTable&);
+void add_batch_norm(KernelTable&);
+void add_group_norm(KernelTable&);
+void add_softmax(KernelTable&);
+void add_pool(KernelTable&);
+void add_adaptive_pool(KernelTable&);
 
 const KernelTable& cpu_table() {
   static const KernelTable table = [] {
@@ -20,6 +25,11 @@ const KernelTable& cpu_table() {
     add_elementwise(t);
     add_reduce(t);
     add_ctc(t);
+    add_batch_norm(t);
+    add_group_norm(t);
+    add_softmax(t);
+    add_pool(t);
+    add_adaptive_pool(t);
     return t;
   }();
   return table;

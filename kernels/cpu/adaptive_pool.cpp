@@ -1,0 +1,104 @@
+// Adaptive max and average pooling over x [n, c, h, w] to a given size; the windows are AdaptivePoolGeometry's, and may overlap.
+// Layout: contiguous. Overwrites its outputs. indices: h * w positions within the plane, int64; the first of equals; a NaN wins. Sums in float64.
+// Deterministic: a plane is one thread's work, in the order of the outputs. Floor: one read of x, one write of y (backward: the other way round).
+#include <algorithm>
+#include <limits>
+
+#include <fovea/kernels/cpu/parallel.h>
+#include <fovea/kernels/table.h>
+
+namespace fovea::kernels {
+namespace {
+
+struct Window {
+  int64_t top, bottom, left, right;
+  int64_t size() const { return (bottom - top) * (right - left); }
+};
+
+// f(plane, output, window) for every output of every plane, threads on different planes.
+template <class F>
+void for_each_window(const AdaptivePoolGeometry& g, const F& f) {
+  const int64_t plane_size = std::max<int64_t>(g.h * g.w + g.out_h * g.out_w, 1);
+  parallel_for(g.n * g.c, std::max<int64_t>(1, 16384 / plane_size), [&](int64_t begin, int64_t end) {
+    for (int64_t plane = begin; plane < end; ++plane) {
+      for (int64_t i = 0; i < g.out_h; ++i) {
+        for (int64_t j = 0; j < g.out_w; ++j) {
+          f(plane, (plane * g.out_h + i) * g.out_w + j, Window{g.start(i, g.h, g.out_h), g.end(i, g.h, g.out_h), g.start(j, g.w, g.out_w), g.end(j, g.w, g.out_w)});
+        }
+      }
+    }
+  });
+}
+
+// Eight partial sums, so that additions need not wait for each other.
+template <class T>
+double sum_row(const T* x, int64_t n) {
+  double parts[8] = {};
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8)
+    for (int64_t k = 0; k < 8; ++k) parts[k] += static_cast<double>(x[i + k]);
+  double sum = ((parts[0] + parts[1]) + (parts[2] + parts[3])) + ((parts[4] + parts[5]) + (parts[6] + parts[7]));
+  for (; i < n; ++i) sum += static_cast<double>(x[i]);
+  return sum;
+}
+
+template <class T>
+double sum_window(const T* plane, int64_t width, const Window& w) {
+  if (w.left == 0 && w.right == width) return sum_row(plane + w.top * width, w.size());
+  double sum = 0;
+  for (int64_t h = w.top; h < w.bottom; ++h) sum += sum_row(plane + h * width + w.left, w.right - w.left);
+  return sum;
+}
+
+void adaptive_avg_pool(Queue, const AdaptivePoolGeometry& g, const ConstView& x, const View& y) {
+  dispatch_real(x.dtype, "adaptive_avg_pool2d", [&](auto zero) {
+    using T = decltype(zero);
+    for_each_window(g, [&](int64_t plane, int64_t output, const Window& w) {
+      y.as<T>()[output] = static_cast<T>(sum_window(x.as<T>() + plane * g.h * g.w, g.w, w) / static_cast<double>(w.size()));
+    });
+  });
+}
+
+void adaptive_avg_pool_backward(Queue, const AdaptivePoolGeometry& g, const ConstView& dy, const View& dx) {
+  dispatch_real(dy.dtype, "adaptive_avg_pool2d_backward", [&](auto zero) {
+    using T = decltype(zero);
+    std::fill(dx.as<T>(), dx.as<T>() + dx.numel(), T(0));
+    for_each_window(g, [&](int64_t plane, int64_t output, const Window& w) {
+      const T share = dy.as<T>()[output] / static_cast<T>(w.size());
+      T* out = dx.as<T>() + plane * g.h * g.w;
+      for (int64_t h = w.top; h < w.bottom; ++h)
+        for (int64_t k = w.left; k < w.right; ++k) out[h * g.w + k] += share;
+    });
+  });
+}
+
+void adaptive_max_pool(Queue, const AdaptivePoolGeometry& g, const ConstView& x, const View& y, const View& indices) {
+  dispatch_real(x.dtype, "adaptive_max_pool2d", [&](auto zero) {
+    using T = decltype(zero);
+    for_each_window(g, [&](int64_t plane, int64_t output, const Window& w) {
+      const T* in = x.as<T>() + plane * g.h * g.w;
+      T best = -std::numeric_limits<T>::infinity();
+      int64_t where = w.top * g.w + w.left;
+      for (int64_t h = w.top; h < w.bottom; ++h) {
+        for (int64_t k = h * g.w + w.left; k < h * g.w + w.right; ++k) {
+          if (in[k] > best || in[k] != in[k]) {
+            best = in[k];
+            where = k;
+          }
+        }
+      }
+      y.as<T>()[output] = best;
+      if (indices) indices.as<int64_t>()[output] = where;
+    });
+  });
+}
+
+}  // namespace
+
+void add_adaptive_pool(KernelTable& t) {
+  t.adaptive_avg_pool = adaptive_avg_pool;
+  t.adaptive_avg_pool_backward = adaptive_avg_pool_backward;
+  t.adaptive_max_pool = adaptive_max_pool;
+}
+
+}  // namespace fovea::kernels

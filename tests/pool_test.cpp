@@ -1,0 +1,162 @@
+// Pooling: kernels against plain loops, operations against PyTorch's values and against differences.
+#include <doctest/doctest.h>
+
+#include "tensor_helpers.h"
+
+using namespace fovea;
+using namespace fovea::testing;
+
+namespace {
+
+constexpr double infinity = std::numeric_limits<double>::infinity();
+
+struct Expected {
+  std::vector<double> y, dx;
+  std::vector<int64_t> indices;
+};
+
+Expected reference_pool(const PoolGeometry& g, bool is_max, const std::vector<double>& x, const std::vector<double>& dy) {
+  Expected e;
+  e.dx.assign(x.size(), 0);
+  for (int64_t plane = 0; plane < g.n * g.c; ++plane) {
+    for (int64_t oh = 0; oh < g.out_h(); ++oh) {
+      for (int64_t ow = 0; ow < g.out_w(); ++ow) {
+        const double upstream = dy[e.y.size()];
+        double best = -infinity, sum = 0;
+        int64_t where = -1, in_padding = 0;
+        std::vector<int64_t> inside;
+        for (int64_t i = 0; i < g.kernel_h; ++i) {
+          for (int64_t j = 0; j < g.kernel_w; ++j) {
+            const int64_t h = oh * g.stride_h - g.pad_h + i * g.dilation_h, w = ow * g.stride_w - g.pad_w + j * g.dilation_w;
+            if (h < g.h + g.pad_h && w < g.w + g.pad_w) ++in_padding;
+            if (h < 0 || w < 0 || h >= g.h || w >= g.w) continue;
+            const int64_t at = h * g.w + w;
+            const double v = x[static_cast<size_t>(plane * g.h * g.w + at)];
+            if (where < 0 || v > best || std::isnan(v)) { best = v; where = at; }
+            sum += v;
+            inside.push_back(at);
+          }
+        }
+        const double count = static_cast<double>(g.count_include_pad ? in_padding : static_cast<int64_t>(inside.size()));
+        e.y.push_back(is_max ? best : sum / count);
+        e.indices.push_back(where);
+        if (is_max) e.dx[static_cast<size_t>(plane * g.h * g.w + where)] += upstream;
+        else for (int64_t at : inside) e.dx[static_cast<size_t>(plane * g.h * g.w + at)] += upstream / count;
+      }
+    }
+  }
+  return e;
+}
+
+// n, c, h, w, kernel, stride, padding, dilation, ceil_mode, count_include_pad
+const PoolGeometry cases[] = {
+    {1, 2, 8, 8, 2, 2, 2, 2},
+    {2, 3, 56, 57, 2, 2, 2, 2},
+    {1, 2, 112, 112, 3, 3, 2, 2, 1, 1},
+    {1, 2, 15, 33, 3, 3, 1, 1, 1, 1},
+    {1, 1, 7, 40, 3, 3, 2, 2, 1, 1, 1, 1, true},
+    {1, 1, 9, 70, 2, 3, 1, 2, 0, 1, 2, 2},
+    {1, 1, 20, 41, 3, 2, 3, 3, 1, 1},
+    {2, 1, 5, 5, 5, 5, 1, 1, 2, 2},
+    {1, 1, 1, 64, 1, 2, 1, 2, 0, 0},
+    {1, 1, 10, 36, 4, 4, 2, 2, 1, 1, 1, 1, true},
+    {1, 1, 4, 600, 1, 4, 1, 2, 0, 2},
+    {0, 3, 8, 8, 2, 2, 2, 2},
+};
+
+void check_pool(const PoolGeometry& g, bool is_max, DType dtype, double tolerance) {
+  const auto& t = kernels::cpu_table();
+  const Tensor x = random_tensor({g.n, g.c, g.h, g.w}, dtype, 3), dy = random_tensor({g.n, g.c, g.out_h(), g.out_w()}, dtype, 4);
+  const Expected e = reference_pool(g, is_max, values(x), values(dy));
+  Tensor y = poisoned(dy.shape(), dtype), dx = poisoned(x.shape(), dtype), indices = poisoned(dy.shape(), DType::int64);
+  if (is_max) {
+    t.max_pool(nullptr, g, x.view(), y.mutable_view(), indices.mutable_view());
+    CHECK(indices.to_vector<int64_t>() == e.indices);
+    t.max_pool_backward(nullptr, dy.view(), indices.view(), dx.mutable_view());
+    Tensor alone = poisoned(dy.shape(), dtype);
+    t.max_pool(nullptr, g, x.view(), alone.mutable_view(), View());
+    CHECK(values(alone) == values(y));
+  } else {
+    t.avg_pool(nullptr, g, x.view(), y.mutable_view());
+    t.avg_pool_backward(nullptr, g, dy.view(), dx.mutable_view());
+  }
+  CHECK(distance(y, e.y) <= (is_max ? 0 : tolerance));
+  CHECK(distance(dx, e.dx) < tolerance);
+}
+
+}  // namespace
+
+TEST_CASE("pooling kernels agree with plain loops") {
+  for (PoolGeometry g : cases) {
+    for (const DType dtype : {DType::float32, DType::float64}) {
+      const double tolerance = dtype == DType::float32 ? 4e-6 : 1e-14;
+      CAPTURE(g.h); CAPTURE(g.w); CAPTURE(g.kernel_h); CAPTURE(g.kernel_w); CAPTURE(g.stride_w); CAPTURE(name_of(dtype));
+      check_pool(g, true, dtype, tolerance);
+      g.dilation_h = g.dilation_w = 1;
+      for (const bool count_include_pad : {true, false}) {
+        g.count_include_pad = count_include_pad;
+        check_pool(g, false, dtype, tolerance);
+      }
+    }
+  }
+}
+
+TEST_CASE("max pooling hands on a NaN, and points into a window of -infinity") {
+  PoolGeometry g{1, 1, 6, 40, 3, 3, 1, 1, 1, 1};
+  Tensor x = full({1, 1, 6, 40}, -infinity);
+  x.mutable_data<float>()[2 * 40 + 20] = static_cast<float>(quiet_nan());
+  Tensor y = poisoned({1, 1, 6, 40}, DType::float32), indices = poisoned(y.shape(), DType::int64);
+  kernels::cpu_table().max_pool(nullptr, g, x.view(), y.mutable_view(), indices.mutable_view());
+  for (int64_t h = 0; h < 6; ++h) {
+    for (int64_t w = 0; w < 40; ++w) {
+      const bool sees_nan = std::abs(h - 2) <= 1 && std::abs(w - 20) <= 1;
+      const int64_t at = h * 40 + w, first = std::max<int64_t>(h - 1, 0) * 40 + std::max<int64_t>(w - 1, 0);
+      CHECK(std::isnan(y.data<float>()[at]) == sees_nan);
+      CHECK(indices.data<int64_t>()[at] == (sees_nan ? 2 * 40 + 20 : first));
+    }
+  }
+}
+
+TEST_CASE("adaptive pooling kernels agree with plain loops, windows overlapping or not") {
+  const auto& t = kernels::cpu_table();
+  for (const AdaptivePoolGeometry& g : {AdaptivePoolGeometry{2, 3, 7, 9, 3, 4}, AdaptivePoolGeometry{1, 2, 14, 14, 1, 1}, AdaptivePoolGeometry{1, 1, 3, 3, 5, 7},
+                                        AdaptivePoolGeometry{0, 2, 4, 4, 2, 2}}) {
+    for (const DType dtype : {DType::float32, DType::float64}) {
+      const Tensor x = random_tensor({g.n, g.c, g.h, g.w}, dtype, 3), dy = random_tensor({g.n, g.c, g.out_h, g.out_w}, dtype, 4);
+      Tensor mean = poisoned(dy.shape(), dtype), max = poisoned(dy.shape(), dtype), indices = poisoned(dy.shape(), DType::int64);
+      Tensor dx_mean = poisoned(x.shape(), dtype), dx_max = poisoned(x.shape(), dtype);
+      t.adaptive_avg_pool(nullptr, g, x.view(), mean.mutable_view());
+      t.adaptive_avg_pool_backward(nullptr, g, dy.view(), dx_mean.mutable_view());
+      t.adaptive_max_pool(nullptr, g, x.view(), max.mutable_view(), indices.mutable_view());
+      t.max_pool_backward(nullptr, dy.view(), indices.view(), dx_max.mutable_view());
+      const auto in = values(x), upstream = values(dy);
+      std::vector<double> y_mean, y_max, gradient_mean(in.size(), 0), gradient_max(in.size(), 0);
+      for (int64_t plane = 0; plane < g.n * g.c; ++plane) {
+        for (int64_t i = 0; i < g.out_h; ++i) {
+          for (int64_t j = 0; j < g.out_w; ++j) {
+            const int64_t h0 = i * g.h / g.out_h, h1 = ((i + 1) * g.h + g.out_h - 1) / g.out_h, w0 = j * g.w / g.out_w, w1 = ((j + 1) * g.w + g.out_w - 1) / g.out_w;
+            double sum = 0, best = -infinity;
+            size_t where = 0;
+            const double share = upstream[y_mean.size()] / static_cast<double>((h1 - h0) * (w1 - w0));
+            for (int64_t h = h0; h < h1; ++h) {
+              for (int64_t w = w0; w < w1; ++w) {
+                const size_t at = static_cast<size_t>((plane * g.h + h) * g.w + w);
+                sum += in[at];
+                gradient_mean[at] += share;
+                if (in[at] > best) { best = in[at]; where = at; }
+              }
+            }
+            gradient_max[where] += upstream[y_mean.size()];
+            y_mean.push_back(sum / static_cast<double>((h1 - h0) * (w1 - w0)));
+            y_max.push_back(best);
+          }
+        }
+      }
+      const double tolerance = dtype == DType::float32 ? 1e-6 : 1e-14;
+      CHECK(distance(mean, y_mean) < tolerance);
+      CHECK(distance(max, y_max) == 0);
+      CHECK(distance(dx_mean, gradient_mean) < tolerance);
+      CHECK(distance(dx_max, gradient_max) < tolerance);
+    }
+  }
+}

@@ -1,0 +1,74 @@
+// Small helpers of tests that work on tensors: inputs, poisoned outputs, and how far two tensors are apart.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include <fovea/kernels/cpu/parallel.h>
+#include <fovea/tensor/creation.h>
+
+namespace fovea::testing {
+
+// Standard normal.
+inline Tensor random_tensor(const Shape& shape, DType dtype = DType::float64, unsigned seed = 1) {
+  std::mt19937 generator(seed);
+  std::normal_distribution<double> normal;
+  Tensor x = empty(shape, dtype);
+  for (int64_t i = 0; i < x.numel(); ++i) {
+    if (dtype == DType::float32) x.mutable_data<float>()[i] = static_cast<float>(normal(generator));
+    else x.mutable_data<double>()[i] = normal(generator);
+  }
+  return x;
+}
+
+inline double quiet_nan() { return std::numeric_limits<double>::quiet_NaN(); }
+
+// An output as a kernel may find it: whatever it does not overwrite stays NaN.
+inline Tensor poisoned(const Shape& shape, DType dtype) { return full(shape, is_floating(dtype) ? quiet_nan() : -77, dtype); }
+
+inline std::vector<double> values(const Tensor& x) { return x.to_vector<double>(); }
+
+// Largest |a - b|; infinity where only one of them is NaN or the sizes differ.
+inline double distance(const std::vector<double>& a, const std::vector<double>& b) {
+  if (a.size() != b.size()) return std::numeric_limits<double>::infinity();
+  double worst = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (std::isnan(a[i]) && std::isnan(b[i])) continue;
+    if (a[i] == b[i]) continue;
+    const double difference = std::abs(a[i] - b[i]);
+    worst = std::isnan(difference) ? std::numeric_limits<double>::infinity() : std::max(worst, difference);
+  }
+  return worst;
+}
+inline double distance(const Tensor& a, const Tensor& b) {
+  return a.shape() == b.shape() ? distance(values(a), values(b)) : std::numeric_limits<double>::infinity();
+}
+inline double distance(const Tensor& a, const std::vector<double>& b) { return distance(values(a), b); }
+
+class Threads {                              // num_threads() while alive
+ public:
+  explicit Threads(int threads) : before_(num_threads()) { set_num_threads(threads); }
+  ~Threads() { set_num_threads(before_); }
+  Threads(const Threads&) = delete;
+  Threads& operator=(const Threads&) = delete;
+
+ private:
+  int before_;
+};
+
+// The text of the Error of type E that f throws; "" if it throws none.
+template <class E, class F>
+std::string error_of(const F& f) {
+  try {
+    f();
+  } catch (const E& error) {
+    return error.what();
+  }
+  return "";
+}
+
+}  // namespace fovea::testing
