@@ -64,12 +64,12 @@ enum class Distribution : uint8_t {
   integers,                                                                  // uniform over a, a+1, ..., b-1
 };
 
-// Philox4x32-10 counter (kernels/philox.h): element i of an output is made from (seed, offset + i / 4) alone.
+// Philox4x32-10 counter (kernels/philox.h): element i of an output is made from (seed, offset + i / 4) alone; what needs 64 bits, from (seed, offset + i / 2).
 struct PhiloxKey {
   uint64_t seed = 0, offset = 0;
 };
 
-// Optimizer steps over one parameter, in place; one call a parameter on the CPU.
+// Optimizer steps over one parameter, in place; one call a parameter on the CPU. step counts from 1.
 struct SgdStep { double lr, momentum, dampening, weight_decay; bool nesterov, is_first; };
 struct AdamStep { double lr, beta1, beta2, eps, weight_decay; bool is_decoupled; int64_t step; };          // is_decoupled: AdamW
 struct RmspropStep { double lr, alpha, eps, weight_decay, momentum; bool is_centered; };

@@ -7,6 +7,8 @@ void add_conv(KernelTable&);
 void add_matmul(KernelTable&);
 void add_copy(KernelTable&);
 void add_elementwise(KernelTable&);
+void add_optimizer(KernelTable&);
+void add_random(KernelTable&);
 void add_reduce(KernelTable&);
 void add_ctc(KernelTable&);
 void add_batch_norm(KernelTable&);
@@ -14,6 +16,7 @@ void add_group_norm(KernelTable&);
 void add_softmax(KernelTable&);
 void add_pool(KernelTable&);
 void add_adaptive_pool(KernelTable&);
+void add_scan(KernelTable&);
 
 const KernelTable& cpu_table() {
   static const KernelTable table = [] {
@@ -23,6 +26,8 @@ const KernelTable& cpu_table() {
     add_matmul(t);
     add_copy(t);
     add_elementwise(t);
+    add_optimizer(t);
+    add_random(t);
     add_reduce(t);
     add_ctc(t);
     add_batch_norm(t);
@@ -30,6 +35,7 @@ const KernelTable& cpu_table() {
     add_softmax(t);
     add_pool(t);
     add_adaptive_pool(t);
+    add_scan(t);
     return t;
   }();
   return table;
