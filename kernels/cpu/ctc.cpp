@@ -30,6 +30,7 @@
 HWY_BEFORE_NAMESPACE();
 namespace fovea::kernels::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
+namespace {
 
 template <class T> using Tag = hn::ScalableTag<T>;
 template <class T> using Vector = hn::Vec<Tag<T>>;
@@ -373,6 +374,7 @@ int64_t ctc_workspace(const CtcGeometry& g, DType dtype) {
   });
 }
 
+}  // namespace
 }  // namespace fovea::kernels::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 

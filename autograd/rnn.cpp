@@ -1,0 +1,156 @@
+#include <fovea/autograd/rnn.h>
+
+#include <array>
+
+#include <fovea/autograd/shape.h>
+#include <fovea/tensor/creation.h>
+
+namespace fovea {
+namespace {
+
+using kernels::KernelTable;
+
+const char* name_of(RnnCell cell) { return cell == RnnCell::lstm ? "lstm" : cell == RnnCell::gru ? "gru" : "rnn"; }
+
+// weight_ih, weight_hh, bias_ih, bias_hh of the forward direction, then of the reverse one; undefined where there is none.
+using LayerWeights = std::array<Tensor, 8>;
+constexpr const char* weight_names[4] = {"weight_ih", "weight_hh", "bias_ih", "bias_hh"};
+
+// What a layer's node saves, and the order of its inputs.
+enum Slot { slot_x, slot_h0, slot_c0, slot_weights, slot_lengths = slot_weights + 8, slot_y, slot_reserve };
+
+KernelTable::RnnWeights weight_views(const LayerWeights& w) {
+  const auto view = [&](int i) { return w[static_cast<size_t>(i)] ? w[static_cast<size_t>(i)].view() : ConstView(); };
+  return {{view(0), view(4)}, {view(1), view(5)}, {view(2), view(6)}, {view(3), view(7)}};
+}
+
+KernelTable::RnnGradients gradient_views(const LayerWeights& w) {
+  const auto view = [&](int i) { return w[static_cast<size_t>(i)] ? w[static_cast<size_t>(i)].mutable_view() : View(); };
+  return {{view(0), view(4)}, {view(1), view(5)}, {view(2), view(6)}, {view(3), view(7)}};
+}
+
+ConstView view_or_null(const Tensor& x) { return x ? x.view() : ConstView(); }
+View mutable_view_or_null(const Tensor& x) { return x ? x.mutable_view() : View(); }
+Tensor contiguous_or_undefined(const Tensor& x) { return x ? contiguous(x) : x; }
+
+Grads layer_backward(const RnnGeometry& g, const Saved& s, const Grads& gradients) {
+  check<AutogradError>(!grad_mode(), name_of(g.cell), ": its fused backward pass cannot be differentiated again; for second derivatives compose the network of ",
+                       name_of(g.cell), "_cell, step by step");
+  const Tensor x = s[slot_x], h0 = s[slot_h0], c0 = s[slot_c0], y = s[slot_y], reserve = s[slot_reserve];
+  LayerWeights weights, dweights;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    weights[i] = s[slot_weights + static_cast<int>(i)];
+    if (weights[i] && s.needs(slot_weights + static_cast<int>(i))) dweights[i] = empty_like(weights[i]);
+  }
+  const auto gradient_of = [&](const Tensor& input, int i) { return input && s.needs(i) ? empty_like(input) : Tensor(); };
+  const Tensor dx = gradient_of(x, slot_x), dh0 = gradient_of(h0, slot_h0), dc0 = gradient_of(c0, slot_c0);
+  const Tensor dy = contiguous_or_undefined(gradients[0]), dh_n = contiguous_or_undefined(gradients[1]);
+  const Tensor dc_n = g.has_cell_state() ? contiguous_or_undefined(gradients[2]) : Tensor();
+  const Scratch scratch(table_of(x).rnn_workspace(g, x.dtype()), x.device());
+  table_of(x).rnn_backward(queue_of(x), g, x.view(), view_or_null(s[slot_lengths]), view_or_null(h0), view_or_null(c0), weight_views(weights), y.view(),
+                           {reserve.mutable_view().data, reserve.nbytes()}, view_or_null(dy), view_or_null(dh_n), view_or_null(dc_n), mutable_view_or_null(dx),
+                           mutable_view_or_null(dh0), mutable_view_or_null(dc0), gradient_views(dweights), scratch);
+  Grads result = {dx, dh0, dc0};
+  result.insert(result.end(), dweights.begin(), dweights.end());
+  return result;
+}
+
+RnnResult run_layer(const RnnGeometry& g, const Tensor& x, const Tensor& lengths, const Tensor& h0, const Tensor& c0, const LayerWeights& w) {
+  const TensorOptions options{x.dtype(), x.device()};
+  RnnResult r{empty({g.time, g.batch, g.directions * g.hidden_size}, options), empty({g.directions, g.batch, g.hidden_size}, options), {}};
+  if (g.has_cell_state()) r.c_n = empty(r.h_n.shape(), options);
+  std::vector<Tensor> inputs = {x, h0, c0};
+  inputs.insert(inputs.end(), w.begin(), w.end());
+  Tensor reserve;
+  if (should_record(inputs)) reserve = empty({table_of(x).rnn_reserve(g, x.dtype())}, {DType::uint8, x.device()});
+  {
+    const Scratch scratch(table_of(x).rnn_workspace(g, x.dtype()), x.device());
+    const kernels::Workspace kept = reserve ? kernels::Workspace{reserve.mutable_view().data, reserve.nbytes()} : kernels::Workspace{};
+    table_of(x).rnn_forward(queue_of(x), g, x.view(), view_or_null(lengths), view_or_null(h0), view_or_null(c0), weight_views(w), r.output.mutable_view(),
+                            r.h_n.mutable_view(), mutable_view_or_null(r.c_n), kept, scratch);
+  }
+  std::vector<Tensor*> outputs = {&r.output, &r.h_n};
+  if (r.c_n) outputs.push_back(&r.c_n);
+  record_outputs(name_of(g.cell), std::move(outputs), inputs, saving(x, h0, c0, w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7], lengths, r.output, reserve),
+                 [g](const Saved& s, const Grads& gradients) { return layer_backward(g, s, gradients); });
+  return r;
+}
+
+void check_like(const char* op, const std::string& argument, const Tensor& t, const Shape& shape, const Tensor& x) {
+  check<ShapeError>(t.defined(), op, ": ", argument, " is undefined, expected shape ", shape);
+  check<ShapeError>(t.shape() == shape, op, ": ", argument, " has shape ", t.shape(), ", expected ", shape, " (x is ", x.shape(), ")");
+  check<DTypeError>(t.dtype() == x.dtype(), op, ": ", argument, " is ", t.dtype(), " but x is ", x.dtype());
+  check<DeviceError>(t.device() == x.device(), op, ": ", argument, " is on ", t.device(), " but x is on ", x.device());
+}
+
+void check_lengths(const char* op, const Tensor& lengths, int64_t time, int64_t batch) {
+  check<DTypeError>(lengths.dtype() == DType::int64, op, ": lengths must be int64, got ", lengths.dtype());
+  check<ShapeError>(lengths.shape() == Shape{batch}, op, ": lengths has shape ", lengths.shape(), ", expected [", batch, "], one for each sample");
+  if (lengths.device().kind != Device::Kind::cpu) return;
+  const std::vector<int64_t> values = lengths.to_vector<int64_t>();
+  for (size_t b = 0; b < values.size(); ++b)
+    check<IndexError>(values[b] >= 0 && values[b] <= time, op, ": the length of sample ", b, " is ", values[b], " but x has ", time, " steps");
+}
+
+// The weights of one layer, checked, and made contiguous.
+LayerWeights layer_weights(const RnnGeometry& g, const std::vector<Tensor>& weights, int64_t layer, size_t per_direction, const Tensor& x) {
+  const int64_t rows = g.gates() * g.hidden_size;
+  const Shape shapes[4] = {{rows, g.input_size}, {rows, g.hidden_size}, {rows}, {rows}};
+  LayerWeights result;
+  for (size_t d = 0; d < static_cast<size_t>(g.directions); ++d)
+    for (size_t i = 0; i < per_direction; ++i) {
+      const Tensor& w = weights[(static_cast<size_t>(layer * g.directions) + d) * per_direction + i];
+      check_like(name_of(g.cell), str(weight_names[i], "_l", layer, d == 1 ? "_reverse" : ""), w, shapes[i], x);
+      result[d * 4 + i] = contiguous(w);
+    }
+  return result;
+}
+
+// How many weights a layer has for each direction: four, or two without biases.
+size_t weights_per_direction(const char* op, const std::vector<Tensor>& weights, const RnnOptions& options) {
+  check<ValueError>(options.layers >= 1, op, ": layers must be at least 1, got ", options.layers);
+  const size_t units = static_cast<size_t>(options.layers) * (options.bidirectional ? 2 : 1);
+  check<ValueError>(weights.size() == 4 * units || weights.size() == 2 * units, op, ": got ", weights.size(), " weights, expected ", 4 * units,
+                    " (weight_ih, weight_hh, bias_ih, bias_hh for each of ", units, " layers and directions) or ", 2 * units, " without biases");
+  return weights.size() / units;
+}
+
+RnnResult run_layers(RnnCell cell, const Tensor& input, const std::vector<Tensor>& weights, const RnnOptions& options) {
+  const char* op = name_of(cell);
+  check<ShapeError>(input.rank() == 3, op, ": x must be ", options.batch_first ? "[batch, time, input]" : "[time, batch, input]", ", got ", input.shape());
+  check<DTypeError>(input.dtype() == DType::float32 || input.dtype() == DType::float64, op, ": takes float32 or float64, got ", input.dtype());
+  const size_t per_direction = weights_per_direction(op, weights, options);
+  check<ShapeError>(weights[1].defined() && weights[1].rank() == 2, op, ": weight_hh_l0 must be a matrix [gates * hidden, hidden]");
+  Tensor x = options.batch_first ? transpose(input, 0, 1) : input;
+  const int64_t directions = options.bidirectional ? 2 : 1, hidden = weights[1].size(1);
+  const Shape states{options.layers * directions, x.size(1), hidden};
+  if (options.h0) check_like(op, "h0", options.h0, states, x);
+  if (options.c0) check_like(op, "c0", options.c0, states, x);
+  check<ValueError>(!options.c0 || cell == RnnCell::lstm, op, ": has no cell state, but c0 was given");
+  if (options.lengths) check_lengths(op, options.lengths, x.size(0), x.size(1));
+  const Tensor lengths = contiguous_or_undefined(options.lengths);
+
+  std::vector<Tensor> h_n, c_n;
+  for (int64_t layer = 0; layer < options.layers; ++layer) {
+    const RnnGeometry g{cell, x.size(0), x.size(1), x.size(2), hidden, directions};
+    const auto state = [&](const Tensor& all) { return all ? contiguous(narrow(all, 0, layer * directions, directions)) : Tensor(); };
+    const RnnResult r = run_layer(g, contiguous(x), lengths, state(options.h0), state(options.c0), layer_weights(g, weights, layer, per_direction, x));
+    x = options.between_layers && layer + 1 < options.layers ? options.between_layers(r.output) : r.output;
+    h_n.push_back(r.h_n);
+    c_n.push_back(r.c_n);
+  }
+  const auto joined = [&](const std::vector<Tensor>& list) { return list.size() == 1 ? list[0] : concat(list); };
+  return {options.batch_first ? transpose(x, 0, 1) : x, joined(h_n), cell == RnnCell::lstm ? joined(c_n) : Tensor()};
+}
+
+}  // namespace
+
+RnnResult lstm(const Tensor& x, const std::vector<Tensor>& weights, const RnnOptions& options) { return run_layers(RnnCell::lstm, x, weights, options); }
+
+RnnResult gru(const Tensor& x, const std::vector<Tensor>& weights, const RnnOptions& options) { return run_layers(RnnCell::gru, x, weights, options); }
+
+RnnResult rnn(const Tensor& x, const std::vector<Tensor>& weights, RnnActivation activation, const RnnOptions& options) {
+  return run_layers(activation == RnnActivation::relu ? RnnCell::rnn_relu : RnnCell::rnn_tanh, x, weights, options);
+}
+
+}  // namespace fovea
