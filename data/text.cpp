@@ -1,0 +1,179 @@
+#include <fovea/data/text.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include <fovea/kernels/error.h>
+#include <fovea/tensor/file.h>
+
+namespace fovea::data {
+namespace {
+
+// The length of a character from its first byte; 0 if no character begins so.
+size_t utf8_length(uint8_t first) {
+  if (first < 0x80) return 1;
+  if (first < 0xC2) return 0;                  // a continuation, or an overlong form of ASCII
+  if (first < 0xE0) return 2;
+  if (first < 0xF0) return 3;
+  return first < 0xF5 ? 4 : 0;
+}
+
+bool is_code_point(uint32_t value, size_t length) {
+  constexpr uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
+  return value >= least[length] && value <= 0x10FFFF && !(value >= 0xD800 && value <= 0xDFFF);
+}
+
+char32_t next_code_point(std::string_view text, size_t& at) {
+  const auto byte = [&](size_t i) { return static_cast<uint8_t>(text[i]); };
+  const size_t length = utf8_length(byte(at));
+  bool valid = length > 0 && at + length <= text.size();
+  uint32_t value = valid ? (length == 1 ? byte(at) : byte(at) & (0x7Fu >> length)) : 0;
+  for (size_t i = 1; valid && i < length; ++i) {
+    valid = (byte(at + i) & 0xC0) == 0x80;
+    value = value << 6 | (byte(at + i) & 0x3Fu);
+  }
+  check<ValueError>(valid && is_code_point(value, length), "decode_utf8: byte ", at, " (value ", int{byte(at)}, ") of a text of ", text.size(),
+                    " bytes is not UTF-8; convert the text first");
+  at += length;
+  return value;
+}
+
+std::string describe(char32_t character) {
+  std::ostringstream code;
+  code << "U+" << std::uppercase << std::hex << static_cast<uint32_t>(character);
+  return str('"', encode_utf8(std::u32string_view(&character, 1)), "\" (", code.str(), ")");
+}
+
+template <class Sequence>
+int64_t distance(const Sequence& a, const Sequence& b) {
+  std::vector<int64_t> row(b.size() + 1);
+  std::iota(row.begin(), row.end(), 0);
+  for (size_t i = 0; i < a.size(); ++i) {
+    int64_t diagonal = row[0];
+    row[0] = static_cast<int64_t>(i) + 1;
+    for (size_t j = 0; j < b.size(); ++j) {
+      const int64_t replaced = diagonal + (a[i] == b[j] ? 0 : 1);
+      diagonal = row[j + 1];
+      row[j + 1] = std::min({replaced, diagonal + 1, row[j] + 1});
+    }
+  }
+  return row.back();
+}
+
+}  // namespace
+
+std::u32string decode_utf8(std::string_view text) {
+  std::u32string code_points;
+  code_points.reserve(text.size());
+  for (size_t at = 0; at < text.size();) code_points += next_code_point(text, at);
+  return code_points;
+}
+
+std::string encode_utf8(std::u32string_view code_points) {
+  std::string text;
+  const auto put = [&](uint32_t byte) { text += static_cast<char>(byte); };
+  for (const char32_t c : code_points) {
+    check<ValueError>(is_code_point(c, 1), "encode_utf8: ", static_cast<uint32_t>(c), " is not a Unicode code point");
+    if (c < 0x80) {
+      put(c);
+    } else if (c < 0x800) {
+      put(0xC0 | c >> 6);
+      put(0x80 | (c & 0x3F));
+    } else if (c < 0x10000) {
+      put(0xE0 | c >> 12);
+      put(0x80 | (c >> 6 & 0x3F));
+      put(0x80 | (c & 0x3F));
+    } else {
+      put(0xF0 | c >> 18);
+      put(0x80 | (c >> 12 & 0x3F));
+      put(0x80 | (c >> 6 & 0x3F));
+      put(0x80 | (c & 0x3F));
+    }
+  }
+  return text;
+}
+
+Alphabet::Alphabet(std::string_view characters) : Alphabet(decode_utf8(characters)) {}
+
+Alphabet::Alphabet(std::u32string characters) : characters_(std::move(characters)) {
+  std::sort(characters_.begin(), characters_.end());
+  characters_.erase(std::unique(characters_.begin(), characters_.end()), characters_.end());
+  for (const char32_t c : characters_) labels_.emplace(c, static_cast<int64_t>(labels_.size()) + 1);
+}
+
+Alphabet Alphabet::of_texts(const std::vector<std::string>& texts) {
+  std::u32string all;
+  for (const std::string& text : texts) all += decode_utf8(text);
+  return Alphabet(std::move(all));
+}
+
+std::vector<int64_t> Alphabet::encode(std::string_view text) const {
+  std::vector<int64_t> labels;
+  labels.reserve(text.size());
+  for (size_t at = 0; at < text.size();) {
+    const char32_t character = next_code_point(text, at);
+    const auto found = labels_.find(character);
+    check<ValueError>(found != labels_.end(), "Alphabet::encode: the character ", found == labels_.end() ? describe(character) : "",
+                      " is not among the ", size(), " known ones; build the alphabet from all texts, or leave such lines out");
+    labels.push_back(found->second);
+  }
+  return labels;
+}
+
+std::string Alphabet::decode(std::span<const int64_t> labels) const {
+  std::u32string text;
+  for (const int64_t label : labels) {
+    check<IndexError>(label >= 1 && label <= size(), "Alphabet::decode: label ", label, " is not in 1 .. ", size());
+    text += characters_[static_cast<size_t>(label - 1)];
+  }
+  return encode_utf8(text);
+}
+
+std::string Alphabet::decode_path(std::span<const int64_t> path) const {
+  std::vector<int64_t> labels;
+  int64_t before = 0;
+  for (const int64_t label : path) {
+    if (label != before && label != 0) labels.push_back(label);
+    before = label;
+  }
+  return decode(labels);
+}
+
+void Alphabet::save(const std::string& path) const {
+  AtomicFile file(path, "Alphabet::save");
+  file.write(characters());
+  file.commit();
+}
+
+Alphabet Alphabet::load(const std::string& path) {
+  constexpr int64_t largest = 1 << 23;         // more than all of Unicode
+  const std::vector<uint8_t> bytes = read_file(path, "Alphabet::load", largest);
+  return Alphabet(std::string_view(reinterpret_cast<const char*>(bytes.data()), bytes.size()));
+}
+
+int64_t edit_distance(std::u32string_view a, std::u32string_view b) { return distance(a, b); }
+int64_t edit_distance(const std::vector<std::string>& a, const std::vector<std::string>& b) { return distance(a, b); }
+
+ErrorRate character_errors(std::string_view truth, std::string_view reading) {
+  const std::u32string expected = decode_utf8(truth);
+  return {edit_distance(expected, decode_utf8(reading)), static_cast<int64_t>(expected.size())};
+}
+
+ErrorRate word_errors(std::string_view truth, std::string_view reading) {
+  const std::vector<std::string> expected = split_into_words(truth);
+  return {edit_distance(expected, split_into_words(reading)), static_cast<int64_t>(expected.size())};
+}
+
+std::vector<std::string> split_into_words(std::string_view text) {
+  constexpr std::string_view blanks = " \t\r\n";
+  std::vector<std::string> words;
+  size_t begin = text.find_first_not_of(blanks);
+  while (begin != std::string_view::npos) {
+    const size_t end = std::min(text.find_first_of(blanks, begin), text.size());
+    words.emplace_back(text.substr(begin, end - begin));
+    begin = text.find_first_not_of(blanks, end);
+  }
+  return words;
+}
+
+}  // namespace fovea::data
