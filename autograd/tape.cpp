@@ -162,8 +162,8 @@ void change_in_place(const char* op, const Tensor& x, const TensorRefs& others, 
   }
   AutogradMeta& meta = make_autograd_meta(x);
   meta.edge = gradient_edge(result);
-  meta.is_leaf = false;
-  meta.requires_grad = true;
+  meta.requires_grad = result.requires_grad();         // a constant written over x ends its history
+  meta.is_leaf = !meta.requires_grad;
 }
 
 std::string made_by(const Tensor& x) {

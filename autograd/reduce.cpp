@@ -1,0 +1,205 @@
+#include <fovea/autograd/reduce.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include <fovea/autograd/elementwise.h>
+#include <fovea/autograd/shape.h>
+#include <fovea/tensor/creation.h>
+
+namespace fovea {
+
+using kernels::ArgReduce;
+using kernels::Reduce;
+
+namespace {
+
+// A reduction's shapes, worked out once.
+struct Plan {
+  Shape full, kept;                            // of x; of x with the reduced axes at 1
+  bool is_reduced[max_rank] = {};
+  int64_t count = 1;                           // elements that are folded into one
+
+  Plan(const char* op, const Tensor& x, const Axes& axes) : full(x.shape()), kept(x.shape()) {
+    for (int64_t axis : axes.list()) {
+      const int i = wrap_axis(axis, x.rank(), op);
+      check<ValueError>(!is_reduced[i], op, ": axis ", i, " comes twice");
+      is_reduced[i] = true;
+    }
+    for (int i = 0; i < x.rank(); ++i) {
+      is_reduced[i] = is_reduced[i] || axes.list().empty();
+      if (!is_reduced[i]) continue;
+      count *= full[i];
+      kept[i] = 1;
+    }
+  }
+  Shape result(bool keepdims) const {
+    if (keepdims) return kept;
+    Shape shape;
+    for (int i = 0; i < full.rank(); ++i)
+      if (!is_reduced[i]) shape.push_back(full[i]);
+    return shape;
+  }
+};
+
+Tensor reduced(Reduce op, const Tensor& x, const Plan& plan, bool keepdims, DType result) {
+  Tensor y = empty(plan.kept, {result, x.device()});
+  table_of(x).reduce(queue_of(x), op, x.view(), y.mutable_view());
+  if (keepdims) return y;
+  const Shape shape = plan.result(false);
+  return Tensor(y.storage(), shape, contiguous_strides(shape), 0, result);
+}
+
+// A reduced tensor (a result, or its gradient) beside x again.
+Tensor restored(const Tensor& y, const Plan& plan) { return expand(reshape(y, plan.kept), plan.full); }
+
+DType sum_dtype(const Tensor& x) { return is_floating(x.dtype()) ? x.dtype() : DType::int64; }
+
+void check_real(const char* op, const Tensor& x) {
+  check<DTypeError>(is_floating(x.dtype()), op, ": takes a floating-point tensor, got ", x.dtype(), "; convert it with to(x, DType::float32)");
+}
+
+void check_not_empty(const char* op, const Plan& plan) {
+  check<ValueError>(plan.count > 0, op, ": x ", plan.full, " has no elements to choose from along the reduced axes");
+}
+
+Tensor extreme(const char* op, Reduce reduce, const Tensor& x, const Axes& axes, bool keepdims) {
+  const Plan plan(op, x, axes);
+  check_not_empty(op, plan);
+  const Tensor y = reduced(reduce, x, plan, keepdims, x.dtype());
+  return record(op, y, {x}, saving(x, y), [plan](const Saved& s, const Tensor& g) {
+    const Tensor x = s[0].detach(), y = reshape(s[1].detach(), plan.kept);
+    const Tensor is_extreme = to(eq(x, y), g.dtype());
+    const Tensor share = div(is_extreme, reduced(Reduce::sum, is_extreme, plan, true, g.dtype()));
+    return grads(mul(restored(g, plan), share));
+  });
+}
+
+Tensor arg_extreme(const char* op, ArgReduce reduce, const Tensor& x, int64_t axis, bool keepdims) {
+  const Plan plan(op, x, axis);
+  check_not_empty(op, plan);
+  Tensor y = empty(plan.kept, {DType::int64, x.device()});
+  table_of(x).arg_reduce(queue_of(x), reduce, wrap_axis(axis, x.rank(), op), x.view(), y.mutable_view());
+  return keepdims ? y : reshape(y, plan.result(false));
+}
+
+// Values with positions along one axis; a tensor of rank 0 counts as one of one element.
+Extremes extremes(const char* op, Reduce reduce, ArgReduce arg_reduce, const Tensor& x, int64_t axis, bool keepdims) {
+  if (x.rank() == 0) return extremes(op, reduce, arg_reduce, reshape(x, {1}), axis, false);
+  const Plan plan(op, x, axis);
+  const Tensor indices = arg_extreme(op, arg_reduce, x, axis, true);
+  const int at = wrap_axis(axis, x.rank(), op);
+  const Tensor values = record(op, reduced(reduce, x, plan, keepdims, x.dtype()), {x}, saving(indices), [plan, at](const Saved& s, const Tensor& g) {
+    Shape line = Shape::filled(plan.full.rank(), 1);
+    line[at] = plan.full[at];
+    const Tensor positions = reshape(arange(plan.full[at], {DType::int64, g.device()}), line);
+    return grads(where(eq(positions, s[0]), reshape(g, plan.kept), 0));
+  });
+  return {values, keepdims ? indices : reshape(indices, plan.result(false))};
+}
+
+// Multiplies neighbours until one is left, so that gradients of any order are right where factors are zero.
+Tensor product_along(const Tensor& x, int axis) {
+  if (x.shape()[axis] == 0) {
+    Shape shape = x.shape();
+    shape[axis] = 1;
+    return ones(shape, {x.dtype(), x.device()});
+  }
+  Tensor y = x;
+  while (y.shape()[axis] > 1) {
+    const int64_t n = y.shape()[axis], half = n / 2;
+    const Tensor pairs = mul(narrow(y, axis, 0, half), narrow(y, axis, half, half));
+    y = n % 2 == 0 ? pairs : concat({pairs, narrow(y, axis, n - 1, 1)}, axis);
+  }
+  return y;
+}
+
+Tensor cumsum_along(const Tensor& x, int axis, bool is_reversed) {
+  Tensor y = empty_like(x, sum_dtype(x));
+  table_of(x).cumsum(queue_of(x), axis, is_reversed, x.view(), y.mutable_view());
+  return record("cumsum", y, {x}, saving(), [axis, is_reversed](const Saved&, const Tensor& g) { return grads(cumsum_along(g, axis, !is_reversed)); });
+}
+
+}  // namespace
+
+Tensor sum(const Tensor& x, const Axes& axes, bool keepdims) {
+  const Plan plan("sum", x, axes);
+  return record("sum", reduced(Reduce::sum, x, plan, keepdims, sum_dtype(x)), {x}, saving(), [plan](const Saved&, const Tensor& g) { return grads(restored(g, plan)); });
+}
+
+Tensor mean(const Tensor& x, const Axes& axes, bool keepdims) {
+  check_real("mean", x);
+  const Plan plan("mean", x, axes);
+  return record("mean", reduced(Reduce::mean, x, plan, keepdims, x.dtype()), {x}, saving(), [plan](const Saved&, const Tensor& g) {
+    return grads(restored(div(g, static_cast<double>(plan.count)), plan));
+  });
+}
+
+Tensor prod(const Tensor& x, const Axes& axes, bool keepdims) {
+  const Plan plan("prod", x, axes);
+  if (!detail::needs_grad(x)) return reduced(Reduce::product, x, plan, keepdims, sum_dtype(x));
+  Tensor y = x;
+  for (int i = 0; i < x.rank(); ++i)
+    if (plan.is_reduced[i]) y = product_along(y, i);
+  return reshape(y, plan.result(keepdims));
+}
+
+Tensor amax(const Tensor& x, const Axes& axes, bool keepdims) { return extreme("amax", Reduce::max, x, axes, keepdims); }
+Tensor amin(const Tensor& x, const Axes& axes, bool keepdims) { return extreme("amin", Reduce::min, x, axes, keepdims); }
+Tensor max(const Tensor& x) { return extreme("max", Reduce::max, x, {}, false); }
+Tensor min(const Tensor& x) { return extreme("min", Reduce::min, x, {}, false); }
+Extremes max(const Tensor& x, int64_t axis, bool keepdims) { return extremes("max", Reduce::max, ArgReduce::argmax, x, axis, keepdims); }
+Extremes min(const Tensor& x, int64_t axis, bool keepdims) { return extremes("min", Reduce::min, ArgReduce::argmin, x, axis, keepdims); }
+Tensor argmax(const Tensor& x) { return arg_extreme("argmax", ArgReduce::argmax, reshape(x.detach(), {x.numel()}), 0, false); }
+Tensor argmin(const Tensor& x) { return arg_extreme("argmin", ArgReduce::argmin, reshape(x.detach(), {x.numel()}), 0, false); }
+Tensor argmax(const Tensor& x, int64_t axis, bool keepdims) { return arg_extreme("argmax", ArgReduce::argmax, x.detach(), axis, keepdims); }
+Tensor argmin(const Tensor& x, int64_t axis, bool keepdims) { return arg_extreme("argmin", ArgReduce::argmin, x.detach(), axis, keepdims); }
+
+Tensor var(const Tensor& x, const Axes& axes, bool keepdims, double correction) {
+  check_real("var", x);
+  const Plan plan("var", x, axes);
+  const Tensor distance = sub(x, mean(x, axes, true));
+  const double divisor = std::max(0.0, static_cast<double>(plan.count) - correction);
+  const Tensor squares = record("var", reduced(Reduce::sum_squares, distance, plan, keepdims, x.dtype()), {distance}, saving(distance),
+                                [plan](const Saved& s, const Tensor& g) { return grads(mul(mul(s[0], restored(g, plan)), 2)); });
+  return div(squares, divisor);
+}
+
+Tensor stddev(const Tensor& x, const Axes& axes, bool keepdims, double correction) { return sqrt(var(x, axes, keepdims, correction)); }
+
+Tensor norm(const Tensor& x, double p, const Axes& axes, bool keepdims) {
+  check_real("norm", x);
+  check<ValueError>(p > 0, "norm: p must be positive (or infinity), got ", p);
+  if (p == 1) return sum(abs(x), axes, keepdims);
+  if (std::isinf(p)) return amax(abs(x), axes, keepdims);
+  const Plan plan("norm", x, axes);
+  if (p != 2) {
+    const Tensor total = sum(pow(abs(x), p), axes, keepdims);
+    return where(eq(total, 0), 0, pow(where(eq(total, 0), 1, total), 1 / p));      // the root's slope at 0 is infinite
+  }
+  const Tensor y = detail::unary(kernels::Unary::sqrt, reduced(Reduce::sum_squares, x, plan, keepdims, x.dtype()), x.dtype());
+  return record("norm", y, {x}, saving(x, y), [plan](const Saved& s, const Tensor& g) {
+    const Tensor length = s[1];
+    return grads(mul(s[0], restored(div(g, where(eq(length, 0), 1, length)), plan)));
+  });
+}
+
+Tensor logsumexp(const Tensor& x, const Axes& axes, bool keepdims) {
+  check_real("logsumexp", x);
+  const Plan plan("logsumexp", x, axes);
+  const Tensor y = reduced(Reduce::logsumexp, x, plan, keepdims, x.dtype());
+  return record("logsumexp", y, {x}, saving(x, y), [plan](const Saved& s, const Tensor& g) {
+    const Tensor y = s[1], finite = where(isfinite(y), y, 0);                        // of nothing but -infinity: e^(-inf) = 0, not NaN
+    return grads(mul(restored(g, plan), exp(sub(s[0], restored(finite, plan)))));
+  });
+}
+
+Tensor any(const Tensor& x, const Axes& axes, bool keepdims) { return reduced(Reduce::any, x, Plan("any", x, axes), keepdims, DType::boolean); }
+Tensor all(const Tensor& x, const Axes& axes, bool keepdims) { return reduced(Reduce::all, x, Plan("all", x, axes), keepdims, DType::boolean); }
+
+Tensor cumsum(const Tensor& x, int64_t axis) {
+  if (x.rank() == 0) return reshape(cumsum(reshape(x, {1}), axis), {});
+  return cumsum_along(x, wrap_axis(axis, x.rank(), "cumsum"), false);
+}
+
+}  // namespace fovea
