@@ -11,6 +11,9 @@
 #include <fovea/autograd/shape.h>
 #include <fovea/autograd/tape.h>
 
+#include <fovea/layers/container.h>
+#include <fovea/layers/flatten.h>
+#include <fovea/layers/init.h>
 #include <fovea/layers/module.h>
 #include <fovea/layers/receptive_field.h>
 #include <fovea/layers/state_dict.h>

@@ -97,7 +97,7 @@ struct KernelTable {
   void (*arg_reduce)(Queue, ArgReduce, int axis, const ConstView& x, const View& y);        // y int64
   void (*cumsum)(Queue, int axis, bool is_reversed, const ConstView& x, const View& y);
 
-  // --- order (sort.cpp): stable, NaN last; values and indices (int64) along `axis`; any strides ---
+  // --- order (sort.cpp): stable, NaN counts as the largest; values and indices (int64) along `axis`; any strides ---
   void (*sort)(Queue, int axis, bool is_descending, const ConstView& x, const View& values, const View& indices);
   void (*topk)(Queue, int axis, bool is_largest, const ConstView& x, const View& values, const View& indices);   // k = values.size(axis)
 

@@ -362,6 +362,30 @@ TEST_CASE("leaves: what can require a gradient") {
   CHECK_THROWS_AS(x.set_grad(zeros({2}, DType::float64)), ShapeError);
 }
 
+TEST_CASE("gradcheck accepts right gradients and catches wrong ones") {
+  const Tensor x = leaf({0.3, -1.2, 2.0});
+  auto right = [](const std::vector<Tensor>& in) { return exponential(times(in[0], in[0])); };
+  CHECK(gradcheck(right, {x}) == "");
+  CHECK(gradgradcheck(right, {x}) == "");
+  auto wrong = [](const std::vector<Tensor>& in) {
+    return odd_backward(times(in[0], in[0]), [](const Tensor& g) { return grads(times(g, full({3}, 1.01, DType::float64))); });
+  };
+  CHECK(contains(gradcheck(wrong, {x}), "backward gives"));
+  // The first derivative is right, the second is missing: the backward function leaves the graph.
+  auto cut = [](const std::vector<Tensor>& in) {
+    const Tensor& t = in[0];
+    return record("cut", times(t.detach(), t.detach()), {t}, saving(t), [](const Saved& s, const Tensor& g) {
+      return grads(times(times(g, s[0].detach()), full({3}, 2, DType::float64)));
+    });
+  };
+  CHECK(gradcheck(cut, {x}) == "");
+  CHECK(contains(gradgradcheck(cut, {x}), "backward gives"));
+  CHECK_THROWS_AS(gradcheck(right, {x.detach()}), AutogradError);
+  Tensor single = zeros({3});
+  single.set_requires_grad();
+  CHECK_THROWS_AS(gradcheck(right, {single}), DTypeError);
+}
+
 TEST_CASE("saved tensors are freed by the backward pass that used them") {
   const Tensor x = leaf(Values(1000, 1.0));
   const int64_t before = allocator::stats().active_bytes;

@@ -21,9 +21,9 @@ class Scale : public Module {
   std::optional<Cost> own_cost(const Shape& input) const override { return ElementwiseGeometry{.numel = input.numel(), .parameters = weight.numel()}.cost(); }
 };
 
-class Pair : public Module {
+class Two : public Module {
  public:
-  Pair() : first(add("first", Scale(2))), second(add("second", Scale(3))), shift(param("shift", zeros({4}))) {}
+  Two() : first(add("first", Scale(2))), second(add("second", Scale(3))), shift(param("shift", zeros({4}))) {}
   Tensor forward(const Tensor& x) override { return second(first(first(x))); }
   Scale& first;
   Scale& second;
@@ -32,9 +32,9 @@ class Pair : public Module {
 
 class Outer : public Module {
  public:
-  Outer() : pair(add("pair", Pair())), last(add("last", Scale(5))) {}
+  Outer() : pair(add("pair", Two())), last(add("last", Scale(5))) {}
   Tensor forward(const Tensor& x) override { return last(pair(x)); }
-  Pair& pair;
+  Two& pair;
   Scale& last;
 };
 
@@ -62,7 +62,7 @@ TEST_CASE("module: names are paths in PyTorch's order, and what is undefined is 
   CHECK(names(state_dict(net)) == "pair.shift pair.first.weight pair.first.seen pair.second.weight pair.second.seen last.weight last.seen ");
   CHECK(names(net.named_parameters("net")) == "net.pair.shift net.pair.first.weight net.pair.second.weight net.last.weight ");
   CHECK(net.parameter_count() == 4 + 2 + 3 + 5);
-  CHECK(net.tree() == "Outer(\n  (pair): Pair(\n    (first): Scale(2)\n    (second): Scale(3)\n  )\n  (last): Scale(5)\n)");
+  CHECK(net.tree() == "Outer(\n  (pair): Two(\n    (first): Scale(2)\n    (second): Scale(3)\n  )\n  (last): Scale(5)\n)");
   for (const auto& [name, parameter] : net.named_parameters()) CHECK(parameter.requires_grad());
   for (const auto& [name, tensor] : net.named_buffers()) CHECK(!tensor.requires_grad());
 }
@@ -98,7 +98,7 @@ TEST_CASE("module: layers are found by path, with a suggestion where they are no
   CHECK(&net.layer<Scale>("pair.second") == &net.pair.second);
   CHECK(message_of([&] { net.layer("pair.frist"); }) == "no layer \"pair.frist\"; did you mean \"pair.first\"?");
   CHECK(message_of([&] { net.layer("xyz!"); }) == "no layer \"xyz!\"");
-  CHECK(message_of([&] { net.layer<Pair>("last"); }) == "layer \"last\" is Scale, not of the type asked for");
+  CHECK(message_of([&] { net.layer<Two>("last"); }) == "layer \"last\" is Scale, not of the type asked for");
 }
 
 TEST_CASE("module: train, eval, freeze and zero_grad reach everything below") {
@@ -119,7 +119,7 @@ TEST_CASE("module: train, eval, freeze and zero_grad reach everything below") {
   CHECK(!net.last.weight.grad());
   std::string visited;
   net.apply([&](Module& m) { visited += m.type_name() + " "; });
-  CHECK(visited == "Scale Scale Pair Scale Outer ");
+  CHECK(visited == "Scale Scale Two Scale Outer ");
 }
 
 TEST_CASE("module: to() changes dtype and device for every handle, and leaves integers alone") {

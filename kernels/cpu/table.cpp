@@ -18,6 +18,9 @@ void add_softmax(KernelTable&);
 void add_pool(KernelTable&);
 void add_adaptive_pool(KernelTable&);
 void add_scan(KernelTable&);
+void add_index(KernelTable&);
+void add_sort(KernelTable&);
+void add_image(KernelTable&);
 
 const KernelTable& cpu_table() {
   static const KernelTable table = [] {
@@ -38,6 +41,9 @@ const KernelTable& cpu_table() {
     add_pool(t);
     add_adaptive_pool(t);
     add_scan(t);
+    add_index(t);
+    add_sort(t);
+    add_image(t);
     return t;
   }();
   return table;

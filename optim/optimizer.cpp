@@ -1,0 +1,204 @@
+#include <fovea/optim/optimizer.h>
+
+#include <algorithm>
+#include <cmath>
+#include <unordered_set>
+
+#include <fovea/autograd/shape.h>
+#include <fovea/tensor/creation.h>
+
+namespace fovea::optim {
+namespace {
+
+std::string listed(const char* what, const std::vector<std::string>& names) {
+  constexpr size_t at_most = 20;
+  std::string text = what;
+  for (size_t i = 0; i < std::min(names.size(), at_most); ++i) text += str(i ? ", \"" : " \"", names[i], '"');
+  return names.size() > at_most ? text + str(" and ", names.size() - at_most, " more") : text;
+}
+
+}  // namespace
+
+void Optimizer::require(bool holds, const char* option, double value, const char* expected) const {
+  check<ValueError>(holds, name_, ": ", option, " must be ", expected, ", got ", value);
+}
+
+void Optimizer::add_group(const std::string& name, const NamedTensors& parameters) {
+  check<ValueError>(std::find(groups_.begin(), groups_.end(), name) == groups_.end(), name_, ": two groups are named \"", name, "\"");
+  const size_t group = groups_.size();
+  check_options(group);
+  groups_.push_back(name);
+  initial_lr_.push_back(option_values(group)[0]);
+  for (const auto& [parameter_name, parameter] : parameters) {
+    if (!parameter.defined()) continue;                              // a bias that is not there
+    check<DTypeError>(is_floating(parameter.dtype()), name_, ": parameter \"", parameter_name, "\" is ", parameter.dtype(), ", expected a floating-point type");
+    check<ShapeError>(parameter.is_contiguous(), name_, ": parameter \"", parameter_name, "\" is not contiguous; use contiguous(x)");
+    const auto is_same = [&](const Slot& slot) { return slot.parameter.is_same(parameter); };
+    const auto is_named_so = [&, key = &parameter_name](const Slot& slot) { return slot.name == *key; };
+    const auto same = std::find_if(slots_.begin(), slots_.end(), is_same);
+    if (same != slots_.end()) {
+      check<ValueError>(same->group == group, name_, ": \"", parameter_name, "\" is in two groups, \"", groups_[same->group], "\" and \"", name, "\"");
+      continue;
+    }
+    check<ValueError>(std::none_of(slots_.begin(), slots_.end(), is_named_so), name_, ": two parameters are named \"", parameter_name, "\"");
+    slots_.push_back({.name = parameter_name, .parameter = parameter, .group = group});
+  }
+}
+
+void Optimizer::check_gradients() const {
+  for (const Slot& slot : slots_) {
+    const Tensor gradient = slot.parameter.grad();
+    if (!gradient.defined()) continue;
+    const DType dtype = slot.parameter.dtype();
+    check<DTypeError>(dtype == DType::float32 || dtype == DType::float64, name_, ": parameter \"", slot.name, "\" is ", dtype,
+                      ", expected float32 or float64; keep a float32 copy to optimize");
+    check<DTypeError>(gradient.dtype() == dtype, name_, ": the gradient of \"", slot.name, "\" is ", gradient.dtype(), ", expected ", dtype);
+    check<ShapeError>(gradient.shape() == slot.parameter.shape(), name_, ": the gradient of \"", slot.name, "\" has shape ", gradient.shape(), ", expected ",
+                      slot.parameter.shape());
+    check<ShapeError>(slot.parameter.is_contiguous(), name_, ": parameter \"", slot.name, "\" is not contiguous any more");
+    check<DTypeError>(slot.buffers.empty() || slot.buffers[0].dtype() == dtype, name_, ": parameter \"", slot.name, "\" became ", dtype,
+                      " after the first step; convert the module before the optimizer is made");
+  }
+}
+
+void Optimizer::make_buffers() {
+  for (Slot& slot : slots_) {
+    if (slot.step > 0 || !slot.buffers.empty() || !slot.parameter.grad().defined()) continue;
+    std::vector<Tensor> buffers;
+    for (size_t i = 0; i < buffer_names(slot.group).size(); ++i) buffers.push_back(full_like(slot.parameter, initial_value(slot.group)));
+    slot.buffers = std::move(buffers);
+  }
+}
+
+void Optimizer::step() {
+  NoGrad no_grad;
+  check_gradients();
+  make_buffers();
+  for (Slot& slot : slots_) {
+    const Tensor gradient = slot.parameter.grad();
+    if (!gradient.defined()) continue;
+    ++slot.step;
+    update(slot, contiguous(gradient));
+    slot.parameter.storage()->bump_version();
+  }
+}
+
+void Optimizer::zero_grad() {
+  for (const Slot& slot : slots_) slot.parameter.set_grad({});
+}
+
+NamedTensors Optimizer::parameters() const {
+  NamedTensors list;
+  for (const Slot& slot : slots_) list.add(slot.name, slot.parameter);
+  return list;
+}
+
+// visit_options() may change options, so it is not const; here nothing changes.
+std::vector<double> Optimizer::option_values(size_t group) const {
+  std::vector<double> values;
+  const_cast<Optimizer*>(this)->visit_options(group, [&](const char*, double& value) { values.push_back(value); });
+  return values;
+}
+
+void Optimizer::set_options(size_t group, const std::vector<double>& values) {
+  size_t i = 0;
+  visit_options(group, [&](const char*, double& value) { value = values[i++]; });
+}
+
+double Optimizer::lr(size_t group) const {
+  check<IndexError>(group < groups_.size(), name_, ": there is no group ", group, ", only ", groups_.size());
+  return option_values(group)[0];
+}
+
+void Optimizer::set_lr(size_t group, double lr) {
+  check<IndexError>(group < groups_.size(), name_, ": there is no group ", group, ", only ", groups_.size());
+  require(std::isfinite(lr) && lr >= 0, "lr", lr, "a finite number that is not negative");
+  std::vector<double> values = option_values(group);
+  values[0] = lr;
+  set_options(group, values);
+}
+
+void Optimizer::set_lr(double lr) {
+  for (size_t group = 0; group < groups_.size(); ++group) set_lr(group, lr);
+}
+
+void Optimizer::scale_lr(double factor) {
+  for (size_t group = 0; group < groups_.size(); ++group) set_lr(group, initial_lr_[group] * factor);
+}
+
+NamedTensors Optimizer::state() const {
+  NamedTensors state;
+  for (size_t group = 0; group < groups_.size(); ++group) {
+    const std::string prefix = "param_groups." + groups_[group] + ".";
+    const_cast<Optimizer*>(this)->visit_options(group, [&](const char* name, double& value) { state.add(prefix + name, scalar(value, DType::float64)); });
+    state.add(prefix + "initial_lr", scalar(initial_lr_[group], DType::float64));
+  }
+  for (const Slot& slot : slots_) {
+    if (slot.step == 0) continue;
+    const std::string prefix = "state." + slot.name + ".";
+    state.add(prefix + "step", from_vector(std::vector<int64_t>{slot.step}, Shape{}));
+    const std::vector<const char*> names = buffer_names(slot.group);
+    for (size_t i = 0; i < names.size(); ++i) state.add(prefix + names[i], slot.buffers[i]);
+  }
+  return state;
+}
+
+void Optimizer::load_state(const NamedTensors& state) {
+  std::vector<std::vector<double>> options_before;
+  for (size_t group = 0; group < groups_.size(); ++group) options_before.push_back(option_values(group));
+  const std::vector<double> initial_lr_before = initial_lr_;
+  try {
+    load_checked(state);
+  } catch (...) {
+    for (size_t group = 0; group < groups_.size(); ++group) set_options(group, options_before[group]);
+    initial_lr_ = initial_lr_before;
+    throw;
+  }
+}
+
+// Options first, because they say which buffers there are. The slots are changed at the very end, when nothing can fail any more.
+void Optimizer::load_checked(const NamedTensors& state) {
+  std::vector<std::string> missing, unexpected, unfit;
+  std::unordered_set<std::string> known;
+  const auto find = [&](const std::string& name, const Shape& shape, DType dtype) -> const Tensor* {
+    known.insert(name);
+    const Tensor* found = state.find(name);
+    if (!found) missing.push_back(name);
+    else if (found->shape() != shape || found->dtype() != dtype) {
+      unfit.push_back(str(name, ": ", found->dtype(), found->shape(), ", expected ", dtype, shape));
+      return nullptr;
+    }
+    return found;
+  };
+  for (size_t group = 0; group < groups_.size(); ++group) {
+    const std::string prefix = "param_groups." + groups_[group] + ".";
+    visit_options(group, [&](const char* name, double& value) {
+      if (const Tensor* saved = find(prefix + name, {}, DType::float64)) value = saved->item();
+    });
+    if (const Tensor* saved = find(prefix + "initial_lr", {}, DType::float64)) initial_lr_[group] = saved->item();
+    check_options(group);
+  }
+
+  std::vector<Slot> loaded;
+  for (const Slot& slot : slots_) {
+    Slot fresh{.name = slot.name, .parameter = slot.parameter, .group = slot.group};
+    const std::string prefix = "state." + slot.name + ".";
+    if (state.contains(prefix + "step")) {                           // a parameter that had no gradient has no state
+      if (const Tensor* saved = find(prefix + "step", {}, DType::int64)) fresh.step = saved->item<int64_t>();
+      if (fresh.step <= 0) unfit.push_back(prefix + "step, which must be positive");
+      for (const char* name : buffer_names(slot.group))
+        if (const Tensor* saved = find(prefix + name, slot.parameter.shape(), slot.parameter.dtype())) fresh.buffers.push_back(clone(saved->detach()));
+    }
+    loaded.push_back(std::move(fresh));
+  }
+  for (const auto& [name, tensor] : state)
+    if (!known.contains(name)) unexpected.push_back(name);
+
+  std::string problems;
+  for (const auto& [what, names] : {std::pair{"missing", &missing}, {"unexpected", &unexpected}, {"unfit", &unfit}})
+    if (!names->empty()) problems += (problems.empty() ? "" : "; ") + listed(what, *names);
+  check<ValueError>(problems.empty(), name_, ": load_state: ", problems);
+  slots_ = std::move(loaded);
+}
+
+}  // namespace fovea::optim

@@ -1,0 +1,114 @@
+#!/usr/bin/env python3
+"""Golden values of every operation, made by PyTorch: python3 tests/golden/ops.py build/release/tests/op_cases_tool
+
+op_cases_tool writes the inputs of its rows, this script calls PyTorch on them in float64 and writes tests/golden/ops.npz: one array for each row, which
+holds for each of its samples the rank, the sizes and the elements of the result. It also lets the program write docs/operations.md.
+"""
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+FUNCTIONS = {
+    # --- shape ---
+    "transpose": lambda x: x.transpose(-2, -1),
+    "transpose/axes": lambda x: x.transpose(0, -1),
+    "permute": lambda x: x.permute(2, 0, 1),
+    "expand": lambda x: x.expand(4, 3, 5),
+    "unsqueeze": lambda x: x.unsqueeze(-1),
+    "squeeze": lambda x: x.squeeze(1),
+    "squeeze/all": torch.squeeze,
+    "narrow": lambda x: x.narrow(1, 1, 2),
+    "slice": lambda x: x[..., 1:9:3],
+    "slice/backwards": lambda x: x.flip(0)[::2],
+    "select": lambda x: x.select(1, -1),
+    "flip": lambda x: x.flip(0, -1),
+    "diagonal": lambda x: x.diagonal(dim1=-2, dim2=-1),
+    "split": lambda x: torch.cat([x.split(2, 1)[1], x.split(2, 1)[0]], 1),
+    "chunk": lambda x: x.chunk(3, 0)[1],
+    "reshape": lambda x: x.reshape(-1, 6),
+    "flatten": lambda x: x.flatten(1),
+    "contiguous": lambda x: x.transpose(-2, -1),
+    "clone": torch.clone,
+    "concat": lambda x, y: torch.cat([x, y, x]),
+    "concat/last axis": lambda x, y: torch.cat([x.T, y.T], -1),
+    "stack": lambda x: torch.stack([x, x, x], 1),
+    "repeat": lambda x: x.repeat(2, 1, 3),
+    "roll": lambda x: x.roll(2, -1),
+    "pad": lambda x: F.pad(x, (1, 2, 0, 3), value=0.5),
+    "pad/cut": lambda x: F.pad(x, (-1, 2, 1, -1)),
+    "pad/reflect": lambda x: F.pad(x, (2, 1), "reflect"),
+    "pad/replicate": lambda x: F.pad(x, (2, 1), "replicate"),
+    "tril": lambda x: x.tril(1),
+    "triu": lambda x: x.triu(-1),
+    "to/float64": lambda x: x,
+    "sum_to": lambda x: x.sum_to_size(3, 1),
+    # --- elementwise ---
+    **{name: getattr(torch, name) for name in (
+        "neg abs sign square sqrt rsqrt reciprocal exp expm1 log log1p sin cos erf floor ceil round add sub mul div pow maximum minimum atan2 where lerp "
+        "eq ne lt le gt ge logical_and logical_or logical_xor logical_not isnan isfinite").split()},
+    "clamp": lambda x: x.clamp(-0.5, 1.25),
+    "clamp_min": lambda x: x.clamp(min=0.25),
+    "clamp_max": lambda x: x.clamp(max=0.25),
+    "remainder": lambda x: x.remainder(0.75),
+    "add/number": lambda x: 2 + x + 0.5,
+    "sub/number": lambda x: 1 - x - 3,
+    "mul/number": lambda x: 2 * x * 1.5,
+    "div/number": lambda x: 2 / (x / 4),
+    "pow/number": lambda x: x.pow(3),
+    "pow/fraction": lambda x: x.pow(0.3),
+    "where/number": lambda x: torch.where(x > 0, x, -1.0),
+    "lerp/number": lambda x, y: x.lerp(y, 0.3),
+    "addcmul": lambda x, y, z: x.addcmul(y, z, value=0.7),
+    "addcdiv": lambda x, y, z: x.addcdiv(y, z, value=0.7),
+    # --- activations ---
+    **{name: getattr(F, name) for name in "relu relu6 sigmoid tanh silu gelu".split()},
+    "leaky_relu": lambda x: F.leaky_relu(x, 0.1),
+    "elu": lambda x: F.elu(x, 1.5),
+    "softplus": lambda x: F.softplus(x, 2, 4),
+    "gelu/tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "hardtanh": lambda x: F.hardtanh(x, -0.5, 1),
+}
+
+
+def packed(results):
+    parts = []
+    for y in results:
+        parts += [[y.dim()], list(y.shape), y.reshape(-1).to(torch.float64).numpy()]
+    return np.concatenate([np.asarray(p, dtype=np.float64) for p in parts]) if parts else np.zeros(0)
+
+
+def main():
+    program = sys.argv[1]
+    root = pathlib.Path(__file__).resolve().parents[2]
+    with tempfile.TemporaryDirectory() as folder:
+        inputs_file = f"{folder}/inputs.npz"
+        subprocess.run([program, "--write-inputs", inputs_file], check=True)
+        inputs = np.load(inputs_file)
+        samples = {}                                     # name -> sample -> inputs
+        for key in inputs.files:                         # "name:sample:input"
+            name, sample, argument = key.rsplit(":", 2)
+            samples.setdefault(name, {}).setdefault(int(sample), {})[int(argument)] = torch.from_numpy(inputs[key])
+    missing = sorted(set(samples) - set(FUNCTIONS))
+    if missing:
+        sys.exit(f"ops.py: no PyTorch function for {', '.join(missing)}")
+    golden = {}
+    for name, of_name in samples.items():
+        results = []
+        for index in sorted(of_name):
+            arguments = of_name[index]
+            try:
+                results.append(FUNCTIONS[name](*[arguments[i] for i in sorted(arguments)]))
+            except Exception as error:
+                sys.exit(f"ops.py: {name}, sample {index}: {error}")
+        golden[name] = packed(results)
+    np.savez_compressed(root / "tests/golden/ops.npz", **golden)
+    (root / "docs").mkdir(exist_ok=True)
+    subprocess.run([program, "--write-table", str(root / "docs/operations.md")], check=True)
+
+
+main()

@@ -1,0 +1,215 @@
+// Drives the rows of op_cases.h.
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <cstring>
+#include <map>
+
+#include <fovea/autograd/shape.h>
+#include <fovea/kernels/cpu/parallel.h>
+#include <fovea/kernels/table_entries.h>
+#include <fovea/tensor/npz.h>
+
+#include "op_cases.h"
+
+using namespace fovea;
+using namespace fovea::op_cases;
+
+namespace {
+
+const Rows& rows() {
+  static const Rows all = operations();
+  return all;
+}
+
+// Runs f on every sample of every row, so that what fails says where.
+template <class F>
+void for_each_sample(const F& f) {
+  for (const Operation& row : rows())
+    for (size_t i = 0; i < row.samples.size(); ++i) {
+      const Sample& sample = row.samples[i];
+      std::string shapes;
+      for (const Input& input : sample.inputs) shapes += str(" ", input.shape);
+      INFO(row.name, ", sample ", i, ":", shapes);
+      try {
+        f(row, sample, i);
+      } catch (const Error& error) {
+        FAIL_CHECK(error.what());
+      }
+    }
+}
+
+bool has_special(const Sample& sample) {
+  for (const Input& input : sample.inputs)
+    if (input.kind == Kind::special) return true;
+  return false;
+}
+
+bool is_differentiable(const Operation& row, const Sample& sample) { return row.gradient != Gradient::none && !has_special(sample); }
+
+void require_gradients(std::vector<Tensor>& inputs) {
+  for (Tensor& x : inputs)
+    if (is_floating(x.dtype())) x.set_requires_grad();
+}
+
+// The result and, where there are any, the gradients of its sum.
+std::vector<Tensor> run_with_gradients(const Operation& row, const Sample& sample, std::vector<Tensor> inputs) {
+  manual_seed(9);
+  if (!is_differentiable(row, sample)) return {row.call(inputs)};
+  std::vector<Tensor> leaves, results;
+  for (Tensor& x : inputs) {
+    if (!is_floating(x.dtype())) continue;
+    x = Tensor(x.storage(), x.shape(), x.strides(), x.offset(), x.dtype());      // a leaf of its own, in the layout given
+    x.set_requires_grad();
+    leaves.push_back(x);
+  }
+  const Tensor y = row.call(inputs);
+  results.push_back(y.detach());
+  if (!y.requires_grad()) return results;
+  for (const Tensor& g : grad({y}, leaves, {make_input({y.shape()}, 99, y.dtype())}, {.allow_unused = true}))
+    if (g) results.push_back(g);
+  return results;
+}
+
+// "" or where two lists of values differ by more than `tolerance` of their largest.
+std::string difference(const std::vector<double>& got, const std::vector<double>& expected, double tolerance) {
+  if (got.size() != expected.size()) return str(got.size(), " elements, expected ", expected.size());
+  double largest = 1;
+  for (double v : expected)
+    if (std::isfinite(v)) largest = std::max(largest, std::abs(v));
+  for (size_t i = 0; i < got.size(); ++i) {
+    const bool is_equal = got[i] == expected[i] || (std::isnan(got[i]) && std::isnan(expected[i])) || std::abs(got[i] - expected[i]) <= tolerance * largest;
+    if (!is_equal) return str("element ", i, " is ", got[i], ", expected ", expected[i]);
+  }
+  return "";
+}
+
+bool is_bitwise_equal(const Tensor& a, const Tensor& b) {
+  if (a.shape() != b.shape() || a.dtype() != b.dtype()) return false;
+  const Tensor x = contiguous(a.detach()), y = contiguous(b.detach());
+  return x.numel() == 0 || std::memcmp(x.view().data, y.view().data, static_cast<size_t>(x.nbytes())) == 0;
+}
+
+// The same values in another layout: axes stored in the opposite order; every third element of a larger memory, counted from behind.
+Tensor stored_backwards(const Tensor& x) {
+  std::vector<int64_t> order;
+  for (int axis = x.rank() - 1; axis >= 0; --axis) order.push_back(axis);
+  return permute(clone(permute(x, order)), order);
+}
+
+Tensor stored_apart(const Tensor& x) {
+  if (x.rank() == 0) return select(stack({x, x, x}), 0, 1);
+  const int last = x.rank() - 1;
+  Shape wide = x.shape();
+  wide[last] = 3 * wide[last] + 2;
+  Tensor memory = full(wide, 1, x.dtype());
+  Tensor part = flip(slice(memory, last, 1, 1 + 3 * x.shape()[last], 3), {last});
+  if (x.numel() > 0) table_of(x).copy(queue_of(x), x.view(), part.mutable_view());
+  return part;
+}
+
+struct Threads {
+  explicit Threads(int n) : before(num_threads()) { set_num_threads(n); }
+  ~Threads() { set_num_threads(before); }
+  int before;
+};
+
+}  // namespace
+
+TEST_CASE("golden values: PyTorch gives the same, in float64 and in float32") {
+  const NamedTensors golden = load_npz(FOVEA_SOURCE_DIR "/tests/golden/ops.npz");
+  std::map<std::string, std::vector<double>> values;
+  std::map<std::string, size_t> position;
+  for (const auto& [name, tensor] : golden) values[name] = tensor.to_vector<double>();
+  for_each_sample([&](const Operation& row, const Sample& sample, size_t) {
+    if (sample.is_large) return;
+    const std::vector<double>& of_row = values[row.name];
+    size_t& at = position[row.name];
+    REQUIRE_MESSAGE(at < of_row.size(), "no golden values: run tests/golden/ops.py");
+    Shape shape;
+    const auto rank = static_cast<int>(of_row[at++]);
+    for (int i = 0; i < rank; ++i) shape.push_back(static_cast<int64_t>(of_row[at++]));
+    const std::vector<double> expected(of_row.begin() + static_cast<int64_t>(at), of_row.begin() + static_cast<int64_t>(at) + shape.numel());
+    at += expected.size();
+    for (const DType dtype : {DType::float64, DType::float32}) {
+      const Tensor y = row.call(make_inputs(sample, dtype));
+      CHECK(y.shape() == shape);
+      CHECK(difference(y.to_vector<double>(), expected, dtype == DType::float64 ? 1e-10 : row.tolerance) == "");
+    }
+  });
+}
+
+TEST_CASE("gradients are the limit of differences") {
+  for_each_sample([&](const Operation& row, const Sample& sample, size_t) {
+    if (sample.is_large || !is_differentiable(row, sample)) return;
+    std::vector<Tensor> inputs = make_inputs(sample, DType::float64);
+    require_gradients(inputs);
+    CHECK(gradcheck(row.call, inputs) == "");
+  });
+}
+
+TEST_CASE("gradients of gradients are the limit of differences, or the operation says that it has none") {
+  for_each_sample([&](const Operation& row, const Sample& sample, size_t) {
+    if (sample.is_large || !is_differentiable(row, sample)) return;
+    std::vector<Tensor> inputs = make_inputs(sample, DType::float64);
+    require_gradients(inputs);
+    if (row.gradient == Gradient::twice) CHECK(gradgradcheck(row.call, inputs, {.max_elements = 60}) == "");
+    else CHECK_THROWS_AS(gradgradcheck(row.call, inputs, {.max_elements = 1}), AutogradError);
+  });
+}
+
+TEST_CASE("a meta tensor gets the shape and the dtype of the real result") {
+  for_each_sample([](const Operation& row, const Sample& sample, size_t) {
+    const std::vector<Tensor> inputs = make_inputs(sample, DType::float32);
+    std::vector<Tensor> meta;
+    for (const Tensor& x : inputs) meta.push_back(empty(x.shape(), {x.dtype(), Device::meta()}));
+    const Tensor y = row.call(inputs), m = row.call(meta);
+    CHECK(m.is_meta());
+    CHECK(m.shape() == y.shape());
+    CHECK(m.dtype() == y.dtype());
+  });
+}
+
+TEST_CASE("float32 gives what float64 gives, in value and gradient") {
+  for_each_sample([](const Operation& row, const Sample& sample, size_t) {
+    const std::vector<Tensor> exact = run_with_gradients(row, sample, make_inputs(sample, DType::float64));
+    const std::vector<Tensor> single = run_with_gradients(row, sample, make_inputs(sample, DType::float32));
+    REQUIRE(exact.size() == single.size());
+    for (size_t i = 0; i < exact.size(); ++i) CHECK(difference(single[i].to_vector<double>(), exact[i].to_vector<double>(), row.tolerance) == "");
+  });
+}
+
+TEST_CASE("one thread and several give the same bits") {
+  for_each_sample([](const Operation& row, const Sample& sample, size_t) {
+    const std::vector<Tensor> inputs = make_inputs(sample, DType::float32);
+    std::vector<Tensor> one, several;
+    {
+      Threads threads(1);
+      one = run_with_gradients(row, sample, inputs);
+    }
+    {
+      Threads threads(3);
+      several = run_with_gradients(row, sample, inputs);
+    }
+    REQUIRE(one.size() == several.size());
+    for (size_t i = 0; i < one.size(); ++i) CHECK(is_bitwise_equal(one[i], several[i]));
+  });
+}
+
+TEST_CASE("how the inputs lie in memory changes nothing, and inputs stay as they were") {
+  for_each_sample([](const Operation& row, const Sample& sample, size_t) {
+    const std::vector<Tensor> inputs = make_inputs(sample, DType::float64);
+    const std::vector<Tensor> expected = run_with_gradients(row, sample, inputs);
+    for (Tensor (*layout)(const Tensor&) : {stored_backwards, stored_apart}) {
+      std::vector<Tensor> moved;
+      for (const Tensor& x : inputs) moved.push_back(layout(x));
+      const std::vector<Tensor> got = run_with_gradients(row, sample, moved);
+      REQUIRE(got.size() == expected.size());
+      for (size_t i = 0; i < got.size(); ++i) {
+        CHECK(got[i].shape() == expected[i].shape());
+        CHECK(difference(got[i].to_vector<double>(), expected[i].to_vector<double>(), 1e-12) == "");
+      }
+      for (size_t i = 0; i < inputs.size(); ++i) CHECK(is_bitwise_equal(moved[i], make_input(sample.inputs[i], i, DType::float64)));
+    }
+  });
+}

@@ -1,0 +1,336 @@
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <limits>
+
+#include <fovea/autograd/shape.h>
+#include <fovea/optim/clip.h>
+#include <fovea/optim/optimizers.h>
+#include <fovea/optim/schedule.h>
+#include <fovea/tensor/npz.h>
+
+#include "file_cases.h"
+
+using namespace fovea;
+using namespace fovea::optim;
+
+namespace {
+
+constexpr double infinity = std::numeric_limits<double>::infinity();
+constexpr double not_a_number = std::numeric_limits<double>::quiet_NaN();
+
+const NamedTensors& golden() {
+  static const NamedTensors arrays = load_npz(std::string(FOVEA_SOURCE_DIR) + "/tests/golden/optim.npz");
+  return arrays;
+}
+
+using Make = std::function<std::unique_ptr<Optimizer>(const NamedTensors&)>;
+template <class O, class Options>
+Make maker(Options options) {
+  return [=](const NamedTensors& parameters) { return std::make_unique<O>(parameters, options); };
+}
+
+// As in tests/golden/make_optim.py.
+const std::pair<std::string, Make> cases[] = {
+    {"sgd", maker<SGD>(SGDOptions{.lr = 0.1})},
+    {"sgd_decay", maker<SGD>(SGDOptions{.lr = 0.1, .weight_decay = 0.05})},
+    {"sgd_momentum", maker<SGD>(SGDOptions{.lr = 0.1, .momentum = 0.9, .dampening = 0.3, .weight_decay = 0.05})},
+    {"sgd_nesterov", maker<SGD>(SGDOptions{.lr = 0.1, .momentum = 0.9, .weight_decay = 0.05, .nesterov = true})},
+    {"adam", maker<Adam>(AdamOptions{.lr = 0.01})},
+    {"adam_decay", maker<Adam>(AdamOptions{.lr = 0.02, .beta1 = 0.8, .beta2 = 0.95, .eps = 1e-3, .weight_decay = 0.1})},
+    {"adamw", maker<AdamW>(AdamWOptions{.lr = 0.02, .beta1 = 0.8, .beta2 = 0.95, .weight_decay = 0.1})},
+    {"rmsprop", maker<RMSprop>(RMSpropOptions{.lr = 0.01})},
+    {"rmsprop_all", maker<RMSprop>(RMSpropOptions{.lr = 0.01, .alpha = 0.9, .eps = 1e-4, .weight_decay = 0.1, .momentum = 0.7, .centered = true})},
+    {"rmsprop_centered", maker<RMSprop>(RMSpropOptions{.lr = 0.01, .centered = true})},
+    {"adagrad", maker<Adagrad>(AdagradOptions{.lr = 0.1})},
+    {"adagrad_all", maker<Adagrad>(AdagradOptions{.lr = 0.1, .lr_decay = 0.1, .weight_decay = 0.1, .initial_accumulator_value = 0.5, .eps = 1e-6})},
+};
+
+Tensor leaf(const Tensor& value) { return clone(value).set_requires_grad(); }
+
+NamedTensors start(DType dtype) { return {{"weight", leaf(to(golden()["weight"], dtype))}, {"bias", leaf(to(golden()["bias"], dtype))}}; }
+
+// The second parameter has no gradient in the first two steps.
+void give_gradients(const NamedTensors& parameters, int step) {
+  const DType dtype = parameters["weight"].dtype();
+  parameters["weight"].set_grad(clone(to(golden()[str("gradient", step, "/weight")], dtype)));
+  parameters["bias"].set_grad(step < 2 ? Tensor() : clone(to(golden()[str("gradient", step, "/bias")], dtype)));
+}
+
+void run(Optimizer& optimizer, const NamedTensors& parameters, int from, int to) {
+  for (int step = from; step < to; ++step) {
+    give_gradients(parameters, step);
+    optimizer.step();
+  }
+}
+
+void check_close(const Tensor& x, const Tensor& expected, double tolerance) {
+  REQUIRE(x.shape() == expected.shape());
+  REQUIRE(x.dtype() == expected.dtype());
+  const auto a = x.to_vector<double>(), b = expected.to_vector<double>();
+  for (size_t i = 0; i < a.size(); ++i) CHECK(std::abs(a[i] - b[i]) <= tolerance * std::max(1.0, std::abs(b[i])));
+}
+
+}  // namespace
+
+TEST_CASE("optimizers: six steps give PyTorch's parameters and state, in float32 and float64") {
+  for (const auto& [name, make] : cases) {
+    for (const DType dtype : {DType::float32, DType::float64}) {
+      CAPTURE(name);
+      const NamedTensors parameters = start(dtype);
+      const std::unique_ptr<Optimizer> optimizer = make(parameters);
+      run(*optimizer, parameters, 0, 6);
+      const std::string prefix = name + (dtype == DType::float64 ? "64/" : "/");
+      const double tolerance = dtype == DType::float64 ? 1e-14 : 1e-6;
+      for (const auto& [key, parameter] : parameters) check_close(parameter, golden()[prefix + key], tolerance);
+      const NamedTensors state = optimizer->state();
+      size_t compared = 0;
+      for (const auto& [key, expected] : golden()) {
+        if (!key.starts_with(prefix + "state.")) continue;
+        const std::string ours = key.substr(prefix.size());
+        CAPTURE(ours);
+        check_close(state[ours], expected, tolerance);
+        ++compared;
+      }
+      const bool has_state = name != "sgd" && name != "sgd_decay";
+      CHECK((compared > 0) == has_state);
+    }
+  }
+}
+
+TEST_CASE("optimizers: a state saved and loaded goes on bit for bit") {
+  for (const auto& [name, make] : cases) {
+    for (const int at : {0, 1, 3}) {                                 // before anything, while one parameter has no state yet, and after
+      CAPTURE(name);
+      const NamedTensors straight = start(DType::float32);
+      const auto whole = make(straight);
+      run(*whole, straight, 0, 6);
+
+      const NamedTensors before = start(DType::float32);
+      const auto first = make(before);
+      run(*first, before, 0, at);
+      const NamedTensors after = {{"weight", leaf(before["weight"].detach())}, {"bias", leaf(before["bias"].detach())}};
+      const auto second = make(after);
+      second->load_state(first->state());
+      run(*second, after, at, 6);
+      for (const auto& [key, parameter] : straight) check_identical(after[key], parameter);
+      const NamedTensors expected = whole->state(), resumed = second->state();
+      REQUIRE(expected.size() == resumed.size());
+      for (const auto& [key, value] : expected) check_identical(resumed[key], value);
+    }
+  }
+}
+
+TEST_CASE("optimizers: what was loaded does not share memory with what was saved") {
+  const NamedTensors parameters = start(DType::float32);
+  Adam first(parameters), second(parameters);
+  run(first, parameters, 0, 3);
+  const NamedTensors state = first.state();
+  second.load_state(state);
+  const Tensor before = clone(state["state.weight.exp_avg"]);
+  run(second, parameters, 3, 4);
+  check_identical(state["state.weight.exp_avg"], before);
+}
+
+TEST_CASE("optimizers: options are part of the state, and a failed load changes nothing") {
+  const NamedTensors parameters = start(DType::float32);
+  SGD saved(parameters, {.lr = 0.25, .momentum = 0.5, .nesterov = true});
+  saved.set_lr(0.125);
+  run(saved, parameters, 0, 3);
+  SGD other(parameters, {.lr = 1});
+  other.load_state(saved.state());
+  CHECK(other.lr() == 0.125);
+  other.scale_lr(2);
+  CHECK(other.lr() == 0.5);                                          // twice the initial 0.25
+  CHECK(other.state()["param_groups.default.momentum"].item() == 0.5);
+  CHECK(other.state()["param_groups.default.nesterov"].item() == 1);
+
+  const NamedTensors before = other.state();
+  const auto with = [&](const std::string& key, const Tensor& value) {
+    NamedTensors state;
+    for (const auto& [name, tensor] : saved.state())
+      if (name != key) state.add(name, tensor);
+    if (value.defined()) state.add(key, value);
+    return state;
+  };
+  const auto check_refused = [&](const NamedTensors& state, const char* reason) {
+    CHECK_THROWS_WITH_AS(other.load_state(state), doctest::Contains(reason), ValueError);
+    const NamedTensors now = other.state();
+    for (const auto& [name, tensor] : before) check_identical(now[name], tensor);
+  };
+  check_refused(with("param_groups.default.lr", {}), "SGD: load_state: missing \"param_groups.default.lr\"");
+  check_refused(with("param_groups.default.momentum", scalar(-1, DType::float64)), "momentum must be");
+  check_refused(with("state.weight.momentum_buffer", {}), "missing \"state.weight.momentum_buffer\"");
+  check_refused(with("state.weight.momentum_buffer", zeros({3})), "state.weight.momentum_buffer: float32[3], expected float32[4,5]");
+  check_refused(with("state.weight.momentum_buffer", zeros({4, 5}, DType::float64)), "float64[4,5], expected float32[4,5]");
+  check_refused(with("state.weight.step", from_vector(std::vector<int64_t>{-1}, {})), "must be positive");
+  check_refused(with("state.head.step", zeros({})), "unexpected \"state.head.step\"");
+  check_refused(Adam(parameters).state(), "missing \"param_groups.default.momentum\", \"param_groups.default.dampening\"");
+}
+
+TEST_CASE("optimizers: groups have options of their own") {
+  const Tensor a = leaf(ones({3})), b = leaf(ones({3}));
+  SGD optimizer({{"fast", {{"a", a}}, {.lr = 0.5}}, {"slow", {{"b", b}}, {.lr = 0.25, .weight_decay = 1}}});
+  a.set_grad(ones({3}));
+  b.set_grad(ones({3}));
+  optimizer.step();
+  CHECK(a.to_vector<float>() == std::vector<float>{0.5, 0.5, 0.5});
+  CHECK(b.to_vector<float>() == std::vector<float>{0.5, 0.5, 0.5});  // 1 - 0.25 * (1 + 1)
+  optimizer.scale_lr(0.5);
+  CHECK(optimizer.lr(0) == 0.25);
+  CHECK(optimizer.lr(1) == 0.125);
+  optimizer.set_lr(1, 2);
+  CHECK(optimizer.lr(0) == 0.25);
+  CHECK(optimizer.lr(1) == 2);
+  CHECK(optimizer.groups() == std::vector<std::string>{"fast", "slow"});
+}
+
+TEST_CASE("optimizers: tied weights are stepped once") {
+  const Tensor tied = leaf(ones({2}));
+  SGD optimizer({{"embedding", tied}, {"head", tied}, {"absent", Tensor()}}, {.lr = 0.5});
+  CHECK(optimizer.parameters().size() == 1);
+  tied.set_grad(ones({2}));
+  optimizer.step();
+  CHECK(tied.to_vector<float>() == std::vector<float>{0.5, 0.5});
+}
+
+TEST_CASE("optimizers: a step notices tensors that a backward pass has saved") {
+  const Tensor w = leaf(ones({2}));
+  const uint32_t version = w.version();
+  SGD optimizer({{"w", w}});
+  w.set_grad(ones({2}));
+  optimizer.step();
+  CHECK(w.version() > version);
+  optimizer.zero_grad();
+  CHECK(!w.grad().defined());
+}
+
+TEST_CASE("optimizers: empty parameters and strided gradients work") {
+  const Tensor nothing = leaf(zeros({0, 3})), w = leaf(zeros({2, 3}));
+  Adam adam({{"nothing", nothing}, {"w", w}});
+  nothing.set_grad(zeros({0, 3}));
+  w.set_grad(transpose(counting({3, 2}, DType::float32)));
+  adam.step();
+  const std::vector<float> stepped = w.to_vector<float>();           // the gradient is -3 -1 1 / -2 0 2; a first step goes lr against its sign
+  const std::vector<float> expected = {1e-3f, 1e-3f, -1e-3f, 1e-3f, 0, -1e-3f};
+  for (size_t i = 0; i < 6; ++i) CHECK(stepped[i] == doctest::Approx(expected[i]).epsilon(1e-4));
+}
+
+TEST_CASE("optimizers: bad options, parameters and gradients are refused before anything changes") {
+  const NamedTensors p = {{"w", leaf(ones({2}))}};
+  CHECK_THROWS_WITH_AS(SGD(p, {.lr = -1}), "SGD: lr must be a finite number that is not negative, got -1", ValueError);
+  CHECK_THROWS_AS(SGD(p, {.lr = not_a_number}), ValueError);
+  CHECK_THROWS_AS(SGD(p, {.nesterov = true}), ValueError);
+  CHECK_THROWS_AS(SGD(p, {.momentum = 0.9, .dampening = 0.1, .nesterov = true}), ValueError);
+  CHECK_THROWS_WITH_AS(AdamW(p, {.beta2 = 1}), "AdamW: beta2 must be in [0, 1), got 1", ValueError);
+  CHECK_THROWS_AS(RMSprop(p, {.eps = -1}), ValueError);
+  CHECK_THROWS_AS(Adagrad(p, {.lr_decay = -1}), ValueError);
+  CHECK_THROWS_WITH_AS(SGD({{"w", zeros({2}, DType::int32)}}), doctest::Contains("\"w\" is int32"), DTypeError);
+  CHECK_THROWS_WITH_AS(SGD({{"w", transpose(zeros({2, 3}))}}), doctest::Contains("not contiguous"), ShapeError);
+  const std::vector<Group<SGDOptions>> twice = {{"a", p}, {"b", p}}, same_name = {{"a", p}, {"a", {{"v", ones({1})}}}}, one_name = {{"a", p}, {"b", {{"w", ones({1})}}}};
+  CHECK_THROWS_WITH_AS(SGD{twice}, doctest::Contains("\"w\" is in two groups, \"a\" and \"b\""), ValueError);
+  CHECK_THROWS_WITH_AS(SGD{same_name}, doctest::Contains("two groups are named \"a\""), ValueError);
+  CHECK_THROWS_WITH_AS(SGD{one_name}, doctest::Contains("two parameters are named \"w\""), ValueError);
+
+  const Tensor w = leaf(ones({2})), half = leaf(ones({2}, DType::float16));
+  SGD optimizer({{"w", w}, {"half", half}}, {.lr = 1});
+  CHECK_THROWS_AS(optimizer.set_lr(not_a_number), ValueError);
+  CHECK_THROWS_AS(optimizer.set_lr(0, -1), ValueError);
+  CHECK_THROWS_AS(optimizer.lr(2), IndexError);
+  w.set_grad(ones({2}));
+  half.set_grad(ones({2}, DType::float16));
+  CHECK_THROWS_WITH_AS(optimizer.step(), doctest::Contains("\"half\" is float16"), DTypeError);
+  CHECK(w.to_vector<float>() == std::vector<float>{1, 1});
+}
+
+TEST_CASE("clipping: norms and gradients are PyTorch's") {
+  for (const auto& [key, norm_type] : {std::pair{"clip2", 2.0}, {"clip_inf", infinity}}) {
+    const NamedTensors parameters = start(DType::float32);
+    parameters["weight"].set_grad(clone(golden()["gradient0/weight"]));
+    parameters["bias"].set_grad(clone(golden()["gradient0/bias"]));
+    CHECK(clip_grad_norm(parameters, 1.5, {.norm_type = norm_type}) == doctest::Approx(golden()[str(key, "/norm")].item()).epsilon(1e-6));
+    for (const auto& [name, parameter] : parameters) check_close(parameter.grad(), golden()[str(key, "/", name)], 1e-6);
+  }
+}
+
+TEST_CASE("clipping: small gradients stay bit for bit, large ones end at the limit") {
+  const Tensor w = leaf(zeros({2})), v = leaf(zeros({1})), unused = leaf(zeros({1})), nothing = leaf(zeros({0}));
+  const NamedTensors parameters = {{"w", w}, {"v", v}, {"unused", unused}, {"nothing", nothing}, {"absent", Tensor()}};
+  w.set_grad(tensor({3, 0}));
+  v.set_grad(tensor({-4}));
+  nothing.set_grad(zeros({0}));
+  CHECK(clip_grad_norm(parameters, 6) == 5);
+  CHECK(w.grad().to_vector<float>() == std::vector<float>{3, 0});
+  CHECK(clip_grad_norm(parameters, 1) == 5);
+  CHECK(clip_grad_norm(parameters, 10) == doctest::Approx(1).epsilon(1e-5));
+  CHECK(w.grad().to_vector<float>()[0] == doctest::Approx(0.6));
+  clip_grad_value(parameters, 0.5);
+  CHECK(w.grad().to_vector<float>() == std::vector<float>{0.5, 0});
+  CHECK(v.grad().to_vector<float>() == std::vector<float>{-0.5});
+  CHECK(clip_grad_norm({}, 1) == 0);
+}
+
+TEST_CASE("clipping: gradients that are not finite give an error where that is asked for, and keep their values") {
+  for (const double bad : {not_a_number, infinity}) {
+    const Tensor w = leaf(zeros({2})), v = leaf(zeros({1}));
+    w.set_grad(tensor({1, 2}));
+    v.set_grad(tensor({bad}));
+    for (const double norm_type : {2.0, infinity}) {
+      CHECK_THROWS_WITH_AS(clip_grad_norm({{"w", w}, {"v", v}}, 1, {.norm_type = norm_type, .error_if_nonfinite = true}), "clip_grad_norm: the gradient of \"v\" is not finite", ValueError);
+      CHECK(w.grad().to_vector<float>() == std::vector<float>{1, 2});
+    }
+    CHECK(!std::isfinite(clip_grad_norm({{"w", w}, {"v", v}}, 1)));
+  }
+  CHECK_THROWS_AS(clip_grad_norm({}, 1, {.norm_type = 1}), ValueError);
+  CHECK_THROWS_AS(clip_grad_norm({}, -1), ValueError);
+  CHECK_THROWS_AS(clip_grad_norm({}, not_a_number), ValueError);
+  CHECK_THROWS_AS(clip_grad_value({}, -1), ValueError);
+}
+
+TEST_CASE("schedules: PyTorch's learning rates over thirty steps") {
+  const std::pair<const char*, Schedule> schedules[] = {
+      {"step", step_decay(0.4, 7, 0.5)},
+      {"multi_step", multi_step(0.4, {25, 3, 11}, 0.2)},
+      {"exponential", exponential(0.4, 0.9)},
+      {"linear", linear(0.1, 0.4, 12)},
+      {"cosine", cosine(0.4, 20, 0.05)},
+      {"sequence", sequence({{linear_warmup(0.4, 5, 0.04), 5}}, exponential(0.4, 0.95))},
+  };
+  for (const auto& [name, schedule] : schedules) {
+    CAPTURE(name);
+    const std::vector<double> expected = golden()[str("schedule/", name)].to_vector<double>();
+    REQUIRE(expected.size() == 30);
+    for (int64_t step = 29; step >= 0; --step) CHECK(schedule(step) == doctest::Approx(expected[static_cast<size_t>(step)]).epsilon(1e-12));   // in any order
+  }
+}
+
+TEST_CASE("schedules: ends are met exactly") {
+  CHECK(constant(0.1)(1000000) == 0.1);
+  CHECK(cosine(0.4, 20, 0.05)(0) == 0.4);
+  CHECK(cosine(0.4, 20, 0.05)(20) == 0.05);
+  CHECK(cosine(0.4, 20, 0.05)(1000000) == 0.05);
+  CHECK(linear_warmup(0.3, 7)(0) == 0);
+  CHECK(linear_warmup(0.3, 7)(7) == 0.3);
+  CHECK(linear_warmup(0.3, 7)(8) == 0.3);
+  const Schedule warmup = exponential_warmup(1, 10, 0.01);
+  CHECK(warmup(0) == 0.01);
+  CHECK(warmup(5) == doctest::Approx(0.1));
+  CHECK(warmup(10) == 1);
+  const Schedule chain = sequence({{constant(1), 2}, {constant(2), 3}}, linear(0, 1, 1));
+  CHECK(chain(1) == 1);
+  CHECK(chain(2) == 2);
+  CHECK(chain(4) == 2);
+  CHECK(chain(5) == 0);
+  CHECK(chain(6) == 1);
+}
+
+TEST_CASE("schedules: bad arguments are refused when the schedule is made") {
+  CHECK_THROWS_AS(step_decay(0.1, 0), ValueError);
+  CHECK_THROWS_AS(cosine(not_a_number, 10), ValueError);
+  CHECK_THROWS_AS(cosine(0.1, 0), ValueError);
+  CHECK_THROWS_AS(linear(0, infinity, 5), ValueError);
+  CHECK_THROWS_AS(exponential_warmup(1, 10, 0), ValueError);
+  CHECK_THROWS_AS(sequence({{constant(1), 0}}, constant(1)), ValueError);
+  CHECK_THROWS_AS(sequence({{nullptr, 1}}, constant(1)), ValueError);
+  CHECK_THROWS_AS(sequence({}, nullptr), ValueError);
+}
