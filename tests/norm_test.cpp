@@ -1,6 +1,12 @@
 // Batch, group, layer and instance norm: kernels against double precision, operations against PyTorch's values and against differences.
 #include <doctest/doctest.h>
 
+#include <fovea/autograd/activations.h>
+#include <fovea/autograd/elementwise.h>
+#include <fovea/autograd/gradcheck.h>
+#include <fovea/autograd/norm.h>
+#include <fovea/autograd/shape.h>
+
 #include "tensor_helpers.h"
 
 using namespace fovea;
@@ -145,4 +151,126 @@ TEST_CASE("normalisation kernels of nothing do nothing, and a NaN stays in its c
   x.mutable_data<float>()[7] = static_cast<float>(quiet_nan());
   const Outputs o = run_kernels({2, 2, 50}, true, true, x, ones({2}), zeros({2}), x);
   for (int64_t i = 0; i < 200; ++i) CHECK(std::isnan(values(o.y)[static_cast<size_t>(i)]) == (i / 50 % 2 == 0));
+}
+
+// --- operations ---
+
+namespace {
+
+Tensor pattern(const Shape& shape, int64_t step, int64_t modulus, int64_t shift) {
+  Tensor x = empty(shape, DType::float64);
+  for (int64_t i = 0; i < x.numel(); ++i) x.mutable_data<double>()[i] = static_cast<double>(i * step % modulus - shift) / 2;
+  return x;
+}
+
+Tensor leaf(const Shape& shape, unsigned seed) {
+  Tensor x = random_tensor(shape, DType::float64, seed);
+  x.set_requires_grad();
+  return x;
+}
+
+const TensorOptions f64(DType::float64);
+
+}  // namespace
+
+TEST_CASE("batch_norm, layer_norm and group_norm give PyTorch's values and running statistics") {
+  const Tensor x = pattern({2, 3, 4}, 7, 11, 3), w = tensor({1.5, -0.5, 2.0}, f64), b = tensor({0.1, 0.2, -0.3}, f64);
+  const Tensor mean = tensor({0.5, -1, 2}, f64), var = tensor({1, 2, 0.5}, f64);
+  CHECK(distance(batch_norm(x, w, b, mean, var, false, 0.1, 1e-3),
+                 {-2.898501124, 2.348875843,   -0.649625281,  4.597751686,  -0.6836625884, 0.02326748231, -1.213860142, -0.5069300708, -8.7768088,  1.112801467, -4.5384044, -10.18961027,
+                  2.348875843,  -0.649625281,  4.597751686,   1.599250562,  0.02326748231, -1.213860142,  -0.5069300708, 0.2,          1.112801467, -4.5384044,  -10.18961027, -0.3}) < 1e-8);
+  CHECK(distance(batch_norm(x, w, b, mean, var, true, 0.1, 1e-3),
+                 {-2.507478111, 0.6668430677, -1.147054749, 2.02726643,   0.005494564789, 0.6970694455, -0.5131865958, 0.178388285,  -2.173719575, 2.198292766, -0.3,         -2.798292766,
+                  0.6668430677, -1.147054749, 2.02726643,   0.2133686135, 0.6970694455,   -0.5131865958, 0.178388285,  0.8699631657, 2.198292766,  -0.3,        -2.798292766, 1.573719575}) < 1e-8);
+  CHECK(distance(mean, {0.5875, -0.80625, 1.85}) < 1e-9);
+  CHECK(distance(var, {1.2125, 2.038839286, 0.7428571429}) < 1e-9);
+  CHECK(distance(layer_norm(x, {3, 4}, {}, {}, 1e-3),
+                 {-1.376904889, 0.7260043958,  -0.4756580525, 1.627251232,  0.4255887838, -0.7760736645, 1.32683562,     0.1251731717, -1.076489277, 1.026420008,   -0.1752424404, -1.376904889,
+                  0.5955576622, -0.7038408735, 1.570106564,   0.2707080283, -1.028690507, 1.24525693,    -0.05414160566, -1.353540141, 0.9204072961, -0.3789912396, -1.678389775,  0.5955576622}) < 1e-8);
+  const std::vector<double> by_channel = {-1.869324881, 0.8877299522, -0.6877299522, 2.069324881,   0.1000319846, 0.8997761075,  -0.4997761075, 0.2999680154,
+                                          -1.745496398, 2.751603506,  0.1818321326,  -2.387939241,  0.3999040461, -1.999328322,  2.199328322,   -0.1999040461,
+                                          0.5613740994, -0.5629008766, 0.07954196685, 0.7219848103, 1.787939241,  -0.7818321326, -3.351603506,  1.145496398};
+  CHECK(distance(group_norm(x, 3, w, b, 1e-3), by_channel) < 1e-8);
+  CHECK(distance(instance_norm(x, w, b, 1e-3), by_channel) < 1e-8);
+  CHECK(distance(group_norm(pattern({2, 4, 4}, 5, 13, 4), 2, {}, {}, 1e-5),
+                 {-1.588931727,  -0.291844603, 1.005242521, -1.070096878, 0.2269902468, 1.524077371,  -0.5512620279, 0.7458250966, -1.192077448,  0.1324530498, 1.456983548,
+                  -0.662265249,  0.662265249,  -1.456983548, -0.1324530498, 1.192077448, -1.192077448, 0.1324530498, 1.456983548,  -0.662265249,  0.662265249,  -1.456983548,
+                  -0.1324530498, 1.192077448,  -0.7458250966, 0.5512620279, -1.524077371, -0.2269902468, 1.070096878, -1.005242521, 0.291844603,  1.588931727}) < 1e-8);
+}
+
+TEST_CASE("gradients of the normalisations are the limits of differences, first and second") {
+  using Inputs = const std::vector<Tensor>&;
+  const Tensor mean = random_tensor({4}, DType::float64, 8), var = full({4}, 1.7, f64);
+  const struct { const char* name; TensorFunction f; Shape x, parameter; } operations[] = {
+      {"batch_norm", [](Inputs i) { return batch_norm(i[0], i[1], i[2], {}, {}, true); }, {3, 4, 2, 2}, {4}},
+      {"batch_norm of rows", [](Inputs i) { return batch_norm(i[0], i[1], i[2], {}, {}, true); }, {5, 4}, {4}},
+      {"batch_norm_relu", [](Inputs i) { return batch_norm_relu(i[0], i[1], i[2], {}, {}, true); }, {3, 4, 5}, {4}},
+      {"batch_norm, fixed statistics", [&](Inputs i) { return batch_norm(i[0], i[1], i[2], mean, var, false); }, {2, 4, 3}, {4}},
+      {"batch_norm_relu, fixed statistics", [&](Inputs i) { return batch_norm_relu(i[0], i[1], i[2], mean, var, false); }, {2, 4, 3}, {4}},
+      {"layer_norm", [](Inputs i) { return layer_norm(i[0], {2, 3}, i[1], i[2]); }, {4, 2, 3}, {2, 3}},
+      {"group_norm", [](Inputs i) { return group_norm(i[0], 2, i[1], i[2]); }, {2, 4, 3}, {4}},
+      {"group_norm of rows", [](Inputs i) { return group_norm(i[0], 2, i[1], i[2]); }, {2, 8}, {8}},
+      {"instance_norm", [](Inputs i) { return instance_norm(i[0], i[1], i[2]); }, {2, 4, 3}, {4}},
+      {"batch_norm of a transposed view", [](Inputs i) { return batch_norm(transpose(i[0], 0, 1), i[1], i[2], {}, {}, true); }, {4, 3, 2}, {4}},
+  };
+  for (const auto& op : operations) {
+    CAPTURE(op.name);
+    const std::vector<Tensor> inputs = {leaf(op.x, 3), leaf(op.parameter, 4), leaf(op.parameter, 5)};
+    CHECK(gradcheck(op.f, inputs) == "");
+    CHECK(gradgradcheck(op.f, inputs) == "");
+  }
+  CHECK(gradcheck([](Inputs i) { return batch_norm(i[0], {}, {}, {}, {}, true); }, {leaf({4, 3}, 6)}) == "");
+  CHECK(gradgradcheck([](Inputs i) { return layer_norm(i[0], {3}); }, {leaf({4, 3}, 6)}) == "");
+}
+
+TEST_CASE("batch_norm_relu is relu of batch_norm, with the same gradients") {
+  const auto run = [](bool is_fused) {
+    Tensor x = random_tensor({3, 4, 20}, DType::float32, 3), w = random_tensor({4}, DType::float32, 4), b = random_tensor({4}, DType::float32, 5);
+    for (Tensor* t : {&x, &w, &b}) t->set_requires_grad();
+    const Tensor y = is_fused ? batch_norm_relu(x, w, b, {}, {}, true) : relu(batch_norm(x, w, b, {}, {}, true));
+    y.backward(random_tensor({3, 4, 20}, DType::float32, 6));
+    return std::vector<Tensor>{y, x.grad(), w.grad(), b.grad()};
+  };
+  const auto fused = run(true), separate = run(false);
+  for (size_t i = 0; i < fused.size(); ++i) CHECK(distance(fused[i], separate[i]) < 1e-6);
+}
+
+TEST_CASE("batch_norm: a later batch does not disturb an earlier one's backward pass") {
+  Tensor x = random_tensor({3, 2, 4}, DType::float64, 3), w = ones({2}, f64);
+  x.set_requires_grad();
+  w.set_requires_grad();
+  const Tensor mean = zeros({2}, f64), var = ones({2}, f64);
+  const Tensor y = batch_norm(x, w, {}, mean, var, false);
+  batch_norm(x.detach(), w.detach(), {}, mean, var, true);
+  y.backward(ones_like(y));
+  CHECK(distance(x.grad(), std::vector<double>(24, 1 / std::sqrt(1 + 1e-5))) < 1e-12);
+}
+
+TEST_CASE("normalisations refuse what does not fit, and leave the running statistics alone") {
+  const Tensor x = random_tensor({1, 3}, DType::float64), mean = zeros({3}, f64), var = ones({3}, f64);
+  CHECK(error_of<ValueError>([&] { batch_norm(x, {}, {}, mean, var, true); }).find("more than one value") != std::string::npos);
+  CHECK(error_of<ShapeError>([&] { batch_norm(x, ones({2}, f64), {}, mean, var, true); }) == "batch_norm: weight must be [3] for x [1,3], got [2]");
+  CHECK(error_of<DTypeError>([&] { batch_norm(x, ones({3}), {}, mean, var, true); }).find("weight is float32 but x is float64") != std::string::npos);
+  CHECK(error_of<ValueError>([&] { batch_norm(x, {}, {}, {}, {}, false); }).find("running_mean") != std::string::npos);
+  CHECK(error_of<ShapeError>([&] { group_norm(x, 2); }).find("do not divide") != std::string::npos);
+  CHECK(error_of<ShapeError>([&] { layer_norm(x, {4}); }) == "layer_norm: the last axes of x [1,3] must be [4]");
+  CHECK(error_of<DTypeError>([&] { layer_norm(zeros({2, 3}, DType::int64), {3}); }).find("int64") != std::string::npos);
+  CHECK(values(mean) == std::vector<double>{0, 0, 0});
+  CHECK(values(var) == std::vector<double>{1, 1, 1});
+}
+
+TEST_CASE("normalisations of empty tensors and on meta give the right shapes") {
+  const Tensor mean = zeros({3}), var = ones({3});
+  Tensor x = zeros({0, 3, 4});
+  x.set_requires_grad();
+  const Tensor y = batch_norm(x, ones({3}), zeros({3}), mean, var, true);
+  CHECK(y.shape() == Shape{0, 3, 4});
+  y.backward(zeros({0, 3, 4}));
+  CHECK(x.grad().shape() == x.shape());
+  CHECK(values(mean) == std::vector<double>{0, 0, 0});
+  CHECK(layer_norm(zeros({2, 0}), {0}).shape() == Shape{2, 0});
+  CHECK(group_norm(zeros({0, 4, 2}), 2).shape() == Shape{0, 4, 2});
+  const TensorOptions meta(DType::float32, Device::meta());
+  CHECK(batch_norm(empty({2, 3, 4, 4}, meta), empty({3}, meta), empty({3}, meta), empty({3}, meta), empty({3}, meta), true).shape() == Shape{2, 3, 4, 4});
+  CHECK(group_norm(empty({2, 4, 5}, meta), 2).is_meta());
 }

@@ -1,0 +1,241 @@
+// Note [Two backward passes of a normalisation]
+// Usually the fused kernel runs, with the statistics that the forward pass saved. When the backward pass is itself recorded (create_graph), the statistics are
+// functions of x and must be differentiated too: then the same formula is put together from differentiable operations, statistics included.
+#include <fovea/autograd/norm.h>
+
+#include <algorithm>
+
+#include <fovea/autograd/elementwise.h>
+#include <fovea/autograd/shape.h>
+#include <fovea/tensor/creation.h>
+
+namespace fovea {
+namespace {
+
+using kernels::KernelTable;
+
+ConstView view_or_none(const Tensor& x) { return x ? x.view() : ConstView(); }
+View mutable_view_or_none(const Tensor& x) { return x ? x.mutable_view() : View(); }
+
+void check_argument(const char* op, const char* name, const Tensor& x, const Tensor& argument, const Shape& shape) {
+  if (!argument) return;
+  check<ShapeError>(argument.shape() == shape, op, ": ", name, " must be ", shape, " for x ", x.shape(), ", got ", argument.shape());
+  check<DTypeError>(argument.dtype() == x.dtype(), op, ": ", name, " is ", argument.dtype(), " but x is ", x.dtype(), "; convert one with to()");
+  check<DeviceError>(argument.device() == x.device(), op, ": ", name, " is on ", argument.device(), " but x is on ", x.device(), "; copy one with to()");
+}
+
+void check_x(const char* op, const Tensor& x, int least_rank) {
+  check<DTypeError>(x.dtype() == DType::float32 || x.dtype() == DType::float64, op, ": x is ", x.dtype(), "; takes float32 or float64, convert with to(x, DType::float32)");
+  check<ShapeError>(x.rank() >= least_rank, op, ": x must have at least ", least_rank, " axes", least_rank == 2 ? ", [n, channels, ...]" : "", ", got ", x.shape());
+}
+
+// How the differentiable formula sees x, a statistic and the weight: shapes that broadcast against each other.
+struct Layout {
+  Shape x, statistic, weight;
+  Shape parameter;                                         // the weight's own shape
+  double share() const {                                   // 1 / elements behind one statistic
+    return x.numel() > 0 ? static_cast<double>(statistic.numel()) / static_cast<double>(x.numel()) : 0;
+  }
+};
+
+enum class Statistics : uint8_t { of_channels, of_groups, of_rows };
+
+struct Norm {
+  const char* name;
+  Statistics statistics;
+  NormGeometry geometry;
+  Layout layout;
+  bool has_relu = false;
+};
+
+// What a normalisation saves, in this order.
+struct SavedNorm {
+  Tensor x, weight, mean, invstd, y;
+  explicit SavedNorm(const Saved& s) : x(s[0]), weight(s[1]), mean(s[2]), invstd(s[3]), y(s[4]) {}
+};
+
+Grads fused_backward(const Norm& norm, const Saved& s, const Tensor& gradient) {
+  const SavedNorm saved(s);
+  const Tensor dy = contiguous(gradient), weight = saved.weight ? contiguous(saved.weight) : Tensor();
+  const TensorOptions options(dy.dtype(), dy.device());
+  const Tensor dx = s.needs(0) ? empty_like(saved.x) : Tensor();
+  const Tensor dweight = s.needs(1) ? empty(norm.layout.parameter, options) : Tensor(), dbias = s.needs(2) ? empty(norm.layout.parameter, options) : Tensor();
+  const KernelTable& t = table_of(dy);
+  if (norm.statistics == Statistics::of_channels) {
+    t.batch_norm_backward(queue_of(dy), norm.geometry, norm.has_relu, dy.view(), saved.x.view(), view_or_none(saved.y), view_or_none(weight), saved.mean.view(),
+                          saved.invstd.view(), mutable_view_or_none(dx), mutable_view_or_none(dweight), mutable_view_or_none(dbias));
+  } else {
+    (norm.statistics == Statistics::of_groups ? t.group_norm_backward : t.layer_norm_backward)(
+        queue_of(dy), norm.geometry, dy.view(), saved.x.view(), view_or_none(weight), saved.mean.view(), saved.invstd.view(), mutable_view_or_none(dx),
+        mutable_view_or_none(dweight), mutable_view_or_none(dbias));
+  }
+  return grads(dx, dweight, dbias);
+}
+
+Tensor stop_at_relu(const Tensor& gradient, const Tensor& y) { return where(le(y, 0.0), 0.0, gradient); }
+
+Grads differentiable_backward(const Norm& norm, const Saved& s, const Tensor& gradient) {
+  const SavedNorm saved(s);
+  const Layout& layout = norm.layout;
+  const double share = layout.share();
+  const Tensor x = reshape(saved.x, layout.x), g = reshape(norm.has_relu ? stop_at_relu(gradient, saved.y) : gradient, layout.x);
+  const Tensor deviation = x - sum_to(x, layout.statistic) * share;
+  const Tensor invstd = rsqrt(sum_to(square(deviation), layout.statistic) * share + norm.geometry.eps);
+  const Tensor normal = deviation * invstd;
+  Tensor dx, dweight, dbias;
+  if (s.needs(0)) {
+    const Tensor scaled = saved.weight ? g * reshape(saved.weight, layout.weight) : g;
+    const Tensor centred = scaled - sum_to(scaled, layout.statistic) * share - normal * (sum_to(scaled * normal, layout.statistic) * share);
+    dx = reshape(invstd * centred, saved.x.shape());
+  }
+  if (s.needs(1)) dweight = reshape(sum_to(g * normal, layout.weight), layout.parameter);
+  if (s.needs(2)) dbias = reshape(sum_to(g, layout.weight), layout.parameter);
+  return grads(dx, dweight, dbias);
+}
+
+Tensor record_norm(const Norm& norm, const Tensor& y, const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& mean, const Tensor& invstd) {
+  return record(norm.name, y, {x, weight, bias}, saving(x, weight, mean, invstd, norm.has_relu ? y : Tensor()),
+                [norm](const Saved& s, const Tensor& g) { return grad_mode() ? differentiable_backward(norm, s, g) : fused_backward(norm, s, g); });
+}
+
+// --- batch norm ---
+
+int64_t positions(const Tensor& x) {
+  int64_t n = 1;
+  for (int i = 2; i < x.rank(); ++i) n *= x.shape()[i];
+  return n;
+}
+
+Norm batch_norm_of(const char* name, const Tensor& x, bool has_relu, double eps) {
+  const int64_t channels = x.size(1), spatial = positions(x);
+  return {name, Statistics::of_channels, {x.size(0), channels, spatial, 1, eps}, {{x.size(0), channels, spatial}, {1, channels, 1}, {1, channels, 1}, {channels}}, has_relu};
+}
+
+void overwrite(const Tensor& target, const Tensor& value) {
+  target.storage()->bump_version();
+  table_of(target).copy(queue_of(target), value.view(), target.mutable_view());
+}
+
+void update_running(const Norm& norm, const Tensor& running_mean, const Tensor& running_var, const Tensor& mean, const Tensor& invstd, double momentum) {
+  const double count = static_cast<double>(norm.geometry.n * norm.geometry.spatial);
+  if (count == 0) return;
+  NoGrad no_grad;
+  const Tensor variance = clamp_min(reciprocal(square(invstd)) - norm.geometry.eps, 0) * (count / (count - 1));
+  if (running_mean) overwrite(running_mean, lerp(running_mean, mean, momentum));
+  if (running_var) overwrite(running_var, lerp(running_var, variance, momentum));
+}
+
+Tensor batch_norm_train(const Norm& norm, const Tensor& x_any, const Tensor& weight_any, const Tensor& bias, const Tensor& running_mean, const Tensor& running_var,
+                        double momentum) {
+  check<ValueError>(norm.geometry.n * norm.geometry.spatial != 1, norm.name, ": training needs more than one value a channel, x is ", x_any.shape(),
+                    "; use a larger batch, or training = false");
+  const Tensor x = contiguous(x_any), weight = weight_any ? contiguous(weight_any) : Tensor(), shift = bias ? contiguous(bias.detach()) : Tensor();
+  const TensorOptions options(x.dtype(), x.device());
+  const Tensor y = empty_like(x), mean = empty({norm.geometry.channels}, options), invstd = empty({norm.geometry.channels}, options);
+  table_of(x).batch_norm_train(queue_of(x), norm.geometry, norm.has_relu, x.view(), view_or_none(weight), view_or_none(shift), y.mutable_view(), mean.mutable_view(),
+                               invstd.mutable_view());
+  update_running(norm, running_mean, running_var, mean, invstd, momentum);
+  return record_norm(norm, y, x, weight, bias, mean, invstd);
+}
+
+// With fixed statistics: y = scale * (x - mean) + bias, linear in x.
+Tensor batch_norm_eval(const Norm& norm, const Tensor& x_any, const Tensor& weight, const Tensor& bias, const Tensor& running_mean, const Tensor& running_var) {
+  const Tensor x = contiguous(x_any), scale = weight ? contiguous(weight.detach()) : Tensor(), shift = bias ? contiguous(bias.detach()) : Tensor();
+  const Tensor mean = contiguous(running_mean.detach()), variance = contiguous(running_var.detach()), y = empty_like(x);
+  table_of(x).batch_norm_eval(queue_of(x), norm.geometry, norm.has_relu, x.view(), view_or_none(scale), view_or_none(shift), mean.view(), variance.view(),
+                              y.mutable_view());
+  // Copies: a later batch may change the running statistics before the backward pass comes.
+  const bool is_recorded = should_record({x, weight, bias});
+  const Tensor mean_then = is_recorded ? clone(mean) : Tensor(), variance_then = is_recorded ? clone(variance) : Tensor();
+  return record(norm.name, y, {x, weight, bias}, saving(weight && weight.requires_grad() ? x : Tensor(), weight, mean_then, variance_then, norm.has_relu ? y : Tensor()),
+                [norm](const Saved& s, const Tensor& gradient) {
+                  const Tensor g = reshape(norm.has_relu ? stop_at_relu(gradient, s[4]) : gradient, norm.layout.x);
+                  const Tensor invstd = reshape(rsqrt(s[3] + norm.geometry.eps), norm.layout.weight);
+                  Tensor dx, dweight, dbias;
+                  if (s.needs(0)) dx = reshape(g * (s[1] ? invstd * reshape(s[1], norm.layout.weight) : invstd), gradient.shape());
+                  if (s.needs(1)) {
+                    const Tensor normal = (reshape(s[0], norm.layout.x) - reshape(s[2], norm.layout.weight)) * invstd;
+                    dweight = reshape(sum_to(g * normal, norm.layout.weight), norm.layout.parameter);
+                  }
+                  if (s.needs(2)) dbias = reshape(sum_to(g, norm.layout.weight), norm.layout.parameter);
+                  return grads(dx, dweight, dbias);
+                });
+}
+
+Tensor batch_norm(const char* name, bool has_relu, const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& running_mean, const Tensor& running_var,
+                  bool training, double momentum, double eps) {
+  check_x(name, x, 2);
+  const Shape channels{x.size(1)};
+  check_argument(name, "weight", x, weight, channels);
+  check_argument(name, "bias", x, bias, channels);
+  check_argument(name, "running_mean", x, running_mean, channels);
+  check_argument(name, "running_var", x, running_var, channels);
+  const Norm norm = batch_norm_of(name, x, has_relu, eps);
+  if (training) return batch_norm_train(norm, x, weight, bias, running_mean, running_var, momentum);
+  check<ValueError>(running_mean.defined() && running_var.defined(), name, ": without training, running_mean and running_var must be given");
+  return batch_norm_eval(norm, x, weight, bias, running_mean, running_var);
+}
+
+// --- statistics of each sample ---
+
+Tensor sample_norm(const Norm& norm, const Tensor& x_any, const Tensor& weight_any, const Tensor& bias) {
+  const Tensor x = contiguous(x_any), weight = weight_any ? contiguous(weight_any) : Tensor(), shift = bias ? contiguous(bias.detach()) : Tensor();
+  const TensorOptions options(x.dtype(), x.device());
+  const Shape statistics{norm.geometry.n, norm.geometry.groups};
+  const bool is_recorded = should_record({x, weight, bias});
+  const Tensor y = empty_like(x), mean = is_recorded ? empty(statistics, options) : Tensor(), invstd = is_recorded ? empty(statistics, options) : Tensor();
+  const KernelTable& t = table_of(x);
+  (norm.statistics == Statistics::of_groups ? t.group_norm : t.layer_norm)(queue_of(x), norm.geometry, x.view(), view_or_none(weight), view_or_none(shift),
+                                                                           y.mutable_view(), mutable_view_or_none(mean), mutable_view_or_none(invstd));
+  return record_norm(norm, y, x, weight, bias, mean, invstd);
+}
+
+Tensor group_norm(const char* name, const Tensor& x, int64_t groups, const Tensor& weight, const Tensor& bias, double eps) {
+  const int64_t n = x.size(0), channels = x.size(1), spatial = positions(x);
+  check_argument(name, "weight", x, weight, {channels});
+  check_argument(name, "bias", x, bias, {channels});
+  const int64_t width = channels / std::max<int64_t>(groups, 1);
+  return sample_norm({name, Statistics::of_groups, {n, channels, spatial, groups, eps}, {{n, groups, width, spatial}, {n, groups, 1, 1}, {1, groups, width, 1}, {channels}}},
+                     x, weight, bias);
+}
+
+}  // namespace
+
+Tensor batch_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& running_mean, const Tensor& running_var, bool training, double momentum,
+                  double eps) {
+  return batch_norm("batch_norm", false, x, weight, bias, running_mean, running_var, training, momentum, eps);
+}
+
+Tensor batch_norm_relu(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& running_mean, const Tensor& running_var, bool training,
+                       double momentum, double eps) {
+  return batch_norm("batch_norm_relu", true, x, weight, bias, running_mean, running_var, training, momentum, eps);
+}
+
+Tensor layer_norm(const Tensor& x, const Shape& normalized_shape, const Tensor& weight, const Tensor& bias, double eps) {
+  check_x("layer_norm", x, 1);
+  const int added = x.rank() - normalized_shape.rank();
+  bool fits = added >= 0 && normalized_shape.rank() >= 1;
+  for (int i = 0; fits && i < normalized_shape.rank(); ++i) fits = x.shape()[added + i] == normalized_shape[i];
+  check<ShapeError>(fits, "layer_norm: the last axes of x ", x.shape(), " must be ", normalized_shape);
+  check_argument("layer_norm", "weight", x, weight, normalized_shape);
+  check_argument("layer_norm", "bias", x, bias, normalized_shape);
+  int64_t rows = 1;
+  for (int i = 0; i < added; ++i) rows *= x.shape()[i];
+  const int64_t size = normalized_shape.numel();
+  return sample_norm({"layer_norm", Statistics::of_rows, {rows, 1, size, 1, eps}, {{rows, size}, {rows, 1}, {1, size}, normalized_shape}}, x, weight, bias);
+}
+
+Tensor group_norm(const Tensor& x, int64_t groups, const Tensor& weight, const Tensor& bias, double eps) {
+  check_x("group_norm", x, 2);
+  check<ValueError>(groups >= 1, "group_norm: groups must be at least 1, got ", groups);
+  check<ShapeError>(x.size(1) % groups == 0, "group_norm: the ", x.size(1), " channels of x ", x.shape(), " do not divide into ", groups, " groups");
+  return group_norm("group_norm", x, groups, weight, bias, eps);
+}
+
+Tensor instance_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, double eps) {
+  check_x("instance_norm", x, 3);
+  check<ValueError>(positions(x) != 1, "instance_norm: needs more than one value in each channel of a sample, x is ", x.shape());
+  return group_norm("instance_norm", x, std::max<int64_t>(x.size(1), 1), weight, bias, eps);
+}
+
+}  // namespace fovea

@@ -1,0 +1,28 @@
+// Normalisation: each takes out the mean and divides by the standard deviation of a set of elements, then scales and shifts by learned numbers.
+//     y = weight * (x - mean) / sqrt(var + eps) + bias        var: the biased variance
+// weight and bias may be left out (undefined). float32 or float64, all arguments of one dtype and device. Differentiable twice.
+#pragma once
+
+#include <fovea/autograd/tape.h>
+
+namespace fovea {
+
+// x [n, channels, ...]; weight, bias, running_mean, running_var [channels]. With `training` the statistics are each channel's over the batch and all positions, and
+// running = (1 - momentum) * running + momentum * batch (with the unbiased variance, as PyTorch) if there are running statistics; otherwise those are used, and must
+// be there. ValueError when training on a single value a channel.   Source: Ioffe & Szegedy 2015.
+Tensor batch_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& running_mean, const Tensor& running_var, bool training,
+                  double momentum = 0.1, double eps = 1e-5);
+// relu(batch_norm(...)) in one pass over memory.
+Tensor batch_norm_relu(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& running_mean, const Tensor& running_var, bool training,
+                       double momentum = 0.1, double eps = 1e-5);
+
+// Statistics over the last axes, which must have the sizes `normalized_shape`; weight and bias have that shape.   Source: Ba, Kiros & Hinton 2016.
+Tensor layer_norm(const Tensor& x, const Shape& normalized_shape, const Tensor& weight = {}, const Tensor& bias = {}, double eps = 1e-5);
+
+// x [n, channels, ...]: statistics of each sample over each of `groups` groups of channels and all positions; weight, bias [channels].   Source: Wu & He 2018.
+Tensor group_norm(const Tensor& x, int64_t groups, const Tensor& weight = {}, const Tensor& bias = {}, double eps = 1e-5);
+
+// Group norm with a group for each channel.   Source: Ulyanov, Vedaldi & Lempitsky 2016.
+Tensor instance_norm(const Tensor& x, const Tensor& weight = {}, const Tensor& bias = {}, double eps = 1e-5);
+
+}  // namespace fovea
