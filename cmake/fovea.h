@@ -1,19 +1,28 @@
-// Everything: #include <fovea/fovea.h>. One line for each public header; the build links it beside the folders, an installation copies it there.
-#pragma once
-
-#include <fovea/tensor/allocator.h>
+// Everything: #include <fovea/tensor/allocator.h>
 #include <fovea/tensor/creation.h>
+#include <fovea/tensor/file.h>
+#include <fovea/tensor/image_file.h>
+#include <fovea/tensor/named_tensors.h>
+#include <fovea/tensor/npy.h>
+#include <fovea/tensor/npz.h>
 #include <fovea/tensor/random.h>
+#include <fovea/tensor/safetensors.h>
 #include <fovea/tensor/tensor.h>
 
+#include <fovea/autograd/activations.h>
 #include <fovea/autograd/backward.h>
+#include <fovea/autograd/conv.h>
+#include <fovea/autograd/elementwise.h>
 #include <fovea/autograd/gradcheck.h>
+#include <fovea/autograd/matmul.h>
 #include <fovea/autograd/shape.h>
 #include <fovea/autograd/tape.h>
 
 #include <fovea/layers/container.h>
+#include <fovea/layers/conv.h>
 #include <fovea/layers/flatten.h>
 #include <fovea/layers/init.h>
+#include <fovea/layers/linear.h>
 #include <fovea/layers/module.h>
 #include <fovea/layers/receptive_field.h>
 #include <fovea/layers/state_dict.h>
