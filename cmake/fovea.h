@@ -1,4 +1,7 @@
-// Everything: #include <fovea/tensor/allocator.h>
+// Everything: one line for each public header. The build links this file as <fovea/fovea.h> beside the folders, an installation copies it there.
+#pragma once
+
+#include <fovea/tensor/allocator.h>
 #include <fovea/tensor/creation.h>
 #include <fovea/tensor/file.h>
 #include <fovea/tensor/image_file.h>
@@ -14,15 +17,34 @@
 #include <fovea/autograd/conv.h>
 #include <fovea/autograd/elementwise.h>
 #include <fovea/autograd/gradcheck.h>
+#include <fovea/autograd/inplace.h>
 #include <fovea/autograd/matmul.h>
+#include <fovea/autograd/pair.h>
+#include <fovea/autograd/random.h>
+#include <fovea/autograd/reduce.h>
+#include <fovea/autograd/rnn.h>
 #include <fovea/autograd/shape.h>
 #include <fovea/autograd/tape.h>
 
 #include <fovea/layers/container.h>
 #include <fovea/layers/conv.h>
+#include <fovea/layers/dropout.h>
 #include <fovea/layers/flatten.h>
 #include <fovea/layers/init.h>
 #include <fovea/layers/linear.h>
 #include <fovea/layers/module.h>
 #include <fovea/layers/receptive_field.h>
+#include <fovea/layers/rnn.h>
 #include <fovea/layers/state_dict.h>
+
+#include <fovea/optim/clip.h>
+#include <fovea/optim/optimizer.h>
+#include <fovea/optim/optimizers.h>
+#include <fovea/optim/schedule.h>
+
+#include <fovea/data/dataset.h>
+#include <fovea/data/image.h>
+#include <fovea/data/line_text.h>
+#include <fovea/data/loader.h>
+#include <fovea/data/synthetic_handwriting.h>
+#include <fovea/data/text.h>
