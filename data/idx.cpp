@@ -1,0 +1,80 @@
+#include <fovea/data/idx.h>
+
+#include <bit>
+#include <cstring>
+#include <filesystem>
+
+#include <fovea/tensor/creation.h>
+#include <fovea/tensor/inflate.h>
+
+namespace fovea::data {
+namespace {
+
+uint32_t big_endian_32(std::span<const uint8_t> bytes, size_t at) {
+  return uint32_t{bytes[at]} << 24 | uint32_t{bytes[at + 1]} << 16 | uint32_t{bytes[at + 2]} << 8 | uint32_t{bytes[at + 3]};
+}
+
+DType dtype_of_type(uint8_t type, const std::string& name) {
+  switch (type) {
+    case 0x08: return DType::uint8;
+    case 0x0C: return DType::int32;
+    case 0x0D: return DType::float32;
+    case 0x0E: return DType::float64;
+    default: fail<FileError>(name, ": IDX type ", int{type}, " cannot be read; only 8 (uint8), 12 (int32), 13 (float32) and 14 (float64)");
+  }
+}
+
+// From big-endian to this machine's order.
+void copy_values(const uint8_t* from, uint8_t* to, int64_t count, int64_t size) {
+  const bool is_little_endian = std::endian::native == std::endian::little;
+  if (size == 1 || !is_little_endian) {
+    std::memcpy(to, from, static_cast<size_t>(count * size));
+    return;
+  }
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t b = 0; b < size; ++b) to[i * size + b] = from[i * size + size - 1 - b];
+}
+
+std::string with_or_without_gz(const std::string& path) { return std::filesystem::exists(path) ? path : path + ".gz"; }
+
+}  // namespace
+
+Tensor decode_idx(std::span<const uint8_t> bytes, const std::string& name) {
+  check<FileError>(bytes.size() >= 4 && bytes[0] == 0 && bytes[1] == 0, name, ": not an IDX file (it must begin with two zero bytes), or cut short");
+  const DType dtype = dtype_of_type(bytes[2], name);
+  const int rank = bytes[3];
+  const size_t header = 4 + 4 * static_cast<size_t>(rank);
+  check<FileError>(rank >= 1 && rank <= max_rank, name, ": has rank ", rank, ", expected 1 to ", max_rank);
+  check<FileError>(bytes.size() >= header, name, ": is cut short in its header");
+  const auto available = static_cast<int64_t>(bytes.size() - header) / size_of(dtype);
+  Shape shape;
+  int64_t count = 1;
+  for (int axis = 0; axis < rank; ++axis) {
+    const int64_t size = big_endian_32(bytes, 4 + 4 * static_cast<size_t>(axis));
+    shape.push_back(size);
+    count *= size;
+    check<FileError>(count <= available, name, ": its header says ", shape, axis + 1 < rank ? " and more" : "", " values, but there are only ", available);
+  }
+  check<FileError>(count * size_of(dtype) == static_cast<int64_t>(bytes.size() - header), name, ": has ", bytes.size() - header, " bytes of values, expected ",
+                   count * size_of(dtype), " for ", shape);
+  Tensor x = empty(shape, dtype);
+  if (count > 0) copy_values(bytes.data() + header, static_cast<uint8_t*>(x.mutable_view().data), count, size_of(dtype));
+  return x;
+}
+
+Tensor read_idx(const std::string& path, int64_t max_bytes) { return decode_idx(read_maybe_gzip(path, "read_idx", max_bytes), path); }
+
+std::shared_ptr<const ImageArray> read_idx_images(const std::string& images_path, const std::string& labels_path) {
+  const Tensor images = read_idx(images_path), labels = read_idx(labels_path);
+  check<FileError>(images.rank() == 3 && images.dtype() == DType::uint8, images_path, ": expected [N,H,W] uint8, got ", images.shape(), " ", images.dtype());
+  check<FileError>(labels.rank() == 1 && labels.dtype() == DType::uint8, labels_path, ": expected [N] uint8, got ", labels.shape(), " ", labels.dtype());
+  check<FileError>(images.size(0) == labels.size(0), images_path, " has ", images.size(0), " images, but ", labels_path, " has ", labels.size(0), " labels");
+  return std::make_shared<ImageArray>(images, labels.to_vector<int64_t>());
+}
+
+std::shared_ptr<const ImageArray> read_mnist(const std::string& folder, bool training) {
+  const std::string start = folder + (training ? "/train" : "/t10k");
+  return read_idx_images(with_or_without_gz(start + "-images-idx3-ubyte"), with_or_without_gz(start + "-labels-idx1-ubyte"));
+}
+
+}  // namespace fovea::data
