@@ -72,6 +72,22 @@ FUNCTIONS = {
     "softplus": lambda x: F.softplus(x, 2, 4),
     "gelu/tanh": lambda x: F.gelu(x, approximate="tanh"),
     "hardtanh": lambda x: F.hardtanh(x, -0.5, 1),
+    # --- products ---
+    "matmul": torch.matmul,
+    "dot": torch.dot,
+    "outer": torch.outer,
+    "linear": F.linear,
+    "linear/no bias": F.linear,
+    # --- convolutions ---
+    "conv1d": lambda x, w, b: F.conv1d(x, w, b, stride=2, padding=1, dilation=2),
+    "conv2d": lambda x, w, b: F.conv2d(x, w, b, padding=1),
+    "conv2d/no bias": F.conv2d,
+    "conv2d/strided": lambda x, w, b: F.conv2d(x, w, b, stride=(2, 3), padding=(0, 2), dilation=(2, 1)),
+    "conv2d/groups": lambda x, w, b: F.conv2d(x, w, b, padding=1, groups=2),
+    "conv2d/depthwise": lambda x, w: F.conv2d(x, w, stride=2, padding=1, groups=x.shape[-3]),
+    "conv_transpose1d": lambda x, w, b: F.conv_transpose1d(x, w, b, stride=2, padding=1, output_padding=1),
+    "conv_transpose2d": lambda x, w, b: F.conv_transpose2d(x, w, b, stride=(2, 1), padding=1, output_padding=(1, 0)),
+    "conv_transpose2d/groups": lambda x, w: F.conv_transpose2d(x, w, groups=2, dilation=2),
 }
 
 

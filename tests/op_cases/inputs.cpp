@@ -56,6 +56,8 @@ Rows operations() {
   add("Shape", shape_operations());
   add("Elementwise", elementwise_operations());
   add("Activations", activation_operations());
+  add("Matrix products", linear_operations());
+  add("Convolutions", convolution_operations());
   return all;
 }
 
