@@ -182,6 +182,7 @@ Tensor transpose(const Tensor& x) {
 
 Tensor expand(const Tensor& x, const Shape& shape) {
   if (x.shape() == shape) return x;
+  checked_numel(shape, "expand");
   const int added = shape.rank() - x.rank();
   check<ShapeError>(added >= 0 && broadcast_shapes(x.shape(), shape, "expand") == shape, "expand: x ", x.shape(), " cannot be broadcast to ", shape);
   Strides strides = Shape::filled(shape.rank(), 0);
@@ -295,6 +296,7 @@ std::vector<Tensor> split(const Tensor& x, int64_t size, int64_t axis) {
   check<ValueError>(size > 0, "split: size must be positive, got ", size);
   std::vector<int64_t> sizes;
   for (int64_t start = 0; start < total; start += size) sizes.push_back(std::min(size, total - start));
+  if (total == 0) sizes.push_back(0);
   return split(x, sizes, axis);
 }
 

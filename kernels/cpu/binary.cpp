@@ -87,8 +87,8 @@ HWY_INLINE V softplus_slope(D d, V x, double beta, double threshold) {
 template <class T>
 void compare(Binary op, const void* a, const void* b, void* y, int64_t n) {
   switch (op) {
-    case Binary::logical_and: return FOVEA_EACH((u != 0) & (v != 0) ? true : false);
-    case Binary::logical_or: return FOVEA_EACH((u != 0) | (v != 0) ? true : false);
+    case Binary::logical_and: return FOVEA_EACH(((u != 0) & (v != 0)) != 0);
+    case Binary::logical_or: return FOVEA_EACH(((u != 0) | (v != 0)) != 0);
     case Binary::logical_xor: return FOVEA_EACH((u != 0) != (v != 0));
     case Binary::equal: return FOVEA_EACH(u == v);
     case Binary::not_equal: return FOVEA_EACH(u != v);
