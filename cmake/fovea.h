@@ -19,6 +19,7 @@
 #include <fovea/autograd/gradcheck.h>
 #include <fovea/autograd/inplace.h>
 #include <fovea/autograd/matmul.h>
+#include <fovea/autograd/norm.h>
 #include <fovea/autograd/pair.h>
 #include <fovea/autograd/random.h>
 #include <fovea/autograd/reduce.h>
@@ -26,6 +27,7 @@
 #include <fovea/autograd/shape.h>
 #include <fovea/autograd/tape.h>
 
+#include <fovea/layers/activation.h>
 #include <fovea/layers/container.h>
 #include <fovea/layers/conv.h>
 #include <fovea/layers/dropout.h>
@@ -33,6 +35,7 @@
 #include <fovea/layers/init.h>
 #include <fovea/layers/linear.h>
 #include <fovea/layers/module.h>
+#include <fovea/layers/norm.h>
 #include <fovea/layers/receptive_field.h>
 #include <fovea/layers/rnn.h>
 #include <fovea/layers/state_dict.h>
