@@ -89,7 +89,9 @@ std::string gradgradcheck(const TensorFunction& fn, std::vector<Tensor> inputs, 
     std::vector<Tensor> wanted;
     for (const Tensor& x : arguments)
       if (x && x.requires_grad()) wanted.push_back(x);
-    const std::vector<Tensor> gradients = grad({fn(arguments)}, wanted, {all.back()}, {.create_graph = true, .allow_unused = true});
+    const Tensor result = fn(arguments);
+    const std::vector<Tensor> gradients =
+        result.requires_grad() ? grad({result}, wanted, {all.back()}, {.create_graph = true, .allow_unused = true}) : std::vector<Tensor>(wanted.size());
     std::vector<Tensor> parts;
     for (size_t i = 0; i < gradients.size(); ++i) parts.push_back(flatten(gradients[i] ? gradients[i] : zeros_like(wanted[i])));
     return concat(parts);

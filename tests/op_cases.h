@@ -55,8 +55,10 @@ Rows operations();                               // all families; each has its f
 Rows shape_operations();
 Rows elementwise_operations();
 Rows activation_operations();
+Rows reduction_operations();
 Rows linear_operations();
 Rows convolution_operations();
+Rows recurrent_operations();
 
 // The tensor of an input: the same for the same (input, seed), in float32 as in float64.
 Tensor make_input(const Input& input, uint64_t seed, DType dtype);

@@ -91,6 +91,75 @@ FUNCTIONS = {
 }
 
 
+def reduction(function):
+    return {"": lambda x: function(x, tuple(range(x.dim())), False), "/last axis": lambda x: function(x, (-1,), False),
+            "/first axis": lambda x: function(x, (0,), True), "/axes": lambda x: function(x, (0, -1), True)}
+
+
+def over_each_axis(function):
+    """For functions that take one axis at a time."""
+    def reduce(x, axes, keepdim):
+        for axis in sorted((a % x.dim() for a in axes), reverse=True):
+            x = function(x, axis, keepdim)
+        return x if axes or x.dim() else function(x.reshape(1), 0, False)
+    return reduce
+
+
+def logsumexp(x, axes, keepdim):
+    return torch.logsumexp(x, axes, keepdim) if x.dim() else x
+
+
+def norm_of(p):
+    return lambda x, axes, keepdim: torch.linalg.vector_norm(x, p, axes, keepdim)
+
+
+for name, function in {
+    "sum": lambda x, axes, keepdim: x.sum(axes, keepdim) if x.dim() else x,
+    "mean": lambda x, axes, keepdim: x.mean(axes, keepdim) if x.dim() else x,
+    "prod": over_each_axis(torch.prod), "any": over_each_axis(torch.any), "all": over_each_axis(torch.all),
+    "amax": torch.amax, "amin": torch.amin, "logsumexp": logsumexp, "norm": norm_of(2), "norm/1": norm_of(1), "norm/3": norm_of(3),
+}.items():
+    for variant, call in reduction(function).items():
+        FUNCTIONS[name + variant] = call
+FUNCTIONS |= {
+    "norm/infinity": lambda x: torch.linalg.vector_norm(x, float("inf"), -1),
+    "var": lambda x: x.var(-1),
+    "var/biased": lambda x: x.var((0, 2), keepdim=True, correction=0),
+    "stddev": torch.std,
+    "max/axis": lambda x: x.max(1).values,
+    "min/axis": lambda x: x.min(-1, keepdim=True).values,
+    "max/indices": lambda x: x.max(1).indices,
+    "argmax": torch.argmax,
+    "argmin": torch.argmin,
+    "argmax/axis": lambda x: x.argmax(1),
+    "argmin/axis": lambda x: x.argmin(0, keepdim=True),
+    "cumsum": lambda x: x.cumsum(1),
+}
+
+
+def recurrent(kind, directions, **options):
+    """x and the weights of one layer -> outputs and last states joined along the first axis; both directions: the outputs alone."""
+    def run(x, *weights):
+        net = kind(x.shape[2], weights[1].shape[1], bidirectional=directions == 2, dtype=x.dtype, **options)
+        names = [n + d for d in ["", "_reverse"][:directions] for n in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")]
+        with torch.no_grad():
+            for name, value in zip(names, weights, strict=True):
+                getattr(net, name).copy_(value)
+            if x.shape[1] == 0:                          # PyTorch has no result for an empty batch
+                return torch.zeros(x.shape[0] + (2 if kind is torch.nn.LSTM else 1), 0, weights[1].shape[1])
+            y, states = net(x)
+        states = states if isinstance(states, tuple) else (states,)
+        return torch.cat([y, *states]) if directions == 1 else y
+    return run
+
+
+FUNCTIONS |= {
+    "lstm": recurrent(torch.nn.LSTM, 1), "lstm/bidirectional": recurrent(torch.nn.LSTM, 2),
+    "gru": recurrent(torch.nn.GRU, 1), "gru/bidirectional": recurrent(torch.nn.GRU, 2),
+    "rnn": recurrent(torch.nn.RNN, 1), "rnn/relu": recurrent(torch.nn.RNN, 1, nonlinearity="relu"),
+}
+
+
 def packed(results):
     parts = []
     for y in results:

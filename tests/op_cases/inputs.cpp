@@ -56,8 +56,10 @@ Rows operations() {
   add("Shape", shape_operations());
   add("Elementwise", elementwise_operations());
   add("Activations", activation_operations());
+  add("Reductions", reduction_operations());
   add("Matrix products", linear_operations());
   add("Convolutions", convolution_operations());
+  add("Recurrent networks", recurrent_operations());
   return all;
 }
 
