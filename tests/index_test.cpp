@@ -1,6 +1,11 @@
 // Indexing: kernels against plain loops, operations with their gradients and their errors.
 #include <doctest/doctest.h>
 
+#include <fovea/autograd/elementwise.h>
+#include <fovea/autograd/gradcheck.h>
+#include <fovea/autograd/index.h>
+#include <fovea/autograd/shape.h>
+
 #include "tensor_helpers.h"
 
 using namespace fovea;
@@ -107,4 +112,90 @@ TEST_CASE("first_out_of_range finds the first offender in row-major order") {
   index.mutable_data<int64_t>()[50] = -1;
   CHECK(t.first_out_of_range(nullptr, 10, index.view()) == 50);
   CHECK(t.first_out_of_range(nullptr, 10, empty({0, 3}, DType::int64).view()) == -1);
+}
+
+// --- operations ---
+
+namespace {
+
+Tensor leaf(const Shape& shape, unsigned seed) {
+  Tensor x = random_tensor(shape, DType::float64, seed);
+  x.set_requires_grad();
+  return x;
+}
+
+Tensor integers(std::initializer_list<double> list) { return tensor(list, DType::int64); }
+
+}  // namespace
+
+TEST_CASE("indexing operations on small examples") {
+  const Tensor x = tensor({{1, 2, 3}, {4, 5, 6}});
+  CHECK(values(gather(x, 1, tensor({{2, 0}, {1, 1}}, DType::int64))) == std::vector<double>{3, 1, 5, 5});
+  CHECK(values(take_along(x, tensor({{0, 1, 0}}, DType::int64), 0)) == std::vector<double>{1, 5, 3});
+  CHECK(values(scatter_add(x, 1, tensor({{0, 0}, {2, 2}}, DType::int64), tensor({{10, 20}, {30, 40}}))) == std::vector<double>{31, 2, 3, 4, 5, 76});
+  CHECK(values(index_select(x, -1, integers({2, 2, 0}))) == std::vector<double>{3, 3, 1, 6, 6, 4});
+  CHECK(values(index_add(x, 0, integers({1, 1}), x)) == std::vector<double>{1, 2, 3, 9, 12, 15});
+  CHECK(values(embedding(tensor({{0, 1}, {1, 1}}, DType::int32), x)) == std::vector<double>{1, 2, 3, 4, 5, 6, 4, 5, 6, 4, 5, 6});
+  CHECK(values(one_hot(integers({2, 0}), 3)) == std::vector<double>{0, 0, 1, 1, 0, 0});
+  CHECK(values(masked_fill(x, gt(x, 4), -1)) == std::vector<double>{1, 2, 3, 4, -1, -1});
+  CHECK(values(masked_select(x, tensor({1, 0, 1}, DType::boolean))) == std::vector<double>{1, 3, 4, 6});
+  CHECK(values(nonzero(tensor({{0, 2, 0}, {3, 0, quiet_nan()}}))) == std::vector<double>{0, 1, 1, 0, 1, 2});
+  CHECK(nonzero(zeros({2, 3})).shape() == Shape{0, 2});
+  CHECK(values(x) == std::vector<double>{1, 2, 3, 4, 5, 6});
+}
+
+TEST_CASE("gradients of the indexing operations are the limits of differences, first and second") {
+  using Inputs = const std::vector<Tensor>&;
+  const Tensor index = random_indices({2, 4, 3}, 3), list = integers({1, 3, 1, 0, 2}), mask = gt(random_tensor({3, 4, 3}), 0.0);
+  const TensorFunction functions[] = {
+      [&](Inputs i) { return square(gather(i[0], 0, index)); },
+      [&](Inputs i) { return square(take_along(i[0], narrow(index, 1, 0, 1), 0)); },
+      [&](Inputs i) { return square(scatter_add(i[0], 0, index, narrow(i[0], 0, 0, 2))); },
+      [&](Inputs i) { return square(index_select(i[0], 1, list)); },
+      [&](Inputs i) { return square(index_add(i[0], 0, integers({1, 1, 0}), i[0])); },
+      [&](Inputs i) { return square(embedding(index, reshape(i[0], {4, 9}))); },
+      [&](Inputs i) { return square(masked_fill(i[0], mask, 2)); },
+      [&](Inputs i) { return square(masked_select(i[0], mask)); },
+  };
+  for (const TensorFunction& f : functions) {
+    CHECK(gradcheck(f, {leaf({3, 4, 3}, 3)}) == "");
+    CHECK(gradgradcheck(f, {leaf({3, 4, 3}, 3)}) == "");
+  }
+}
+
+TEST_CASE("embedding: the padding row gets no gradient, repeated rows add up") {
+  for (const int64_t padding : {1, -2}) {
+    Tensor weight = random_tensor({3, 2}, DType::float32);
+    weight.set_requires_grad();
+    const Tensor y = embedding(integers({0, 1, 0, 2}), weight, padding);
+    y.backward(ones({4, 2}));
+    CHECK(values(weight.grad()) == std::vector<double>{2, 2, 0, 0, 1, 1});
+  }
+}
+
+TEST_CASE("an index out of range is named with its position, and nothing is changed") {
+  const Tensor x = zeros({2, 3});
+  CHECK(error_of<IndexError>([&] { gather(x, 1, tensor({{0, 1}, {3, 0}}, DType::int64)); }) ==
+        "gather: index[1,0] is 3, out of range [0, 3) for axis 1 of x [2,3]");
+  CHECK(error_of<IndexError>([&] { scatter_add(x, 0, tensor({{0, -1}}, DType::int64), ones({1, 2})); }).find("index[0,1] is -1") != std::string::npos);
+  CHECK(error_of<IndexError>([&] { index_select(x, 0, integers({0, 2})); }).find("index[1] is 2") != std::string::npos);
+  CHECK(error_of<IndexError>([&] { embedding(integers({5}), x); }) == "embedding: indices[0] is 5, out of range [0, 2) for weight [2,3]");
+  CHECK(error_of<IndexError>([&] { one_hot(integers({1}), 1); }).find("out of range") != std::string::npos);
+  CHECK(error_of<DTypeError>([&] { index_select(x, 0, zeros({1})); }).find("index must be int64, got float32") != std::string::npos);
+  CHECK(error_of<ShapeError>([&] { gather(x, 1, zeros({3, 1}, DType::int64)); }).find("no larger") != std::string::npos);
+  CHECK(error_of<ShapeError>([&] { index_add(x, 0, integers({0}), zeros({2, 3})); }).find("source must be [1,3]") != std::string::npos);
+  CHECK(values(x) == std::vector<double>(6, 0));
+}
+
+TEST_CASE("indexing of nothing and on meta gives the right shapes") {
+  const Tensor none = zeros({0}, DType::int64);
+  CHECK(index_select(zeros({2, 3}), 1, none).shape() == Shape{2, 0});
+  CHECK(gather(zeros({2, 3}), 1, zeros({0, 3}, DType::int64)).shape() == Shape{0, 3});
+  CHECK(embedding(zeros({2, 0}, DType::int64), zeros({4, 5})).shape() == Shape{2, 0, 5});
+  CHECK(values(index_add(ones({2, 3}), 1, none, zeros({2, 0}))) == std::vector<double>(6, 1));
+  CHECK(masked_select(zeros({0, 3}), zeros({0, 3}, DType::boolean)).shape() == Shape{0});
+  const TensorOptions meta(Device::meta()), meta_index(DType::int64, Device::meta());
+  CHECK(gather(empty({2, 3}, meta), 1, empty({2, 5}, meta_index)).shape() == Shape{2, 5});
+  CHECK(embedding(empty({7}, meta_index), empty({4, 5}, meta)).shape() == Shape{7, 5});
+  CHECK(error_of<DeviceError>([&] { nonzero(empty({2}, meta)); }).find("meta") != std::string::npos);
 }

@@ -1,6 +1,11 @@
 // Softmax, log-softmax and cross-entropy: kernels against double precision, operations against PyTorch's values and against differences.
 #include <doctest/doctest.h>
 
+#include <fovea/autograd/elementwise.h>
+#include <fovea/autograd/gradcheck.h>
+#include <fovea/autograd/softmax.h>
+#include <fovea/autograd/shape.h>
+
 #include "tensor_helpers.h"
 
 using namespace fovea;
@@ -110,4 +115,97 @@ TEST_CASE("cross-entropy kernel: loss and gradient agree with double precision, 
       }
     }
   }
+}
+
+// --- operations ---
+
+namespace {
+
+Tensor pattern(const Shape& shape, int64_t step, int64_t modulus, int64_t shift) {
+  Tensor x = empty(shape, DType::float64);
+  for (int64_t i = 0; i < x.numel(); ++i) x.mutable_data<double>()[i] = static_cast<double>(i * step % modulus - shift) / 2;
+  return x;
+}
+
+Tensor leaf(const Shape& shape, unsigned seed) {
+  Tensor x = random_tensor(shape, DType::float64, seed);
+  x.set_requires_grad();
+  return x;
+}
+
+Tensor labels_of(std::initializer_list<double> labels) { return tensor(labels, DType::int64); }
+
+}  // namespace
+
+TEST_CASE("softmax and cross_entropy give PyTorch's values") {
+  const Tensor logits = pattern({4, 3}, 7, 11, 3), labels = labels_of({2, 0, -100, 1}), weight = tensor({0.5, 2.0, 1.25}, DType::float64);
+  const auto loss = [&](Reduction reduction, bool is_plain) {
+    return values(cross_entropy(logits, labels, {.weight = is_plain ? Tensor() : weight, .reduction = reduction, .label_smoothing = is_plain ? 0 : 0.2}));
+  };
+  CHECK(distance(loss(Reduction::none, true), {2.153178207, 0.1429316285, 0, 2.142931628}) < 1e-8);
+  CHECK(distance(loss(Reduction::mean, true), {1.479680488}) < 1e-8);
+  CHECK(distance(loss(Reduction::sum, true), {4.439041464}) < 1e-8);
+  CHECK(distance(loss(Reduction::none, false), {2.474806092, 0.6929055585, 0, 4.064423513}) < 1e-8);
+  CHECK(distance(loss(Reduction::mean, false), {1.928569377}) < 1e-8);
+  CHECK(distance(loss(Reduction::sum, false), {7.232135163}) < 1e-8);
+
+  Tensor x = clone(logits);
+  x.set_requires_grad();
+  cross_entropy(x, labels, {.weight = weight, .label_smoothing = 0.2}).backward();
+  CHECK(distance(x.grad(), {-0.0002526706498, 0.2504367146, -0.250184044, 0.03469208869, -0.01522174807, -0.01947034063, 0, 0, 0, 0.4187390217, -0.4043490778, -0.01438994383}) < 1e-9);
+
+  const Tensor images = pattern({2, 3, 4}, 5, 13, 4);
+  const Tensor places = reshape(labels_of({0, 1, 2, 1, 2, 2, 1, 0}), {2, 4});
+  CHECK(distance(cross_entropy(images, places, {.reduction = Reduction::none}),
+                 {3.576946645, 0.07694664454, 0.4926991533, 0.07694664454, 0.4926991533, 3.076946645, 0.07694664454, 0.9926991533}) < 1e-8);
+  CHECK(distance(softmax(images, 1),
+                 {0.02796094275, 0.02796094275, 0.3705751009,  0.02796094275, 0.9259392562,  0.9259392562,  0.01844984788, 0.9259392562,
+                  0.04609980105, 0.04609980105, 0.6109750512,  0.04609980105, 0.3705751009,  0.02796094275, 0.02796094275, 0.3705751009,
+                  0.01844984788, 0.9259392562,  0.9259392562,  0.01844984788, 0.6109750512,  0.04609980105, 0.04609980105, 0.6109750512}) < 1e-9);
+  CHECK(std::isnan(cross_entropy(logits, full({4}, -100, DType::int64)).item()));
+  CHECK(distance(cross_entropy(select(logits, 0, 0), scalar(2, DType::int64)), {2.153178207}) < 1e-8);
+}
+
+TEST_CASE("gradients of softmax and cross_entropy are the limits of differences, first and second") {
+  using Inputs = const std::vector<Tensor>&;
+  for (const int64_t axis : {0, 1, -1}) {
+    const TensorFunction probabilities = [axis](Inputs i) { return softmax(i[0], axis); }, logarithms = [axis](Inputs i) { return log_softmax(i[0], axis); };
+    const std::vector<Tensor> inputs = {leaf({3, 4, 2}, 3)};
+    CHECK(gradcheck(probabilities, inputs) == "");
+    CHECK(gradgradcheck(probabilities, inputs) == "");
+    CHECK(gradcheck(logarithms, inputs) == "");
+    CHECK(gradgradcheck(logarithms, inputs) == "");
+  }
+  const Tensor labels = labels_of({1, 0, -100, 2}), weight = tensor({0.5, 2.0, 1.25}, DType::float64);
+  for (const Reduction reduction : {Reduction::none, Reduction::mean, Reduction::sum}) {
+    for (const double smoothing : {0.0, 0.3}) {
+      for (const bool has_weight : {false, true}) {
+        const TensorFunction f = [&](Inputs i) {
+          return cross_entropy(i[0], labels, {.weight = has_weight ? weight : Tensor(), .reduction = reduction, .label_smoothing = smoothing});
+        };
+        CHECK(gradcheck(f, {leaf({4, 3}, 3)}) == "");
+        CHECK(gradgradcheck(f, {leaf({4, 3}, 3)}) == "");
+      }
+    }
+  }
+  CHECK(gradcheck([](Inputs i) { return cross_entropy(i[0], zeros({2, 4}, DType::int64)); }, {leaf({2, 3, 4}, 5)}) == "");
+}
+
+TEST_CASE("cross_entropy names a label out of range, and takes nothing and shapes without data") {
+  const Tensor logits = zeros({2, 3});
+  CHECK(error_of<IndexError>([&] { cross_entropy(logits, labels_of({0, 3})); }) == "cross_entropy: labels[1] is 3, out of range [0, 3) for 3 classes");
+  CHECK(error_of<IndexError>([&] { cross_entropy(logits, labels_of({-1, 0})); }).find("labels[0] is -1") != std::string::npos);
+  CHECK(error_of<ShapeError>([&] { cross_entropy(logits, labels_of({0})); }) == "cross_entropy: labels must be [2] for logits [2,3], got [1]");
+  CHECK(error_of<DTypeError>([&] { cross_entropy(logits, zeros({2})); }).find("labels must be int64") != std::string::npos);
+  CHECK(error_of<ValueError>([&] { cross_entropy(logits, labels_of({0, 1}), {.label_smoothing = 2}); }).find("label_smoothing") != std::string::npos);
+  CHECK(error_of<DTypeError>([&] { softmax(zeros({2}, DType::int64)); }).find("int64") != std::string::npos);
+  Tensor none = zeros({0, 3});
+  none.set_requires_grad();
+  const Tensor total = cross_entropy(none, zeros({0}, DType::int64), {.reduction = Reduction::sum});
+  CHECK(total.item() == 0);
+  total.backward();
+  CHECK(none.grad().shape() == Shape{0, 3});
+  const TensorOptions meta(DType::float32, Device::meta());
+  CHECK(cross_entropy(empty({2, 3, 5}, meta), empty({2, 5}, {DType::int64, Device::meta()})).shape() == Shape());
+  CHECK(log_softmax(empty({2, 3, 5}, meta), 1).shape() == Shape{2, 3, 5});
 }

@@ -3,6 +3,11 @@
 
 #include <numeric>
 
+#include <fovea/autograd/elementwise.h>
+#include <fovea/autograd/gradcheck.h>
+#include <fovea/autograd/index.h>
+#include <fovea/autograd/shape.h>
+
 #include "tensor_helpers.h"
 
 using namespace fovea;
@@ -83,4 +88,27 @@ TEST_CASE("sort and topk are stable, count NaN as the largest, and take every dt
   check_dtype<int32_t>();
   check_dtype<int64_t>();
   check_dtype<uint8_t>();
+}
+
+TEST_CASE("sort and topk: values, positions and gradients along an axis") {
+  const Tensor x = tensor({{3, 1, 2}, {0, quiet_nan(), 5}});
+  const Ordered up = sort(x, 1), best = topk(x, 2, 0);
+  CHECK(distance(up.values, {1, 2, 3, 0, 5, quiet_nan()}) == 0);
+  CHECK(values(up.indices) == std::vector<double>{1, 2, 0, 0, 2, 1});
+  CHECK(distance(best.values, {3, quiet_nan(), 5, 0, 1, 2}) == 0);
+  CHECK(values(argsort(x, -1, true)) == std::vector<double>{0, 2, 1, 1, 2, 0});
+  CHECK(topk(x, 0, 1).values.shape() == Shape{2, 0});
+  CHECK(error_of<ValueError>([&] { topk(x, 4, 1); }).find("k must be in [0, 3]") != std::string::npos);
+  CHECK(sort(empty({3, 4}, Device::meta()), 0).indices.shape() == Shape{3, 4});
+
+  using Inputs = const std::vector<Tensor>&;
+  for (const int64_t axis : {0, 1}) {
+    Tensor input = random_tensor({4, 5}, DType::float64, 3);
+    input.set_requires_grad();
+    const TensorFunction sorted = [axis](Inputs i) { return square(sort(i[0], axis, true).values); };
+    const TensorFunction largest = [axis](Inputs i) { return square(topk(i[0], 2, axis, false).values); };
+    CHECK(gradcheck(sorted, {input}) == "");
+    CHECK(gradgradcheck(sorted, {input}) == "");
+    CHECK(gradcheck(largest, {input}) == "");
+  }
 }

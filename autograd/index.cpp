@@ -1,0 +1,218 @@
+#include <fovea/autograd/index.h>
+
+#include <fovea/autograd/elementwise.h>
+#include <fovea/autograd/shape.h>
+#include <fovea/tensor/creation.h>
+
+namespace fovea {
+namespace {
+
+TensorOptions options_of(const Tensor& x) { return {x.dtype(), x.device()}; }
+
+// [2,0,1] for the row-major position of an element.
+Shape coordinates(const Shape& shape, int64_t position) {
+  Shape at = shape;
+  for (int i = shape.rank() - 1; i >= 0; --i) {
+    at[i] = position % shape[i];
+    position /= shape[i];
+  }
+  return at;
+}
+
+void check_same_kind(const char* op, const Tensor& x, const Tensor& source) {
+  check<DTypeError>(x.dtype() == source.dtype(), op, ": source is ", source.dtype(), " but x is ", x.dtype(), "; convert one with to()");
+  check<DeviceError>(x.device() == source.device(), op, ": source is on ", source.device(), " but x is on ", x.device(), "; copy one with to()");
+}
+
+Tensor checked_along(const char* op, const Tensor& x, int axis, const Tensor& index) {
+  bool fits = index.rank() == x.rank();
+  for (int i = 0; fits && i < x.rank(); ++i) fits = i == axis || index.shape()[i] <= x.shape()[i];
+  check<ShapeError>(fits, op, ": index ", index.shape(), " must have as many axes as x ", x.shape(), " and be no larger than it, but along axis ", axis);
+  return detail::checked_index(op, "index", index, x, x.shape()[axis], str("axis ", axis, " of x ", x.shape()));
+}
+
+// The operations proper, on checked arguments; each is the other's backward pass.
+Tensor gather_checked(const Tensor& x, int axis, const Tensor& index);
+
+Tensor scatter_add_checked(const Tensor& x, int axis, const Tensor& index, const Tensor& source) {
+  const Tensor y = clone(x.detach());
+  table_of(x).scatter_add(queue_of(x), axis, index.view(), source.view(), y.mutable_view());
+  return record("scatter_add", y, {x, source}, saving(index), [axis](const Saved& s, const Tensor& g) {
+    return grads(g, s.needs(1) ? gather_checked(g, axis, s[0]) : Tensor());
+  });
+}
+
+Tensor gather_checked(const Tensor& x, int axis, const Tensor& index) {
+  const Tensor y = empty(index.shape(), options_of(x));
+  table_of(x).gather(queue_of(x), axis, x.view(), index.view(), y.mutable_view());
+  return record("gather", y, {x}, saving(index), [axis, shape = x.shape()](const Saved& s, const Tensor& g) {
+    return grads(scatter_add_checked(zeros(shape, options_of(g)), axis, s[0], g));
+  });
+}
+
+Tensor index_select_checked(const Tensor& x, int axis, const Tensor& index);
+
+Tensor index_add_checked(const Tensor& x, int axis, const Tensor& index, const Tensor& source) {
+  const Tensor y = clone(x.detach());
+  table_of(x).index_add(queue_of(x), axis, index.view(), source.view(), y.mutable_view());
+  return record("index_add", y, {x, source}, saving(index), [axis](const Saved& s, const Tensor& g) {
+    return grads(g, s.needs(1) ? index_select_checked(g, axis, s[0]) : Tensor());
+  });
+}
+
+Tensor index_select_checked(const Tensor& x, int axis, const Tensor& index) {
+  Shape shape = x.shape();
+  shape[axis] = index.numel();
+  const Tensor y = empty(shape, options_of(x));
+  table_of(x).index_select(queue_of(x), axis, x.view(), index.view(), y.mutable_view());
+  return record("index_select", y, {x}, saving(index), [axis, source = x.shape()](const Saved& s, const Tensor& g) {
+    return grads(index_add_checked(zeros(source, options_of(g)), axis, s[0], g));
+  });
+}
+
+Tensor checked_list(const char* op, const Tensor& x, int axis, const Tensor& index) {
+  check<ShapeError>(index.rank() == 1, op, ": index must have one axis, got ", index.shape());
+  return detail::checked_index(op, "index", index, x, x.shape()[axis], str("axis ", axis, " of x ", x.shape()));
+}
+
+// Values by `order` and their positions along an axis, of which `kept` remain.
+template <class Order>
+Ordered ordered(const char* name, const Tensor& x, int axis, int64_t kept, const Order& order) {
+  Shape shape = x.shape();
+  shape[axis] = kept;
+  Ordered result{empty(shape, options_of(x)), empty(shape, {DType::int64, x.device()})};
+  order(result.values.mutable_view(), result.indices.mutable_view());
+  result.values = record(name, result.values, {x}, saving(result.indices), [axis, source = x.shape()](const Saved& s, const Tensor& g) {
+    return grads(scatter_add_checked(zeros(source, options_of(g)), axis, s[0], g));
+  });
+  return result;
+}
+
+void check_is_readable(const char* op, const Tensor& x) {
+  check<DeviceError>(!x.is_meta(), op, ": the shape of the result depends on the values, which a tensor on meta does not have");
+}
+
+}  // namespace
+
+namespace detail {
+
+Tensor checked_index(const char* op, const char* name, const Tensor& index, const Tensor& x, int64_t size, const std::string& what) {
+  const DType dtype = index.dtype();
+  check<DTypeError>(dtype == DType::int64 || dtype == DType::int32 || dtype == DType::uint8, op, ": ", name, " must be int64, got ", dtype, "; convert with to(x, DType::int64)");
+  check<DeviceError>(index.device() == x.device(), op, ": ", name, " is on ", index.device(), " but x is on ", x.device(), "; copy one with to()");
+  const Tensor wide = to(index.detach(), DType::int64);
+  if (wide.is_meta()) return wide;
+  const int64_t position = table_of(wide).first_out_of_range(queue_of(wide), size, wide.view());
+  if (position >= 0) {
+    const int64_t value = to(wide, Device::cpu()).to_vector<int64_t>()[static_cast<size_t>(position)];
+    fail<IndexError>(op, ": ", name, coordinates(wide.shape(), position), " is ", value, ", out of range [0, ", size, ") for ", what);
+  }
+  return wide;
+}
+
+}  // namespace detail
+
+Tensor gather(const Tensor& x, int64_t axis, const Tensor& index) {
+  const int at = wrap_axis(axis, x.rank(), "gather");
+  return gather_checked(x, at, checked_along("gather", x, at, index));
+}
+
+Tensor take_along(const Tensor& x, const Tensor& index, int64_t axis) {
+  const int at = wrap_axis(axis, x.rank(), "take_along");
+  Shape shape = x.shape();
+  check<ShapeError>(index.rank() == x.rank(), "take_along: index ", index.shape(), " must have as many axes as x ", x.shape());
+  shape[at] = index.shape()[at];
+  return gather_checked(x, at, checked_along("take_along", x, at, expand(index.detach(), shape)));
+}
+
+Tensor scatter_add(const Tensor& x, int64_t axis, const Tensor& index, const Tensor& source) {
+  const int at = wrap_axis(axis, x.rank(), "scatter_add");
+  check_same_kind("scatter_add", x, source);
+  check<ShapeError>(source.shape() == index.shape(), "scatter_add: source ", source.shape(), " must have the shape of index ", index.shape());
+  return scatter_add_checked(x, at, checked_along("scatter_add", x, at, index), source);
+}
+
+Tensor index_select(const Tensor& x, int64_t axis, const Tensor& index) {
+  const int at = wrap_axis(axis, x.rank(), "index_select");
+  return index_select_checked(x, at, checked_list("index_select", x, at, index));
+}
+
+Tensor index_add(const Tensor& x, int64_t axis, const Tensor& index, const Tensor& source) {
+  const int at = wrap_axis(axis, x.rank(), "index_add");
+  check_same_kind("index_add", x, source);
+  const Tensor list = checked_list("index_add", x, at, index);
+  Shape shape = x.shape();
+  shape[at] = list.numel();
+  check<ShapeError>(source.shape() == shape, "index_add: source must be ", shape, " for x ", x.shape(), " and index ", index.shape(), ", got ", source.shape());
+  return index_add_checked(x, at, list, source);
+}
+
+Tensor embedding(const Tensor& indices, const Tensor& weight, std::optional<int64_t> padding_index) {
+  check<ShapeError>(weight.rank() == 2, "embedding: weight must be [count, size], got ", weight.shape());
+  const int64_t count = weight.size(0), size = weight.size(1);
+  int64_t padding = -1;                                    // none
+  if (padding_index) {
+    padding = *padding_index < 0 ? *padding_index + count : *padding_index;
+    check<IndexError>(padding >= 0 && padding < count, "embedding: padding_index ", *padding_index, " is out of range for weight ", weight.shape());
+  }
+  const Tensor index = reshape(detail::checked_index("embedding", "indices", indices, weight, count, str("weight ", weight.shape())), {indices.numel()});
+  Shape shape = indices.shape();
+  shape.push_back(size);
+  const Tensor y = empty({index.numel(), size}, options_of(weight));
+  table_of(weight).index_select(queue_of(weight), 0, weight.view(), index.view(), y.mutable_view());
+  return reshape(record("embedding", y, {weight}, saving(index), [padding, count, size](const Saved& s, const Tensor& g) {
+    const Tensor rows = padding >= 0 ? where(eq(unsqueeze(s[0], 1), padding), 0.0, g) : g;
+    return grads(index_add_checked(zeros({count, size}, options_of(g)), 0, s[0], rows));
+  }), shape);
+}
+
+Tensor one_hot(const Tensor& indices, int64_t classes) {
+  check<ValueError>(classes >= 0, "one_hot: the number of classes cannot be negative, got ", classes);
+  const Tensor index = detail::checked_index("one_hot", "indices", indices, indices, classes, str(classes, " classes"));
+  return to(eq(unsqueeze(index, -1), arange(classes, {DType::int64, index.device()})), DType::int64);
+}
+
+Tensor masked_fill(const Tensor& x, const Tensor& mask, double value) {
+  check<DTypeError>(mask.dtype() == DType::boolean, "masked_fill: mask must be bool, got ", mask.dtype());
+  check<ShapeError>(broadcast_shapes(mask.shape(), x.shape(), "masked_fill") == x.shape(), "masked_fill: mask ", mask.shape(), " cannot be broadcast to x ", x.shape());
+  return where(mask, full({}, value, options_of(x)), x);
+}
+
+Tensor nonzero(const Tensor& x) {
+  check_is_readable("nonzero", x);
+  const std::vector<uint8_t> flags = to(ne(x, 0), Device::cpu()).to_vector<uint8_t>();
+  std::vector<int64_t> positions;
+  for (size_t i = 0; i < flags.size(); ++i) {
+    if (!flags[i]) continue;
+    const Shape at = coordinates(x.shape(), static_cast<int64_t>(i));
+    positions.insert(positions.end(), at.begin(), at.end());
+  }
+  int64_t count = 0;
+  for (uint8_t flag : flags) count += flag;
+  return to(from_vector(positions, {count, x.rank()}), x.device());
+}
+
+Tensor masked_select(const Tensor& x, const Tensor& mask) {
+  check<DTypeError>(mask.dtype() == DType::boolean, "masked_select: mask must be bool, got ", mask.dtype());
+  check_is_readable("masked_select", mask);
+  const Shape shape = broadcast_shapes(x.shape(), mask.shape(), "masked_select");
+  const Tensor positions = reshape(nonzero(reshape(expand(mask, shape), {shape.numel()})), {-1});
+  return index_select_checked(reshape(expand(x, shape), {shape.numel()}), 0, positions);
+}
+
+Ordered sort(const Tensor& x, int64_t axis, bool descending) {
+  const int at = wrap_axis(axis, x.rank(), "sort");
+  return ordered("sort", x, at, x.shape()[at], [&](const View& values, const View& indices) {
+    table_of(x).sort(queue_of(x), at, descending, x.view(), values, indices);
+  });
+}
+
+Tensor argsort(const Tensor& x, int64_t axis, bool descending) { return sort(x.detach(), axis, descending).indices; }
+
+Ordered topk(const Tensor& x, int64_t k, int64_t axis, bool largest) {
+  const int at = wrap_axis(axis, x.rank(), "topk");
+  check<ValueError>(k >= 0 && k <= x.shape()[at], "topk: k must be in [0, ", x.shape()[at], "] for axis ", at, " of x ", x.shape(), ", got ", k);
+  return ordered("topk", x, at, k, [&](const View& values, const View& indices) { table_of(x).topk(queue_of(x), at, largest, x.view(), values, indices); });
+}
+
+}  // namespace fovea

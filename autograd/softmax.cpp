@@ -1,0 +1,139 @@
+#include <fovea/autograd/softmax.h>
+
+#include <fovea/autograd/elementwise.h>
+#include <fovea/autograd/index.h>
+#include <fovea/autograd/shape.h>
+#include <fovea/tensor/creation.h>
+
+namespace fovea {
+namespace {
+
+void check_dtype(const char* op, const char* name, const Tensor& x) {
+  check<DTypeError>(x.dtype() == DType::float32 || x.dtype() == DType::float64, op, ": ", name, " is ", x.dtype(),
+                    "; takes float32 or float64, convert with to(x, DType::float32)");
+}
+
+AxisGeometry along(const Shape& shape, int axis) {
+  AxisGeometry g;
+  g.size = shape[axis];
+  for (int i = 0; i < axis; ++i) g.outer *= shape[i];
+  for (int i = axis + 1; i < shape.rank(); ++i) g.inner *= shape[i];
+  return g;
+}
+
+Tensor sum_along(const Tensor& x, int axis) {
+  Shape shape = x.shape();
+  shape[axis] = 1;
+  return shape == x.shape() ? x : sum_to(x, shape);
+}
+
+Tensor softmax_backward(bool is_log, int axis, const Tensor& gradient, const Tensor& y) {
+  if (grad_mode()) return is_log ? gradient - exp(y) * sum_along(gradient, axis) : y * (gradient - sum_along(gradient * y, axis));
+  const Tensor dy = contiguous(gradient), dx = empty_like(y);
+  table_of(y).softmax_backward(queue_of(y), along(y.shape(), axis), is_log, dy.view(), y.view(), dx.mutable_view());
+  return dx;
+}
+
+Tensor softmax(const char* name, bool is_log, const Tensor& x_any, int64_t axis) {
+  check_dtype(name, "x", x_any);
+  const int at = wrap_axis(axis, x_any.rank(), name);
+  const Tensor x = contiguous(x_any), y = empty_like(x);
+  table_of(x).softmax(queue_of(x), along(x.shape(), at), is_log, x.view(), y.mutable_view());
+  return record(name, y, {x}, saving(y), [is_log, at](const Saved& s, const Tensor& g) { return grads(softmax_backward(is_log, at, g, s[0])); });
+}
+
+// --- cross-entropy of rows: logits [rows, classes], labels int64 [rows] ---
+
+struct RowLoss {
+  int64_t ignore_index;
+  double label_smoothing;
+};
+
+// Loss of each row, and (where dlogits is given) d loss / d logits.
+Tensor run_rows(const RowLoss& loss, const Tensor& logits, const Tensor& labels, const Tensor& weight, const Tensor& dlogits) {
+  const Tensor losses = empty({logits.size(0)}, {logits.dtype(), logits.device()});
+  table_of(logits).cross_entropy(queue_of(logits), loss.label_smoothing, loss.ignore_index, logits.view(), labels.view(), weight ? weight.view() : ConstView(),
+                                 losses.mutable_view(), dlogits ? dlogits.mutable_view() : View());
+  return losses;
+}
+
+// The weight of each row's label, zero for ignored rows.
+Tensor row_weights(const RowLoss& loss, const Tensor& labels, const Tensor& weight, DType dtype) {
+  const Tensor counts = to(ne(labels, loss.ignore_index), dtype);
+  if (!weight) return counts;
+  const Tensor known = where(eq(labels, loss.ignore_index), 0, labels), chosen = empty({labels.size(0)}, {dtype, labels.device()});
+  table_of(labels).index_select(queue_of(labels), 0, weight.view(), known.view(), chosen.mutable_view());
+  return chosen * counts;
+}
+
+// With t the smoothed, weighted target distribution, d loss / d logits = softmax(logits) * sum(t) - t. Recorded, so that it can be differentiated again.
+Tensor differentiable_gradient(const RowLoss& loss, const Tensor& logits, const Tensor& labels, const Tensor& weight) {
+  const int64_t classes = logits.size(1);
+  const Tensor counts = unsqueeze(to(ne(labels, loss.ignore_index), logits.dtype()), 1);
+  Tensor target = expand(counts * (loss.label_smoothing / static_cast<double>(std::max<int64_t>(classes, 1))), logits.shape());
+  if (weight) target = target * weight;
+  const Tensor known = unsqueeze(where(eq(labels, loss.ignore_index), 0, labels), 1);
+  target = scatter_add(target, 1, known, unsqueeze(row_weights(loss, labels, weight, logits.dtype()) * (1 - loss.label_smoothing), 1));
+  return softmax(logits, 1) * sum_along(target, 1) - target;
+}
+
+Tensor row_losses(const RowLoss& loss, const Tensor& logits, const Tensor& labels, const Tensor& weight) {
+  return record("cross_entropy", run_rows(loss, logits, labels, weight, {}), {logits}, saving(logits, labels, weight), [loss](const Saved& s, const Tensor& g) {
+    if (grad_mode()) return grads(differentiable_gradient(loss, s[0], s[1], s[2]) * unsqueeze(g, 1));
+    const Tensor dlogits = empty_like(s[0]);
+    run_rows(loss, s[0], s[1], s[2], dlogits);
+    return grads(dlogits * unsqueeze(g, 1));
+  });
+}
+
+void check_arguments(const Tensor& logits, const Tensor& labels, const CrossEntropyOptions& o) {
+  check_dtype("cross_entropy", "logits", logits);
+  check<ShapeError>(logits.rank() >= 1, "cross_entropy: logits must be [n, classes, ...] or [classes], got ", logits.shape());
+  Shape expected = logits.shape();
+  expected.erase(logits.rank() == 1 ? 0 : 1);
+  check<ShapeError>(labels.shape() == expected, "cross_entropy: labels must be ", expected, " for logits ", logits.shape(), ", got ", labels.shape());
+  check<ValueError>(o.label_smoothing >= 0 && o.label_smoothing <= 1, "cross_entropy: label_smoothing must be in [0, 1], got ", o.label_smoothing);
+  if (!o.weight) return;
+  const int64_t classes = logits.size(logits.rank() == 1 ? 0 : 1);
+  check<ShapeError>(o.weight.shape() == Shape{classes}, "cross_entropy: weight must be [", classes, "] for logits ", logits.shape(), ", got ", o.weight.shape());
+  check<DTypeError>(o.weight.dtype() == logits.dtype(), "cross_entropy: weight is ", o.weight.dtype(), " but logits are ", logits.dtype(), "; convert one with to()");
+  check<DeviceError>(o.weight.device() == logits.device(), "cross_entropy: weight is on ", o.weight.device(), " but logits are on ", logits.device());
+}
+
+// The labels as int64, each in [0, classes) or ignore_index.
+Tensor checked_labels(const Tensor& logits, const Tensor& labels, int64_t classes, int64_t ignore_index) {
+  const DType dtype = labels.dtype();
+  check<DTypeError>(!is_floating(dtype) && dtype != DType::boolean, "cross_entropy: labels must be int64, got ", dtype, "; convert with to(labels, DType::int64)");
+  check<DeviceError>(labels.device() == logits.device(), "cross_entropy: labels are on ", labels.device(), " but logits on ", logits.device(), "; copy one with to()");
+  const Tensor wide = contiguous(to(labels.detach(), DType::int64)), is_ignored = eq(wide, ignore_index);
+  if (wide.is_meta()) return wide;
+  if (classes > 0) detail::checked_index("cross_entropy", "labels", where(is_ignored, 0, wide), logits, classes, str(classes, " classes"));
+  else check<ShapeError>(labels.numel() == 0, "cross_entropy: logits ", logits.shape(), " have no classes");
+  return wide;
+}
+
+}  // namespace
+
+Tensor softmax(const Tensor& x, int64_t axis) { return softmax("softmax", false, x, axis); }
+Tensor log_softmax(const Tensor& x, int64_t axis) { return softmax("log_softmax", true, x, axis); }
+
+Tensor cross_entropy(const Tensor& logits, const Tensor& labels, const CrossEntropyOptions& o) {
+  check_arguments(logits, labels, o);
+  const int class_axis = logits.rank() == 1 ? 0 : 1;
+  const int64_t classes = logits.shape()[class_axis];
+  const Tensor checked = reshape(checked_labels(logits, labels, classes, o.ignore_index), {labels.numel()});
+  std::vector<int64_t> order;                              // the classes last
+  for (int i = 0; i < logits.rank(); ++i)
+    if (i != class_axis) order.push_back(i);
+  order.push_back(class_axis);
+  const Tensor rows = contiguous(reshape(logits.rank() > 2 ? permute(logits, order) : logits, {labels.numel(), classes}));
+  const Tensor weight = o.weight ? contiguous(o.weight.detach()) : Tensor();
+  const RowLoss loss{o.ignore_index, o.label_smoothing};
+  const Tensor losses = row_losses(loss, rows, checked, weight);
+  if (o.reduction == Reduction::none) return reshape(losses, labels.shape());
+  const Tensor total = sum_to(losses, Shape());
+  if (o.reduction == Reduction::sum) return total;
+  return total / sum_to(row_weights(loss, checked, weight, rows.dtype()), Shape());
+}
+
+}  // namespace fovea

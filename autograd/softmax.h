@@ -1,0 +1,25 @@
+// Softmax, its logarithm, and the cross-entropy between scores and labels. float32 or float64. Differentiable twice.
+#pragma once
+
+#include <fovea/autograd/tape.h>
+
+namespace fovea {
+
+Tensor softmax(const Tensor& x, int64_t axis = -1);           // e^x / sum e^x along the axis
+Tensor log_softmax(const Tensor& x, int64_t axis = -1);       // x - log sum e^x
+
+// What becomes of the losses of a batch.
+enum class Reduction { none, mean, sum };
+
+struct CrossEntropyOptions {
+  Tensor weight = {};                        // [classes]: weight of each class
+  int64_t ignore_index = -100;               // a sample with this label counts for nothing, not even in the mean
+  Reduction reduction = Reduction::mean;     // mean: divided by the sum of the samples' weights (NaN where there is none), as PyTorch
+  double label_smoothing = 0;                // how much of the target is spread evenly over all classes, in [0, 1]
+};
+
+// -log softmax(logits)[label], for logits [n, classes], [n, classes, ...] or [classes] and labels of integers without the classes axis.
+// IndexError for a label that is neither in [0, classes) nor ignore_index.   Label smoothing: Szegedy et al. 2016, section 7.
+Tensor cross_entropy(const Tensor& logits, const Tensor& labels, const CrossEntropyOptions& options = {});
+
+}  // namespace fovea
