@@ -21,6 +21,7 @@ namespace fovea::op_cases {
 
 enum class Kind {
   values,                                        // of the dtype under test, spread over [low, high], never on a multiple of 1/4096 (where functions have kinks)
+  constants,                                     // the same, of inputs that have no gradient (running statistics)
   special,                                       // zeros of both signs, infinities, NaN and a few ordinary numbers
   indices,                                       // int64 in [low, high)
   truth,                                         // bool
@@ -58,6 +59,7 @@ Rows activation_operations();
 Rows reduction_operations();
 Rows linear_operations();
 Rows convolution_operations();
+Rows norm_operations();
 Rows recurrent_operations();
 
 // The tensor of an input: the same for the same (input, seed), in float32 as in float64.

@@ -47,9 +47,9 @@ bool has_special(const Sample& sample) {
 
 bool is_differentiable(const Operation& row, const Sample& sample) { return row.gradient != Gradient::none && !has_special(sample); }
 
-void require_gradients(std::vector<Tensor>& inputs) {
-  for (Tensor& x : inputs)
-    if (is_floating(x.dtype())) x.set_requires_grad();
+void require_gradients(const Sample& sample, std::vector<Tensor>& inputs) {
+  for (size_t i = 0; i < inputs.size(); ++i)
+    if (sample.inputs[i].kind == Kind::values) inputs[i].set_requires_grad();
 }
 
 // The result and, where there are any, the gradients of its sum.
@@ -57,12 +57,10 @@ std::vector<Tensor> run_with_gradients(const Operation& row, const Sample& sampl
   manual_seed(9);
   if (!is_differentiable(row, sample)) return {row.call(inputs)};
   std::vector<Tensor> leaves, results;
-  for (Tensor& x : inputs) {
-    if (!is_floating(x.dtype())) continue;
-    x = Tensor(x.storage(), x.shape(), x.strides(), x.offset(), x.dtype());      // a leaf of its own, in the layout given
-    x.set_requires_grad();
-    leaves.push_back(x);
-  }
+  for (Tensor& x : inputs) x = x.detach();                // leaves of their own, in the layout given
+  require_gradients(sample, inputs);
+  for (const Tensor& x : inputs)
+    if (x.requires_grad()) leaves.push_back(x);
   const Tensor y = row.call(inputs);
   results.push_back(y.detach());
   if (!y.requires_grad()) return results;
@@ -143,7 +141,7 @@ TEST_CASE("gradients are the limit of differences") {
   for_each_sample([&](const Operation& row, const Sample& sample, size_t) {
     if (sample.is_large || !is_differentiable(row, sample)) return;
     std::vector<Tensor> inputs = make_inputs(sample, DType::float64);
-    require_gradients(inputs);
+    require_gradients(sample, inputs);
     CHECK(gradcheck(row.call, inputs) == "");
   });
 }
@@ -152,7 +150,7 @@ TEST_CASE("gradients of gradients are the limit of differences, or the operation
   for_each_sample([&](const Operation& row, const Sample& sample, size_t) {
     if (sample.is_large || !is_differentiable(row, sample)) return;
     std::vector<Tensor> inputs = make_inputs(sample, DType::float64);
-    require_gradients(inputs);
+    require_gradients(sample, inputs);
     if (row.gradient == Gradient::twice) CHECK(gradgradcheck(row.call, inputs, {.max_elements = 60}) == "");
     else CHECK_THROWS_AS(gradgradcheck(row.call, inputs, {.max_elements = 1}), AutogradError);
   });

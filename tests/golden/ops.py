@@ -90,6 +90,18 @@ FUNCTIONS = {
     "conv_transpose2d/groups": lambda x, w: F.conv_transpose2d(x, w, groups=2, dilation=2),
 }
 
+FUNCTIONS |= {
+    "batch_norm/training": lambda x, w, b: F.batch_norm(x, None, None, w, b, True),
+    "batch_norm/plain": lambda x: F.batch_norm(x, None, None, None, None, True),
+    "batch_norm/evaluation": lambda x, w, b, mean, var: F.batch_norm(x, mean, var, w, b),
+    "batch_norm_relu/training": lambda x, w, b: F.batch_norm(x, None, None, w, b, True).relu(),
+    "batch_norm_relu/evaluation": lambda x, w, b, mean, var: F.batch_norm(x, mean, var, w, b).relu(),
+    "layer_norm": lambda x, w, b: F.layer_norm(x, w.shape, w, b),
+    "layer_norm/plain": lambda x: F.layer_norm(x, x.shape[-1:]),
+    "group_norm": lambda x, w, b: F.group_norm(x, 2, w, b),
+    "instance_norm": lambda x, w, b: F.instance_norm(x, weight=w, bias=b),
+}
+
 
 def reduction(function):
     return {"": lambda x: function(x, tuple(range(x.dim())), False), "/last axis": lambda x: function(x, (-1,), False),

@@ -20,7 +20,8 @@ double value_of(const Input& input, uint64_t i, uint64_t seed) {
   const double u = spread(i, seed);
   switch (input.kind) {
     // Exact in float32, and half a step away from every multiple of 1/4096.
-    case Kind::values: return (std::floor((input.low + (input.high - input.low) * u) * 4096) + 0.5) / 4096;
+    case Kind::values:
+    case Kind::constants: return (std::floor((input.low + (input.high - input.low) * u) * 4096) + 0.5) / 4096;
     case Kind::special: return specials[i % 10];
     case Kind::indices: return std::floor(input.low + (input.high - input.low) * u);
     case Kind::truth: return u < 0.5;
@@ -59,6 +60,7 @@ Rows operations() {
   add("Reductions", reduction_operations());
   add("Matrix products", linear_operations());
   add("Convolutions", convolution_operations());
+  add("Normalisation", norm_operations());
   add("Recurrent networks", recurrent_operations());
   return all;
 }
