@@ -8,11 +8,9 @@
 #include <unordered_map>
 #include <vector>
 
-namespace fovea::data {
+#include <fovea/tensor/utf8.h>
 
-// ValueError, naming the byte, for what is not UTF-8 (RFC 3629: no overlong forms, no surrogates, nothing above U+10FFFF).
-std::u32string decode_utf8(std::string_view text);
-std::string encode_utf8(std::u32string_view code_points);
+namespace fovea::data {
 
 // The characters that a recognizer knows. Label 0 is the blank of CTC; the characters have labels 1 .. size(), in code-point order.
 class Alphabet {

@@ -141,12 +141,12 @@ TEST_CASE("image files: errors name the path and the reason") {
 TEST_CASE("image tensors: [channels, height, width], both ways, uint8 and float") {
   const TemporaryFolder folder;
   const ImageBytes image = gradient(5, 4, 3);
-  const Tensor bytes = data::image_to_uint8(image), real = data::image_to_float(image);
+  const Tensor bytes = image_to_uint8(image), real = image_to_float(image);
   CHECK(bytes.shape() == Shape{3, 4, 5});
   CHECK(bytes.data<uint8_t>()[1 * 20 + 2 * 5 + 3] == image.pixels[(2 * 5 + 3) * 3 + 1]);
   CHECK(real.data<float>()[2 * 20 + 1] == image.pixels[1 * 3 + 2] / 255.0f);
-  CHECK(data::image_from_tensor(bytes).pixels == image.pixels);
-  CHECK(data::image_from_tensor(real).pixels == image.pixels);
+  CHECK(image_from_tensor(bytes).pixels == image.pixels);
+  CHECK(image_from_tensor(real).pixels == image.pixels);
   data::write_image(folder / "a.png", real);
   CHECK(data::read_image(folder / "a.png").to_vector<uint8_t>() == bytes.to_vector<uint8_t>());
   CHECK(data::read_image_float(folder / "a.png").to_vector<float>() == real.to_vector<float>());
@@ -155,10 +155,10 @@ TEST_CASE("image tensors: [channels, height, width], both ways, uint8 and float"
 
 TEST_CASE("image tensors: values outside 0 .. 1 are clamped, views are followed, other tensors refused") {
   const Tensor x = from_vector(std::vector<float>{-1, 0.5f, 2, NAN, 1, 0}, {2, 3});
-  CHECK(data::image_from_tensor(x).pixels == std::vector<uint8_t>{0, 128, 255, 0, 255, 0});
+  CHECK(image_from_tensor(x).pixels == std::vector<uint8_t>{0, 128, 255, 0, 255, 0});
   const Tensor turned(x.storage(), {3, 2}, {1, 3}, 0, DType::float32);
-  CHECK(data::image_from_tensor(turned).pixels == std::vector<uint8_t>{0, 0, 128, 255, 255, 0});
-  CHECK_THROWS_AS(data::image_from_tensor(zeros({5, 4, 4})), ShapeError);
-  CHECK_THROWS_AS(data::image_from_tensor(zeros({4})), ShapeError);
-  CHECK_THROWS_AS(data::image_from_tensor(zeros({4, 4}, DType::int64)), DTypeError);
+  CHECK(image_from_tensor(turned).pixels == std::vector<uint8_t>{0, 0, 128, 255, 255, 0});
+  CHECK_THROWS_AS(image_from_tensor(zeros({5, 4, 4})), ShapeError);
+  CHECK_THROWS_AS(image_from_tensor(zeros({4})), ShapeError);
+  CHECK_THROWS_AS(image_from_tensor(zeros({4, 4}, DType::int64)), DTypeError);
 }
