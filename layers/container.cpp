@@ -1,6 +1,10 @@
 #include <fovea/layers/container.h>
 
+#include <typeinfo>
+
 #include <fovea/autograd/elementwise.h>
+#include <fovea/layers/activation.h>
+#include <fovea/layers/norm.h>
 
 namespace fovea::layers {
 namespace {
@@ -15,9 +19,23 @@ Module& child_at(const Module& parent, int64_t index) {
 
 Module& Sequential::operator[](int64_t index) { return child_at(*this, index); }
 
+// Batch norm and the ReLU after it are one pass over memory. A class derived from ReLU may do something else, and is called as it is.
 Tensor Sequential::forward(const Tensor& x) {
   Tensor y = x;
-  for (const auto& [name, child] : children()) y = (*child)(y);
+  const auto& list = children();
+  for (size_t i = 0; i < list.size(); ++i) {
+    Module& child = *list[i].second;
+    Module* next = i + 1 < list.size() ? list[i + 1].second.get() : nullptr;
+    auto* norm = dynamic_cast<BatchNorm*>(&child);
+    if (!norm || !next || typeid(*next) != typeid(ReLU)) {
+      y = child(y);
+      continue;
+    }
+    { Call call(*norm, y); }
+    { Call call(*next, y); }
+    y = norm->forward_relu(y);
+    ++i;
+  }
   return y;
 }
 

@@ -3,12 +3,16 @@
 #include <cmath>
 #include <functional>
 
+#include <fovea/autograd/activations.h>
 #include <fovea/autograd/shape.h>
+#include <fovea/layers/activation.h>
 #include <fovea/layers/container.h>
 #include <fovea/layers/conv.h>
 #include <fovea/layers/flatten.h>
 #include <fovea/layers/linear.h>
+#include <fovea/layers/norm.h>
 #include <fovea/layers/state_dict.h>
+#include <fovea/tensor/compare.h>
 #include <fovea/tensor/creation.h>
 
 using namespace fovea;
@@ -59,6 +63,24 @@ TEST_CASE("sequential: moving it keeps what it computes") {
   Sequential outer;
   outer.append(std::move(moved));
   CHECK(outer(x).to_vector<float>() == before);
+}
+
+TEST_CASE("sequential: batch norm with the ReLU after it is what they are one by one, in value, gradient, statistics and cost") {
+  manual_seed(2);
+  Sequential together(BatchNorm2d(3), ReLU());
+  BatchNorm2d norm(3);
+  Tensor a = randn({4, 3, 5, 2}), b = clone(a);
+  a.set_requires_grad(true);
+  b.set_requires_grad(true);
+  const Tensor y = together(a), z = relu(norm(b)), weighting = randn(y.shape());
+  CHECK(compare(y, z, {.atol = 1e-6}));
+  y.backward(weighting);
+  z.backward(weighting);
+  CHECK(compare(a.grad(), b.grad(), {.rtol = 1e-4, .atol = 1e-5}));
+  CHECK(compare(together.layer<BatchNorm2d>("0").weight.grad(), norm.weight.grad(), {.rtol = 1e-4, .atol = 1e-5}));
+  CHECK(compare(together.layer<BatchNorm2d>("0").running_var, norm.running_var, {.atol = 1e-6}));
+  CHECK(together.layer<BatchNorm2d>("0").num_batches_tracked.item<int64_t>() == 1);
+  CHECK(together.layer_costs({4, 3, 5, 2}).size() == 2);
 }
 
 TEST_CASE("module list: holds layers for a forward that is written out") {
