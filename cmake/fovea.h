@@ -2,12 +2,14 @@
 #pragma once
 
 #include <fovea/tensor/allocator.h>
+#include <fovea/tensor/compare.h>
 #include <fovea/tensor/creation.h>
 #include <fovea/tensor/file.h>
 #include <fovea/tensor/image_file.h>
 #include <fovea/tensor/named_tensors.h>
 #include <fovea/tensor/npy.h>
 #include <fovea/tensor/npz.h>
+#include <fovea/tensor/print.h>
 #include <fovea/tensor/random.h>
 #include <fovea/tensor/safetensors.h>
 #include <fovea/tensor/tensor.h>
@@ -17,6 +19,7 @@
 #include <fovea/autograd/conv.h>
 #include <fovea/autograd/elementwise.h>
 #include <fovea/autograd/gradcheck.h>
+#include <fovea/autograd/index.h>
 #include <fovea/autograd/inplace.h>
 #include <fovea/autograd/matmul.h>
 #include <fovea/autograd/norm.h>
@@ -25,29 +28,40 @@
 #include <fovea/autograd/reduce.h>
 #include <fovea/autograd/rnn.h>
 #include <fovea/autograd/shape.h>
+#include <fovea/autograd/softmax.h>
 #include <fovea/autograd/tape.h>
 
 #include <fovea/layers/activation.h>
+#include <fovea/layers/attention.h>
 #include <fovea/layers/container.h>
 #include <fovea/layers/conv.h>
 #include <fovea/layers/dropout.h>
+#include <fovea/layers/embedding.h>
 #include <fovea/layers/flatten.h>
 #include <fovea/layers/init.h>
 #include <fovea/layers/linear.h>
+#include <fovea/layers/loss.h>
 #include <fovea/layers/module.h>
 #include <fovea/layers/norm.h>
 #include <fovea/layers/receptive_field.h>
 #include <fovea/layers/rnn.h>
 #include <fovea/layers/state_dict.h>
 
+#include <fovea/optim/checkpoint.h>
 #include <fovea/optim/clip.h>
 #include <fovea/optim/optimizer.h>
 #include <fovea/optim/optimizers.h>
 #include <fovea/optim/schedule.h>
 
+#include <fovea/data/box_csv.h>
+#include <fovea/data/cifar10.h>
 #include <fovea/data/dataset.h>
+#include <fovea/data/idx.h>
 #include <fovea/data/image.h>
+#include <fovea/data/image_folder.h>
+#include <fovea/data/line_folder.h>
 #include <fovea/data/line_text.h>
 #include <fovea/data/loader.h>
 #include <fovea/data/synthetic_handwriting.h>
 #include <fovea/data/text.h>
+#include <fovea/data/text_table.h>

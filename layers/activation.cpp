@@ -5,6 +5,16 @@
 #include <fovea/tensor/creation.h>
 
 namespace fovea::layers {
+namespace {
+
+Cost softmax_cost(const Shape& input, int64_t axis) {
+  const int at = wrap_axis(axis, input.rank(), "Softmax");
+  const int64_t rest = input[at] > 0 ? input.numel() / input[at] : 0;
+  return AxisGeometry{.outer = rest, .size = input[at], .inner = 1}.softmax_cost();
+}
+
+}  // namespace
+
 PReLU::PReLU(int64_t channels, double first_value) : weight(param("weight", full({channels}, first_value))) {}
 
 Tensor PReLU::forward(const Tensor& x) {
@@ -17,5 +27,8 @@ Tensor PReLU::forward(const Tensor& x) {
   }
   return relu(x) - slope * relu(-x);
 }
+
+std::optional<Cost> Softmax::own_cost(const Shape& input) const { return softmax_cost(input, axis_); }
+std::optional<Cost> LogSoftmax::own_cost(const Shape& input) const { return softmax_cost(input, axis_); }
 
 }  // namespace fovea::layers

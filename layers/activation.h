@@ -2,6 +2,7 @@
 #pragma once
 
 #include <fovea/autograd/activations.h>
+#include <fovea/autograd/softmax.h>
 #include <fovea/layers/module.h>
 
 namespace fovea::layers {
@@ -99,6 +100,32 @@ class PReLU : public Activation {
   std::optional<Cost> own_cost(const Shape& input) const override {
     return ElementwiseGeometry{.numel = input.numel(), .parameters = weight.numel()}.cost();
   }
+};
+
+class Softmax : public Module {
+ public:
+  explicit Softmax(int64_t axis = -1) : axis_(axis) {}
+  Tensor forward(const Tensor& x) override { return softmax(x, axis_); }
+  std::string options() const override { return str("axis=", axis_); }
+
+ protected:
+  std::optional<Cost> own_cost(const Shape& input) const override;
+
+ private:
+  int64_t axis_;
+};
+
+class LogSoftmax : public Module {
+ public:
+  explicit LogSoftmax(int64_t axis = -1) : axis_(axis) {}
+  Tensor forward(const Tensor& x) override { return log_softmax(x, axis_); }
+  std::string options() const override { return str("axis=", axis_); }
+
+ protected:
+  std::optional<Cost> own_cost(const Shape& input) const override;
+
+ private:
+  int64_t axis_;
 };
 
 }  // namespace fovea::layers

@@ -1,0 +1,136 @@
+// Losses: how far a prediction is from its target. Each takes (prediction, target) and gives one number, or one for each sample or element with Reduction::none.
+#pragma once
+
+#include <fovea/autograd/softmax.h>
+#include <fovea/layers/module.h>
+
+namespace fovea::layers {
+
+class Loss : public Module {
+ public:
+  virtual Tensor forward(const Tensor& prediction, const Tensor& target) = 0;
+  Tensor operator()(const Tensor& prediction, const Tensor& target) { return forward(prediction, target); }
+
+ protected:
+  explicit Loss(Reduction reduction) : reduction_(reduction) {}
+  Tensor reduced(const Tensor& losses) const;
+  Reduction reduction() const { return reduction_; }
+
+ private:
+  using Module::forward;
+  Reduction reduction_;
+};
+
+// -log softmax(logits)[label]: logits [n, classes] or [n, classes, ...], labels of integers [n] or [n, ...]. Options: autograd/softmax.h (weight, ignore_index,
+// reduction, label_smoothing).
+class CrossEntropyLoss : public Loss {
+ public:
+  explicit CrossEntropyLoss(CrossEntropyOptions options = {});
+  Tensor forward(const Tensor& logits, const Tensor& labels) override;
+  Tensor weight;
+
+ private:
+  CrossEntropyOptions options_;
+};
+
+struct NLLLossOptions {
+  Tensor weight = {};                        // [classes]
+  int64_t ignore_index = -100;
+  Reduction reduction = Reduction::mean;     // mean: divided by the sum of the samples' weights
+};
+
+// -log_probabilities[label], for what LogSoftmax gives.
+class NLLLoss : public Loss {
+ public:
+  explicit NLLLoss(NLLLossOptions options = {});
+  Tensor forward(const Tensor& log_probabilities, const Tensor& labels) override;
+  Tensor weight;
+
+ private:
+  int64_t ignore_index_;
+};
+
+class MSELoss : public Loss {                // (x - y)^2
+ public:
+  explicit MSELoss(Reduction reduction = Reduction::mean) : Loss(reduction) {}
+  Tensor forward(const Tensor& prediction, const Tensor& target) override;
+};
+
+class L1Loss : public Loss {                 // |x - y|
+ public:
+  explicit L1Loss(Reduction reduction = Reduction::mean) : Loss(reduction) {}
+  Tensor forward(const Tensor& prediction, const Tensor& target) override;
+};
+
+struct SmoothL1Options {
+  double beta = 1;
+  Reduction reduction = Reduction::mean;
+};
+
+class SmoothL1Loss : public Loss {           // d^2 / (2 beta) where d = |x - y| < beta, d - beta / 2 elsewhere (Girshick 2015)
+ public:
+  explicit SmoothL1Loss(SmoothL1Options options = {});
+  Tensor forward(const Tensor& prediction, const Tensor& target) override;
+
+ private:
+  double beta_;
+};
+
+struct BCEWithLogitsOptions {
+  Tensor weight = {};                        // of each element; broadcast
+  Tensor positive_weight = {};               // of the positive part, [classes] or broadcast: PyTorch's pos_weight
+  Reduction reduction = Reduction::mean;
+};
+
+// -(y log sigmoid(x) + (1 - y) log(1 - sigmoid(x))) for targets y in [0, 1], without overflow for any x.
+class BCEWithLogitsLoss : public Loss {
+ public:
+  explicit BCEWithLogitsLoss(BCEWithLogitsOptions options = {});
+  Tensor forward(const Tensor& logits, const Tensor& target) override;
+  Tensor weight, positive_weight;
+};
+
+struct HingeOptions {
+  double margin = 1;
+  bool squared = false;
+  Reduction reduction = Reduction::mean;
+};
+
+// Binary form: max(0, margin - y x), or its square, for each element; y is -1 or 1 and has x's shape.
+class HingeLoss : public Loss {
+ public:
+  explicit HingeLoss(HingeOptions options = {}) : Loss(options.reduction), options_(options) {}
+  Tensor forward(const Tensor& scores, const Tensor& signs) override;
+
+ private:
+  HingeOptions options_;
+};
+
+// Multi-class form, the multi-class SVM (Weston & Watkins 1999): for scores [n, classes] and labels [n], the sum over the other classes j of
+// max(0, margin + score_j - score_label), or of its square, for each sample. PyTorch's multi_margin_loss is this divided by the number of classes.
+class MulticlassHingeLoss : public Loss {
+ public:
+  explicit MulticlassHingeLoss(HingeOptions options = {}) : Loss(options.reduction), options_(options) {}
+  Tensor forward(const Tensor& scores, const Tensor& labels) override;
+
+ private:
+  HingeOptions options_;
+};
+
+struct KLDivOptions {
+  bool log_target = false;                   // targets are log-probabilities too
+  bool batch_mean = false;                   // the sum divided by the first axis: the divergence itself, where mean also divides by the classes
+  Reduction reduction = Reduction::mean;
+};
+
+// target (log target - x) for log-probabilities x; 0 where the target is 0.
+class KLDivLoss : public Loss {
+ public:
+  explicit KLDivLoss(KLDivOptions options = {}) : Loss(options.reduction), options_(options) {}
+  Tensor forward(const Tensor& log_probabilities, const Tensor& target) override;
+
+ private:
+  KLDivOptions options_;
+};
+
+}  // namespace fovea::layers
