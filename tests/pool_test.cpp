@@ -1,6 +1,11 @@
 // Pooling: kernels against plain loops, operations against PyTorch's values and against differences.
 #include <doctest/doctest.h>
 
+#include <fovea/autograd/elementwise.h>
+#include <fovea/autograd/gradcheck.h>
+#include <fovea/autograd/pool.h>
+#include <fovea/autograd/shape.h>
+
 #include "tensor_helpers.h"
 
 using namespace fovea;
@@ -159,4 +164,93 @@ TEST_CASE("adaptive pooling kernels agree with plain loops, windows overlapping 
       CHECK(distance(dx_max, gradient_max) < tolerance);
     }
   }
+}
+
+TEST_CASE("pooling kernels do not depend on the number of threads") {
+  const PoolGeometry g{4, 8, 30, 30, 3, 3, 2, 2, 1, 1};
+  const Tensor x = random_tensor({4, 8, 30, 30}, DType::float32);
+  const auto run = [&](int threads) {
+    Threads scope(threads);
+    Tensor y = poisoned({4, 8, 15, 15}, DType::float32), dx = poisoned(x.shape(), DType::float32);
+    kernels::cpu_table().avg_pool(nullptr, g, x.view(), y.mutable_view());
+    kernels::cpu_table().avg_pool_backward(nullptr, g, y.view(), dx.mutable_view());
+    return values(dx);
+  };
+  CHECK(run(1) == run(4));
+}
+
+// --- operations ---
+
+namespace {
+
+Tensor pattern(const Shape& shape) {
+  Tensor x = empty(shape, DType::float64);
+  for (int64_t i = 0; i < x.numel(); ++i) x.mutable_data<double>()[i] = static_cast<double>(i * 11 % 17 - 6) / 2;
+  return x;
+}
+
+Tensor leaf(const Shape& shape, unsigned seed) {
+  Tensor x = random_tensor(shape, DType::float64, seed);
+  x.set_requires_grad();
+  return x;
+}
+
+}  // namespace
+
+TEST_CASE("pooling operations give PyTorch's values") {
+  const Tensor x = pattern({1, 1, 5, 7});
+  CHECK(distance(max_pool2d(x, 3, {.stride = 2, .padding = 1}), {2.5, 5, 5, 4.5, 3, 4.5, 4, 5, 3.5, 4.5, 4, 4}) == 0);
+  CHECK(distance(max_pool2d(x, 2, {.stride = 1, .padding = 1, .dilation = 2}),
+                 {-1.5, 4, 1, 4, 3.5, 0.5, 3.5, 3, 0, 5, 2.5, 5, 5, -0.5, -1, 4.5, 1.5, 4.5, 4, 1, 4, 3.5, 0.5, 3.5, 3, 0, 5, 0, -1, 4.5, 1.5, 4.5, 4, 1, 4}) == 0);
+  CHECK(distance(max_pool2d(x, 2, {.stride = 2, .ceil_mode = true}), {2.5, 5, 3.5, 4.5, 3, 4.5, 4, 5, 3.5, 0.5, 3, -3}) == 0);
+  CHECK(distance(avg_pool2d(x, 3, {.stride = 2, .padding = 1}),
+                 {-0.0555555556, 1.16666667, 0.944444444, 0.833333333, 0.166666667, 0.944444444, 0.611111111, 1.5, 0.277777778, 0.722222222, 0.5, 0.222222222}) < 1e-8);
+  const std::vector<double> clipped = {-0.125, 1.75, 1.41666667, 1.875, 0.25, 0.944444444, 0.611111111, 2.25, 0.625, 1.08333333, 0.75, 0.5};
+  CHECK(distance(avg_pool2d(x, 3, {.stride = 2, .padding = 1, .ceil_mode = true, .count_include_pad = false}), clipped) < 1e-8);
+  CHECK(distance(adaptive_avg_pool2d(x, {3, 4}), clipped) < 1e-8);
+  CHECK(values(max_pool1d(select(x, 1, 0), 3, {.stride = 2})) == values(max_pool2d(x, {1, 3}, {.stride = {1, 2}})));
+  CHECK(values(avg_pool1d(select(select(x, 0, 0), 0, 0), 2)) == values(avg_pool2d(select(x, 0, 0), {1, 2})));
+  CHECK(distance(global_avg_pool(x), values(adaptive_avg_pool2d(x, 1))) < 1e-12);
+  CHECK(values(global_max_pool(x)) == std::vector<double>{5});
+  CHECK(max_pool2d_with_indices(x, {5, 7}).indices.item<int64_t>() == 3);
+}
+
+TEST_CASE("gradients of pooling are the limits of differences, first and second") {
+  using Inputs = const std::vector<Tensor>&;
+  const TensorFunction functions[] = {
+      [](Inputs i) { return square(max_pool2d(i[0], 3, {.stride = 2, .padding = 1})); },
+      [](Inputs i) { return square(max_pool2d(i[0], 2, {.stride = 1, .dilation = 2, .ceil_mode = true})); },
+      [](Inputs i) { return square(avg_pool2d(i[0], 3, {.stride = 2, .padding = 1, .ceil_mode = true})); },
+      [](Inputs i) { return square(avg_pool2d(i[0], 2)); },
+      [](Inputs i) { return square(avg_pool2d(i[0], 3, {.stride = 1, .padding = 1, .count_include_pad = false})); },
+      [](Inputs i) { return square(adaptive_avg_pool2d(i[0], {2, 3})); },
+      [](Inputs i) { return square(adaptive_max_pool2d(i[0], {2, 3})); },
+      [](Inputs i) { return square(global_avg_pool(i[0])); },
+      [](Inputs i) { return square(max_pool2d(transpose(i[0], 2, 3), 2)); },
+      [](Inputs i) { return square(avg_pool1d(reshape(i[0], {2, 4, 15}), 3, {.stride = 1})); },
+  };
+  for (const TensorFunction& f : functions) {
+    CHECK(gradcheck(f, {leaf({2, 2, 5, 6}, 3)}) == "");
+    CHECK(gradgradcheck(f, {leaf({2, 2, 5, 6}, 3)}) == "");
+  }
+}
+
+TEST_CASE("pooling refuses windows that do not fit, and takes empty batches and meta") {
+  const Tensor x = zeros({1, 2, 4, 4});
+  CHECK(error_of<ShapeError>([&] { max_pool2d(x, 5); }).find("max_pool2d: a kernel of [5,5]") != std::string::npos);
+  CHECK(error_of<ValueError>([&] { max_pool2d(x, 2, {.padding = 2}); }).find("half of the kernel") != std::string::npos);
+  CHECK(error_of<ShapeError>([&] { max_pool2d(zeros({1, 1, 1, 1}), 2, {.padding = 1, .dilation = 2}); }).find("does not fit") != std::string::npos);
+  CHECK(error_of<ShapeError>([&] { avg_pool2d(zeros({4, 4}), 2); }).find("got [4,4]") != std::string::npos);
+  CHECK(error_of<DTypeError>([&] { avg_pool2d(zeros({1, 1, 4, 4}, DType::int64), 2); }).find("int64") != std::string::npos);
+  CHECK(error_of<ShapeError>([&] { adaptive_avg_pool2d(zeros({1, 1, 0, 4}), 2); }).find("no positions") != std::string::npos);
+  Tensor none = zeros({0, 2, 4, 4});
+  none.set_requires_grad();
+  for (const Tensor& y : {max_pool2d(none, 2), avg_pool2d(none, 2), adaptive_avg_pool2d(none, 2), adaptive_max_pool2d(none, 2)}) {
+    CHECK(y.shape() == Shape{0, 2, 2, 2});
+    y.backward(zeros_like(y));
+    CHECK(none.grad().shape() == none.shape());
+  }
+  const Tensor meta = empty({2, 3, 8, 8}, Device::meta());
+  CHECK(max_pool2d(meta, 3, {.stride = 2, .padding = 1}).shape() == Shape{2, 3, 4, 4});
+  CHECK(global_max_pool(meta).shape() == Shape{2, 3});
 }

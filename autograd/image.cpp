@@ -1,0 +1,98 @@
+#include <fovea/autograd/image.h>
+
+#include <fovea/autograd/elementwise.h>
+#include <fovea/autograd/matmul.h>
+#include <fovea/autograd/shape.h>
+#include <fovea/tensor/creation.h>
+
+namespace fovea {
+namespace {
+
+TensorOptions options_of(const Tensor& x) { return {x.dtype(), x.device()}; }
+
+void check_dtype(const char* op, const char* name, const Tensor& x) {
+  check<DTypeError>(x.dtype() == DType::float32 || x.dtype() == DType::float64, op, ": ", name, " is ", x.dtype(),
+                    "; takes float32 or float64, convert with to(x, DType::float32)");
+}
+
+// --- resizing: the backward pass is linear too, and its own backward pass is the resizing again ---
+
+struct Resize {
+  ResizeGeometry geometry;
+  ResizeMode mode;
+  Shape source, result;
+};
+
+Tensor resize_backward(const Resize& r, const Tensor& dy);
+
+Tensor resize(const Resize& r, const Tensor& x_any) {
+  const Tensor x = contiguous(x_any), y = empty(r.result, options_of(x));
+  if (y.numel() > 0) {
+    const auto& t = table_of(x);
+    (r.mode == ResizeMode::nearest ? t.resize_nearest : t.resize_bilinear)(queue_of(x), r.geometry, x.view(), y.mutable_view());
+  }
+  return record("interpolate", y, {x}, saving(), [r](const Saved&, const Tensor& g) { return grads(resize_backward(r, g)); });
+}
+
+Tensor resize_backward(const Resize& r, const Tensor& gradient) {
+  const Tensor dy = contiguous(gradient), dx = empty(r.source, options_of(dy));
+  if (dx.numel() > 0) {
+    const auto& t = table_of(dy);
+    (r.mode == ResizeMode::nearest ? t.resize_nearest_backward : t.resize_bilinear_backward)(queue_of(dy), r.geometry, dy.view(), dx.mutable_view());
+  }
+  return record("interpolate_backward", dx, {dy}, saving(), [r](const Saved&, const Tensor& g) { return grads(resize(r, g)); });
+}
+
+Grads grid_sample_backward(const Saved& s, const Tensor& gradient, bool align_corners) {
+  check<AutogradError>(!grad_mode(), "grid_sample: a second derivative is not offered; call backward() or grad() without create_graph");
+  const Tensor dy = contiguous(gradient), x = s[0], grid = s[1];
+  const Tensor dx = s.needs(0) ? empty_like(x) : Tensor(), dgrid = s.needs(1) ? empty_like(grid) : Tensor();
+  table_of(x).grid_sample_backward(queue_of(x), align_corners, dy.view(), x.view(), grid.view(), dx ? dx.mutable_view() : View(), dgrid ? dgrid.mutable_view() : View());
+  return grads(dx, dgrid);
+}
+
+// Where the pixels of an axis lie in [-1, 1].
+Tensor pixel_positions(int64_t size, bool align_corners, TensorOptions options) {
+  if (align_corners) return size > 1 ? linspace(-1, 1, size, options) : zeros({size}, options);
+  const double step = 2.0 / static_cast<double>(std::max<int64_t>(size, 1));
+  return linspace(-1 + step / 2, 1 - step / 2, size, options);
+}
+
+}  // namespace
+
+Tensor interpolate(const Tensor& x, Pair output, const InterpolateOptions& o) {
+  check_dtype("interpolate", "x", x);
+  check<ShapeError>(x.rank() == 4, "interpolate: x must be [n, channels, h, w], got ", x.shape());
+  check<ValueError>(output.h >= 1 && output.w >= 1, "interpolate: the output size must be at least 1, got ", output);
+  check<ShapeError>(x.size(2) >= 1 && x.size(3) >= 1, "interpolate: x ", x.shape(), " has no pixels");
+  check<ValueError>(!o.align_corners || o.mode == ResizeMode::bilinear, "interpolate: align_corners is for ResizeMode::bilinear only");
+  const ResizeGeometry g{x.size(0) * x.size(1), x.size(2), x.size(3), output.h, output.w, o.align_corners};
+  return resize({g, o.mode, x.shape(), {x.size(0), x.size(1), output.h, output.w}}, x);
+}
+
+Tensor grid_sample(const Tensor& x_any, const Tensor& grid_any, bool align_corners) {
+  check_dtype("grid_sample", "x", x_any);
+  check<ShapeError>(x_any.rank() == 4, "grid_sample: x must be [n, channels, h, w], got ", x_any.shape());
+  check<ShapeError>(grid_any.rank() == 4 && grid_any.size(3) == 2 && grid_any.size(0) == x_any.size(0), "grid_sample: grid must be [", x_any.size(0),
+                    ", out_h, out_w, 2] for x ", x_any.shape(), ", got ", grid_any.shape());
+  check<DTypeError>(x_any.dtype() == grid_any.dtype(), "grid_sample: grid is ", grid_any.dtype(), " but x is ", x_any.dtype(), "; convert one with to()");
+  check<DeviceError>(x_any.device() == grid_any.device(), "grid_sample: grid is on ", grid_any.device(), " but x is on ", x_any.device(), "; copy one with to()");
+  const Tensor x = contiguous(x_any), grid = contiguous(grid_any);
+  const Tensor y = empty({x.size(0), x.size(1), grid.size(1), grid.size(2)}, options_of(x));
+  table_of(x).grid_sample(queue_of(x), align_corners, x.view(), grid.view(), y.mutable_view());
+  return record("grid_sample", y, {x, grid}, saving(x, grid),
+                [align_corners](const Saved& s, const Tensor& g) { return grid_sample_backward(s, g, align_corners); });
+}
+
+Tensor affine_grid(const Tensor& theta, Pair size, bool align_corners) {
+  check_dtype("affine_grid", "theta", theta);
+  check<ShapeError>(theta.rank() == 3 && theta.size(1) == 2 && theta.size(2) == 3, "affine_grid: theta must be [n, 2, 3], got ", theta.shape());
+  check<ValueError>(size.h >= 0 && size.w >= 0, "affine_grid: the size cannot be negative, got ", size);
+  const TensorOptions options = options_of(theta);
+  const Tensor x = expand(reshape(pixel_positions(size.w, align_corners, options), {1, size.w}), {size.h, size.w});
+  const Tensor y = expand(reshape(pixel_positions(size.h, align_corners, options), {size.h, 1}), {size.h, size.w});
+  const Tensor points = reshape(stack({x, y, ones({size.h, size.w}, options)}, 2), {size.h * size.w, 3});
+  return reshape(matmul(points, transpose(theta, 1, 2)), {theta.size(0), size.h, size.w, 2});
+}
+
+}  // namespace fovea

@@ -1,0 +1,194 @@
+// Note [Pooling is linear]
+// Average pooling is a matrix, and so is max pooling once its indices are known. Each backward pass here is an operation of its own whose backward pass is the
+// forward one again (for max pooling: a gather at the indices), so derivatives of any order need nothing new.
+#include <fovea/autograd/pool.h>
+
+#include <fovea/autograd/index.h>
+#include <fovea/autograd/elementwise.h>
+#include <fovea/autograd/shape.h>
+#include <fovea/tensor/creation.h>
+
+namespace fovea {
+namespace {
+
+TensorOptions options_of(const Tensor& x) { return {x.dtype(), x.device()}; }
+
+void check_dtype(const char* op, const Tensor& x) {
+  check<DTypeError>(x.dtype() == DType::float32 || x.dtype() == DType::float64, op, ": x is ", x.dtype(), "; takes float32 or float64, convert with to(x, DType::float32)");
+}
+
+// Does every window of the axis meet the input? With a dilation its taps may step over it.
+bool all_windows_meet(int64_t size, int64_t outputs, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
+  for (int64_t output = 0; output < outputs; ++output) {
+    bool meets = false;
+    for (int64_t tap = 0; tap < kernel && !meets; ++tap) {
+      const int64_t at = output * stride - padding + tap * dilation;
+      meets = at >= 0 && at < size;
+    }
+    if (!meets) return false;
+  }
+  return true;
+}
+
+PoolGeometry geometry_of(const char* op, const Tensor& x, Pair kernel, Pair stride, Pair padding, Pair dilation, bool ceil_mode, bool count_include_pad) {
+  if (stride == Pair(0)) stride = kernel;
+  check_dtype(op, x);
+  check<ShapeError>(x.rank() == 4, op, ": x must have a batch axis or not, channels and positions; got ", x.shape());
+  check<ValueError>(kernel.h >= 1 && kernel.w >= 1, op, ": kernel must be at least 1, got ", kernel);
+  check<ValueError>(stride.h >= 1 && stride.w >= 1, op, ": stride must be at least 1, got ", stride);
+  check<ValueError>(dilation.h >= 1 && dilation.w >= 1, op, ": dilation must be at least 1, got ", dilation);
+  check<ValueError>(padding.h >= 0 && padding.w >= 0 && 2 * padding.h <= kernel.h && 2 * padding.w <= kernel.w, op,
+                    ": padding must be between 0 and half of the kernel ", kernel, ", got ", padding);
+  const PoolGeometry g{x.size(0),  x.size(1),  x.size(2),  x.size(3),  kernel.h,   kernel.w,  stride.h,         stride.w,
+                       padding.h, padding.w, dilation.h, dilation.w, ceil_mode, count_include_pad};
+  const bool fits = g.h > 0 && g.w > 0 && g.out_h() > 0 && g.out_w() > 0 && all_windows_meet(g.h, g.out_h(), g.kernel_h, g.stride_h, g.pad_h, g.dilation_h) &&
+                    all_windows_meet(g.w, g.out_w(), g.kernel_w, g.stride_w, g.pad_w, g.dilation_w);
+  check<ShapeError>(fits, op, ": a kernel of ", kernel, " with dilation ", dilation, " does not fit into x ", x.shape(), " with padding ", padding, "; use a smaller kernel");
+  return g;
+}
+
+// --- max ---
+
+Tensor max_pool_backward(const Tensor& gradient, const Tensor& indices, const Shape& shape) {
+  const Tensor dy = contiguous(gradient), dx = empty(shape, options_of(dy));
+  table_of(dy).max_pool_backward(queue_of(dy), dy.view(), indices.view(), dx.mutable_view());
+  return record("max_pool_backward", dx, {dy}, saving(indices), [](const Saved& s, const Tensor& g) {
+    const Shape shape = s[0].shape();
+    const Tensor planes = reshape(g, {shape[0], shape[1], g.shape()[2] * g.shape()[3]});
+    return grads(reshape(gather(planes, 2, reshape(s[0], {shape[0], shape[1], shape[2] * shape[3]})), shape));
+  });
+}
+
+// `run` computes values and (where wanted) indices.
+template <class Run>
+PooledMaxima maxima(const char* op, const Tensor& x, const Shape& shape, bool wants_indices, const Run& run) {
+  const bool has_indices = wants_indices || should_record({x});
+  PooledMaxima result{empty(shape, options_of(x)), has_indices ? empty(shape, {DType::int64, x.device()}) : Tensor()};
+  run(result.values.mutable_view(), has_indices ? result.indices.mutable_view() : View());
+  result.values = record(op, result.values, {x}, saving(result.indices), [source = x.shape()](const Saved& s, const Tensor& g) {
+    return grads(max_pool_backward(g, s[0], source));
+  });
+  return result;
+}
+
+PooledMaxima max_pool(const char* op, const Tensor& x_any, Pair kernel, const MaxPool2dOptions& o, bool wants_indices) {
+  if (x_any.rank() == 3) {
+    const PooledMaxima batch = max_pool(op, unsqueeze(x_any, 0), kernel, o, wants_indices);
+    return {squeeze(batch.values, 0), batch.indices ? squeeze(batch.indices, 0) : Tensor()};
+  }
+  const PoolGeometry g = geometry_of(op, x_any, kernel, o.stride, o.padding, o.dilation, o.ceil_mode, true);
+  const Tensor x = contiguous(x_any);
+  return maxima(op, x, {g.n, g.c, g.out_h(), g.out_w()}, wants_indices,
+                [&](const View& values, const View& indices) { table_of(x).max_pool(queue_of(x), g, x.view(), values, indices); });
+}
+
+// --- average ---
+
+Tensor avg_pool_backward(const PoolGeometry& g, const Tensor& dy);
+
+Tensor avg_pool(const char* op, const PoolGeometry& g, const Tensor& x_any) {
+  const Tensor x = contiguous(x_any), y = empty({g.n, g.c, g.out_h(), g.out_w()}, options_of(x));
+  table_of(x).avg_pool(queue_of(x), g, x.view(), y.mutable_view());
+  return record(op, y, {x}, saving(), [g](const Saved&, const Tensor& dy) { return grads(avg_pool_backward(g, dy)); });
+}
+
+Tensor avg_pool_backward(const PoolGeometry& g, const Tensor& gradient) {
+  const Tensor dy = contiguous(gradient), dx = empty({g.n, g.c, g.h, g.w}, options_of(dy));
+  table_of(dy).avg_pool_backward(queue_of(dy), g, dy.view(), dx.mutable_view());
+  return record("avg_pool_backward", dx, {dy}, saving(), [g](const Saved&, const Tensor& gg) { return grads(avg_pool("avg_pool", g, gg)); });
+}
+
+Tensor avg_pool(const char* op, const Tensor& x, Pair kernel, const AvgPool2dOptions& o) {
+  if (x.rank() == 3) return squeeze(avg_pool(op, unsqueeze(x, 0), kernel, o), 0);
+  return avg_pool(op, geometry_of(op, x, kernel, o.stride, o.padding, 1, o.ceil_mode, o.count_include_pad), x);
+}
+
+// --- adaptive ---
+
+AdaptivePoolGeometry adaptive_geometry(const char* op, const Tensor& x, Pair output) {
+  check_dtype(op, x);
+  check<ShapeError>(x.rank() == 4, op, ": x must have a batch axis or not, channels and positions; got ", x.shape());
+  check<ValueError>(output.h >= 0 && output.w >= 0, op, ": the output size cannot be negative, got ", output);
+  check<ShapeError>(x.size(2) > 0 && x.size(3) > 0, op, ": x ", x.shape(), " has no positions to pool");
+  return {x.size(0), x.size(1), x.size(2), x.size(3), output.h, output.w};
+}
+
+Tensor adaptive_avg_backward(const AdaptivePoolGeometry& g, const Tensor& dy);
+
+Tensor adaptive_avg(const char* op, const AdaptivePoolGeometry& g, const Tensor& x_any) {
+  const Tensor x = contiguous(x_any), y = empty({g.n, g.c, g.out_h, g.out_w}, options_of(x));
+  table_of(x).adaptive_avg_pool(queue_of(x), g, x.view(), y.mutable_view());
+  return record(op, y, {x}, saving(), [g](const Saved&, const Tensor& dy) { return grads(adaptive_avg_backward(g, dy)); });
+}
+
+Tensor adaptive_avg_backward(const AdaptivePoolGeometry& g, const Tensor& gradient) {
+  const Tensor dy = contiguous(gradient), dx = empty({g.n, g.c, g.h, g.w}, options_of(dy));
+  table_of(dy).adaptive_avg_pool_backward(queue_of(dy), g, dy.view(), dx.mutable_view());
+  return record("adaptive_avg_pool_backward", dx, {dy}, saving(), [g](const Saved&, const Tensor& gg) { return grads(adaptive_avg("adaptive_avg_pool", g, gg)); });
+}
+
+Tensor adaptive_avg(const char* op, const Tensor& x, Pair output) {
+  if (x.rank() == 3) return squeeze(adaptive_avg(op, unsqueeze(x, 0), output), 0);
+  return adaptive_avg(op, adaptive_geometry(op, x, output), x);
+}
+
+Tensor adaptive_max(const char* op, const Tensor& x_any, Pair output) {
+  if (x_any.rank() == 3) return squeeze(adaptive_max(op, unsqueeze(x_any, 0), output), 0);
+  const AdaptivePoolGeometry g = adaptive_geometry(op, x_any, output);
+  const Tensor x = contiguous(x_any);
+  return maxima(op, x, {g.n, g.c, g.out_h, g.out_w}, false,
+                [&](const View& values, const View& indices) { table_of(x).adaptive_max_pool(queue_of(x), g, x.view(), values, indices); }).values;
+}
+
+// --- one axis: an image of height 1 ---
+
+Tensor as_image(const char* op, const Tensor& x) {
+  check<ShapeError>(x.rank() == 2 || x.rank() == 3, op, ": x must be [n, channels, length] or [channels, length], got ", x.shape());
+  return unsqueeze(x, -2);
+}
+
+// [n, channels, 1, positions]
+Tensor flat_positions(const char* op, const Tensor& x) {
+  check<ShapeError>(x.rank() >= 2, op, ": x must be [n, channels, ...], got ", x.shape());
+  int64_t positions = 1;
+  for (int i = 2; i < x.rank(); ++i) positions *= x.shape()[i];
+  return reshape(x, {x.size(0), x.size(1), 1, positions});
+}
+
+}  // namespace
+
+Tensor max_pool2d(const Tensor& x, Pair kernel, const MaxPool2dOptions& options) { return max_pool("max_pool2d", x, kernel, options, false).values; }
+
+PooledMaxima max_pool2d_with_indices(const Tensor& x, Pair kernel, const MaxPool2dOptions& options) { return max_pool("max_pool2d_with_indices", x, kernel, options, true); }
+
+Tensor max_pool1d(const Tensor& x, int64_t kernel, const MaxPool1dOptions& o) {
+  const int64_t stride = o.stride == 0 ? kernel : o.stride;
+  const MaxPool2dOptions image{{1, stride}, {0, o.padding}, {1, o.dilation}, o.ceil_mode};
+  return squeeze(max_pool("max_pool1d", as_image("max_pool1d", x), {1, kernel}, image, false).values, -2);
+}
+
+Tensor avg_pool2d(const Tensor& x, Pair kernel, const AvgPool2dOptions& options) { return avg_pool("avg_pool2d", x, kernel, options); }
+
+Tensor avg_pool1d(const Tensor& x, int64_t kernel, const AvgPool1dOptions& o) {
+  const int64_t stride = o.stride == 0 ? kernel : o.stride;
+  return squeeze(avg_pool("avg_pool1d", as_image("avg_pool1d", x), {1, kernel}, {{1, stride}, {0, o.padding}, o.ceil_mode, o.count_include_pad}), -2);
+}
+
+Tensor adaptive_max_pool2d(const Tensor& x, Pair output) { return adaptive_max("adaptive_max_pool2d", x, output); }
+Tensor adaptive_avg_pool2d(const Tensor& x, Pair output) { return adaptive_avg("adaptive_avg_pool2d", x, output); }
+Tensor adaptive_max_pool1d(const Tensor& x, int64_t output) { return squeeze(adaptive_max("adaptive_max_pool1d", as_image("adaptive_max_pool1d", x), {1, output}), -2); }
+Tensor adaptive_avg_pool1d(const Tensor& x, int64_t output) { return squeeze(adaptive_avg("adaptive_avg_pool1d", as_image("adaptive_avg_pool1d", x), {1, output}), -2); }
+
+Tensor global_avg_pool(const Tensor& x) {
+  check_dtype("global_avg_pool", x);
+  const Tensor planes = flat_positions("global_avg_pool", x);
+  const int64_t n = planes.size(0), channels = planes.size(1);
+  return reshape(sum_to(planes, {n, channels, 1, 1}), {n, channels}) / static_cast<double>(planes.size(3));
+}
+
+Tensor global_max_pool(const Tensor& x) {
+  const Tensor planes = flat_positions("global_max_pool", x);
+  return reshape(adaptive_max("global_max_pool", planes, 1), {planes.size(0), planes.size(1)});
+}
+
+}  // namespace fovea
