@@ -8,6 +8,7 @@
 
 #include <fovea/data/glyphs.h>
 #include <fovea/data/line_text.h>
+#include <fovea/data/pixel_noise.h>
 #include <fovea/data/random_stream.h>
 #include <fovea/kernels/error.h>
 
@@ -256,28 +257,6 @@ class Texture {
   std::vector<float> values_, row_;
 };
 
-// Fast noise for pixels (Marsaglia 2003, xorshift): the sum of four bytes is close to a normal distribution.
-class PixelNoise {
- public:
-  PixelNoise(uint64_t seed, float deviation) : state_(seed | 1), scale_(deviation / 147.8f) {}      // sqrt(4 * (256^2 - 1) / 12) = 147.8
-  float next() {
-    if (used_ == 2) {
-      state_ ^= state_ << 13;
-      state_ ^= state_ >> 7;
-      state_ ^= state_ << 17;
-      used_ = 0;
-    }
-    const auto word = static_cast<uint32_t>(state_ >> (32 * used_++));
-    const uint32_t pairs = (word & 0x00FF00FFu) + (word >> 8 & 0x00FF00FFu);
-    return (static_cast<float>((pairs & 0xFFFFu) + (pairs >> 16)) - 510.0f) * scale_;
-  }
-
- private:
-  uint64_t state_;
-  int used_ = 2;
-  float scale_;
-};
-
 bool is_ruled(const Paper& paper, int64_t at) {
   const float from_line = std::fmod(static_cast<float>(at) + paper.ruling_start, paper.ruling_step);
   return paper.ruling != 0 && from_line < 1;
@@ -286,7 +265,7 @@ bool is_ruled(const Paper& paper, int64_t at) {
 ImageBytes print(const Paper& paper, RandomStream& random, const std::vector<float>& ink, int64_t width, int64_t height) {
   ImageBytes image{width, height, 1, std::vector<uint8_t>(static_cast<size_t>(width * height))};
   Texture texture(random, width, height, paper.texture);
-  PixelNoise noise(uint64_t{random.word()} << 32 | random.word(), paper.noise);
+  PixelNoise noise(random, paper.noise);
   std::vector<float> column(static_cast<size_t>(width));
   for (int64_t x = 0; x < width; ++x) {
     const bool has_line = paper.ruling == 2 && is_ruled(paper, x);
