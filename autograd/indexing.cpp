@@ -24,9 +24,11 @@ struct AxisPick {
   Shape shape;
 };
 
-AxisPick pick_of(const Tensor& index, int axis, int64_t size, int axis_of_x) {
+AxisPick pick_of(const Tensor& index, const Tensor& x, int axis, int axis_of_x) {
+  const int64_t size = x.shape()[axis];
   check<DTypeError>(index.dtype() == DType::int64 || index.dtype() == DType::int32 || index.dtype() == DType::uint8,
                     "index: index tensors must be integers or bool, got ", index.dtype());
+  if (x.is_meta() && index.is_meta()) return {axis, std::vector<int64_t>(static_cast<size_t>(index.numel())), index.shape()};    // only the shape matters
   AxisPick pick{axis, index.to_vector<int64_t>(), index.shape()};
   for (int64_t& p : pick.positions) {
     check<IndexError>(p >= -size && p < size, "index: position ", p, " is out of range for axis ", axis_of_x, " of size ", size);
@@ -126,7 +128,7 @@ Tensor index(const Tensor& x, std::initializer_list<Index> indices) {
         if (i.tensor().dtype() == DType::boolean) {
           for (AxisPick& pick : picks_of_mask(i.tensor(), y, axis, axis_of_x)) picks.push_back(std::move(pick));
         } else {
-          picks.push_back(pick_of(i.tensor(), axis, y.shape()[axis], axis_of_x));
+          picks.push_back(pick_of(i.tensor(), y, axis, axis_of_x));
         }
         axis += i.axes();
         break;

@@ -60,6 +60,8 @@ Rows reduction_operations();
 Rows linear_operations();
 Rows convolution_operations();
 Rows norm_operations();
+Rows softmax_operations();
+Rows index_operations();
 Rows recurrent_operations();
 
 // The tensor of an input: the same for the same (input, seed), in float32 as in float64.

@@ -34,7 +34,7 @@ void for_each_sample(const F& f) {
       try {
         f(row, sample, i);
       } catch (const Error& error) {
-        FAIL_CHECK(error.what());
+        FAIL_CHECK(std::string(error.what()));
       }
     }
 }

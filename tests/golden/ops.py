@@ -102,6 +102,36 @@ FUNCTIONS |= {
     "instance_norm": lambda x, w, b: F.instance_norm(x, weight=w, bias=b),
 }
 
+FUNCTIONS |= {
+    # --- indexing and order ---
+    "gather": lambda x, i: x.gather(1, i),
+    "take_along": lambda x, i: torch.take_along_dim(x, i, 0),
+    "scatter_add": lambda x, i, s: x.scatter_add(0, i, s),
+    "index_select": lambda x, i: x.index_select(1, i),
+    "index_add": lambda x, i, s: x.index_add(0, i, s),
+    "embedding": F.embedding,
+    "one_hot": lambda i: F.one_hot(i, 5),
+    "masked_fill": lambda x, m: x.masked_fill(m, -3),
+    "sort": lambda x: x.sort().values,
+    "sort/descending": lambda x: x.sort(0, descending=True).values,
+    "argsort": lambda x: x.argsort(stable=True),
+    "topk": lambda x: x.topk(2, 1).values,
+    "topk/smallest": lambda x: x.topk(3, largest=False).values,
+    "topk/indices": lambda x: x.topk(2, 1).indices,
+    "index/slices": lambda x: x[0, 1:5:2, ..., None],
+    "index/tensors": lambda x, i, j: x[i, :, j],
+    # --- softmax ---
+    "softmax": lambda x: x.softmax(-1),
+    "softmax/first axis": lambda x: x.softmax(0),
+    "log_softmax": lambda x: x.log_softmax(-1),
+    "log_softmax/axis": lambda x: x.log_softmax(-2),
+    "cross_entropy": F.cross_entropy,
+    "cross_entropy/each": lambda x, t: F.cross_entropy(x, t, reduction="none"),
+    "cross_entropy/smoothed": lambda x, t: F.cross_entropy(x, t, reduction="sum", label_smoothing=0.2),
+    "cross_entropy/ignored": lambda x, t: F.cross_entropy(x, t, ignore_index=1),
+    "cross_entropy/weighted": lambda x, t, w: F.cross_entropy(x, t, w),
+}
+
 
 def reduction(function):
     return {"": lambda x: function(x, tuple(range(x.dim())), False), "/last axis": lambda x: function(x, (-1,), False),

@@ -61,6 +61,8 @@ Rows operations() {
   add("Matrix products", linear_operations());
   add("Convolutions", convolution_operations());
   add("Normalisation", norm_operations());
+  add("Softmax and cross-entropy", softmax_operations());
+  add("Indexing and order", index_operations());
   add("Recurrent networks", recurrent_operations());
   return all;
 }
