@@ -100,45 +100,50 @@ int64_t warped_width(const Warp& warp, int64_t height, int64_t width) {
   return std::max<int64_t>(1, std::llround(extent));
 }
 
-// Displacements at the knots of a grid over the result.
+// Displacements at the knots of a grid over the result. What does not change from row to row is worked out once, and a row's knots once a row.
 class ElasticGrid {
  public:
   ElasticGrid(const Warp& warp, RandomStream& random, int64_t height, int64_t width) : cell_(warp.elastic_cell) {
     if (warp.elastic == 0) return;
-    columns_ = static_cast<int64_t>(static_cast<float>(width) / cell_) + 2;
-    const int64_t rows = static_cast<int64_t>(static_cast<float>(height) / cell_) + 2;
+    columns_ = static_cast<size_t>(static_cast<float>(width) / cell_) + 2;
+    const size_t rows = static_cast<size_t>(static_cast<float>(height) / cell_) + 2;
     for (auto* knots : {&x_, &y_}) {
-      knots->resize(static_cast<size_t>(rows * columns_));
+      knots->resize(rows * columns_);
       for (float& knot : *knots) knot = warp.elastic * random.normal();
     }
-  }
-  bool is_flat() const { return x_.empty(); }
-  void add_row(int64_t y, std::vector<float>& source_x, std::vector<float>& source_y) const {
-    if (is_flat()) return;
-    const float at_y = static_cast<float>(y) / cell_;
-    const auto row = static_cast<int64_t>(at_y);
-    const float down = at_y - static_cast<float>(row);
-    for (size_t x = 0; x < source_x.size(); ++x) {
-      const float at_x = static_cast<float>(x) / cell_;
-      const auto column = static_cast<int64_t>(at_x);
-      const auto knot = static_cast<size_t>(row * columns_ + column);
-      const float right = at_x - static_cast<float>(column);
-      source_x[x] += between(x_, knot, right, down);
-      source_y[x] += between(y_, knot, right, down);
+    for (int64_t x = 0; x < width; ++x) {
+      const float at = static_cast<float>(x) / cell_;
+      places_.push_back({static_cast<uint32_t>(at), at - std::floor(at)});
     }
+    row_.resize(columns_);
+  }
+
+  void add_row(int64_t y, std::vector<float>& source_x, std::vector<float>& source_y) {
+    if (places_.empty()) return;
+    displace(y, x_, source_x);
+    displace(y, y_, source_y);
   }
 
  private:
-  float between(const std::vector<float>& knots, size_t knot, float right, float down) const {
-    const float* upper = knots.data() + knot;
-    const float* lower = upper + columns_;
-    const float above = upper[0] + right * (upper[1] - upper[0]), below = lower[0] + right * (lower[1] - lower[0]);
-    return above + down * (below - above);
+  struct Place {
+    uint32_t column;
+    float part;                                // of the way to the next column
+  };
+
+  void displace(int64_t y, const std::vector<float>& knots, std::vector<float>& source) {
+    const float at = static_cast<float>(y) / cell_, part = at - std::floor(at);
+    const float* upper = knots.data() + static_cast<size_t>(at) * columns_;
+    for (size_t i = 0; i < columns_; ++i) row_[i] = upper[i] + part * (upper[i + columns_] - upper[i]);
+    for (size_t x = 0; x < source.size(); ++x) {
+      const float* left = row_.data() + places_[x].column;
+      source[x] += left[0] + places_[x].part * (left[1] - left[0]);
+    }
   }
 
   float cell_;
-  int64_t columns_ = 0;
-  std::vector<float> x_, y_;
+  size_t columns_ = 0;
+  std::vector<float> x_, y_, row_;
+  std::vector<Place> places_;
 };
 
 // Bilinear reading of a plane, with a rule for what lies outside.
@@ -147,9 +152,8 @@ class Sampler {
   Sampler(const float* plane, int64_t height, int64_t width, std::optional<float> fill) : plane_(plane), height_(height), width_(width), fill_(fill) {}
 
   float at(float x, float y) const {
-    const float floor_x = std::floor(x), floor_y = std::floor(y);
-    const auto left = static_cast<int64_t>(floor_x), top = static_cast<int64_t>(floor_y);
-    const float right_part = x - floor_x, lower_part = y - floor_y;
+    const int32_t left = floor_of(x), top = floor_of(y);
+    const float right_part = x - static_cast<float>(left), lower_part = y - static_cast<float>(top);
     if (left >= 0 && top >= 0 && left + 1 < width_ && top + 1 < height_) {
       const float* p = plane_ + top * width_ + left;
       return mix(p[0], p[1], p[width_], p[width_ + 1], right_part, lower_part);
@@ -158,6 +162,12 @@ class Sampler {
   }
 
  private:
+  // std::floor is a call into the C library on the oldest x86-64. Places that an int32 cannot hold are far outside, wherever exactly.
+  static int32_t floor_of(float x) {
+    x = std::clamp(x, -1e9f, 1e9f);
+    const auto truncated = static_cast<int32_t>(x);
+    return truncated - (static_cast<float>(truncated) > x ? 1 : 0);
+  }
   static float mix(float a, float b, float c, float d, float right, float down) {
     const float above = a + right * (b - a), below = c + right * (d - c);
     return above + down * (below - above);
@@ -221,7 +231,7 @@ Tensor warp_image(const Tensor& image, const Warp& warp, RandomStream& random) {
   const float* from = image.data<float>();
   float* to = warped.mutable_data<float>();
   const Matrix back = matrix_of(warp).inverse();
-  const ElasticGrid elastic(warp, random, height, new_width);
+  ElasticGrid elastic(warp, random, height, new_width);
   const float centre_x = static_cast<float>(width - 1) / 2, centre_y = static_cast<float>(height - 1) / 2, new_centre_x = static_cast<float>(new_width - 1) / 2;
   std::vector<float> source_x(static_cast<size_t>(new_width)), source_y(static_cast<size_t>(new_width));
   for (int64_t y = 0; y < height; ++y) {
