@@ -123,6 +123,8 @@ class Writer {
   };
 
   void write_letter(const Glyph& glyph) {
+    constexpr float dot_gap = 1.5f;              // a dot must not drown in the tail of the letter before it
+    if (glyph.character == '.' || glyph.character == ',' || glyph.character == ';' || glyph.character == ':') pen_x_ += dot_gap;
     const float turn = hand_.turn * random_.normal();
     const Placement place = {pen_x_, 1 + hand_.size_change * random_.normal(), hand_.lift * random_.normal(), std::cos(turn), std::sin(turn)};
     if (exit_.possible && glyph.entry.possible && random_.chance(hand_.joined)) join(put(place, glyph.entry.x, glyph.entry.y));
