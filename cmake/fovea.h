@@ -6,6 +6,7 @@
 #include <fovea/tensor/creation.h>
 #include <fovea/tensor/file.h>
 #include <fovea/tensor/image_file.h>
+#include <fovea/tensor/image_tensor.h>
 #include <fovea/tensor/named_tensors.h>
 #include <fovea/tensor/npy.h>
 #include <fovea/tensor/npz.h>
@@ -13,6 +14,7 @@
 #include <fovea/tensor/random.h>
 #include <fovea/tensor/safetensors.h>
 #include <fovea/tensor/tensor.h>
+#include <fovea/tensor/utf8.h>
 
 #include <fovea/autograd/activations.h>
 #include <fovea/autograd/backward.h>
@@ -53,6 +55,7 @@
 #include <fovea/optim/optimizers.h>
 #include <fovea/optim/schedule.h>
 
+#include <fovea/data/augment.h>
 #include <fovea/data/box_csv.h>
 #include <fovea/data/cifar10.h>
 #include <fovea/data/dataset.h>
@@ -60,8 +63,10 @@
 #include <fovea/data/image.h>
 #include <fovea/data/image_folder.h>
 #include <fovea/data/line_folder.h>
-#include <fovea/data/line_text.h>
 #include <fovea/data/loader.h>
+#include <fovea/data/random_stream.h>
 #include <fovea/data/synthetic_handwriting.h>
 #include <fovea/data/text.h>
-#include <fovea/data/text_table.h>
+
+#include <fovea/viz/canvas.h>
+#include <fovea/viz/plot.h>
