@@ -59,6 +59,8 @@ Rows activation_operations();
 Rows reduction_operations();
 Rows linear_operations();
 Rows convolution_operations();
+Rows pooling_operations();
+Rows image_operations();
 Rows norm_operations();
 Rows softmax_operations();
 Rows index_operations();

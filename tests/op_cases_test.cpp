@@ -211,3 +211,12 @@ TEST_CASE("how the inputs lie in memory changes nothing, and inputs stay as they
     }
   });
 }
+
+TEST_CASE("every kernel of the table is there on the CPU and on meta") {
+  for (const kernels::KernelTable* table : {&kernels::cpu_table(), &kernels::meta_table()})
+    kernels::for_each_entry(*table, [&](const char* name, auto& entry) {
+      const bool is_there = entry != nullptr;
+      INFO(std::string(table->name), " has no kernel ", std::string(name));
+      CHECK(is_there);
+    });
+}

@@ -13,7 +13,7 @@ int main() {
   double loss = 0;
   for (int step = 0; step < 300; ++step) {
     adam.zero_grad();
-    const Tensor l = layers::mse_loss(net(x), y);
+    const Tensor l = layers::MSELoss()(net(x), y);
     l.backward();
     adam.step();
     loss = l.item();

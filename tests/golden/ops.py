@@ -133,6 +133,39 @@ FUNCTIONS |= {
 }
 
 
+def empty_aware(function):
+    """PyTorch refuses some empty batches; the result is then empty as well."""
+    return lambda x, *rest: function(x, *rest) if x.numel() else torch.zeros(0, *function(torch.zeros(1, *x.shape[1:], dtype=x.dtype), *rest).shape[1:])
+
+
+FUNCTIONS |= {name: empty_aware(function) for name, function in {
+    # --- pooling and images ---
+    "max_pool2d": lambda x: F.max_pool2d(x, 2),
+    "max_pool2d/overlapping": lambda x: F.max_pool2d(x, (3, 2), stride=(1, 2), padding=(1, 0)),
+    "max_pool2d/dilated": lambda x: F.max_pool2d(x, 2, stride=1, dilation=2),
+    "max_pool2d/ceil": lambda x: F.max_pool2d(x, 2, ceil_mode=True),
+    "max_pool2d/indices": lambda x: F.max_pool2d(x, 2, return_indices=True)[1],
+    "max_pool1d": lambda x: F.max_pool1d(x, 3, stride=2, padding=1),
+    "avg_pool2d": lambda x: F.avg_pool2d(x, 2),
+    "avg_pool2d/padded": lambda x: F.avg_pool2d(x, 3, stride=2, padding=1, ceil_mode=True),
+    "avg_pool2d/padding not counted": lambda x: F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False),
+    "avg_pool1d": lambda x: F.avg_pool1d(x, 2),
+    "adaptive_max_pool2d": lambda x: F.adaptive_max_pool2d(x, (3, 2)),
+    "adaptive_avg_pool2d": lambda x: F.adaptive_avg_pool2d(x, (3, 2)),
+    "adaptive_max_pool1d": lambda x: F.adaptive_max_pool1d(x, 3),
+    "adaptive_avg_pool1d": lambda x: F.adaptive_avg_pool1d(x, 3),
+    "global_avg_pool": lambda x: x.flatten(2).mean(2),
+    "global_max_pool": lambda x: x.flatten(2).amax(2),
+    "interpolate/nearest": lambda x: F.interpolate(x, (5, 3)),
+    "interpolate/bilinear": lambda x: F.interpolate(x, (5, 3), mode="bilinear"),
+    "interpolate/corners": lambda x: F.interpolate(x, (5, 3), mode="bilinear", align_corners=True),
+    "grid_sample": lambda x, g: F.grid_sample(x, g, align_corners=False),
+    "grid_sample/corners": lambda x, g: F.grid_sample(x, g, align_corners=True),
+    "affine_grid": lambda t: F.affine_grid(t, (t.shape[0], 1, 3, 4), align_corners=False),
+    "affine_grid/corners": lambda t: F.affine_grid(t, (t.shape[0], 1, 3, 4), align_corners=True),
+}.items()}
+
+
 def reduction(function):
     return {"": lambda x: function(x, tuple(range(x.dim())), False), "/last axis": lambda x: function(x, (-1,), False),
             "/first axis": lambda x: function(x, (0,), True), "/axes": lambda x: function(x, (0, -1), True)}

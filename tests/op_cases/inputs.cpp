@@ -60,6 +60,8 @@ Rows operations() {
   add("Reductions", reduction_operations());
   add("Matrix products", linear_operations());
   add("Convolutions", convolution_operations());
+  add("Pooling", pooling_operations());
+  add("Images", image_operations());
   add("Normalisation", norm_operations());
   add("Softmax and cross-entropy", softmax_operations());
   add("Indexing and order", index_operations());
