@@ -21,11 +21,14 @@
 #include <fovea/autograd/conv.h>
 #include <fovea/autograd/elementwise.h>
 #include <fovea/autograd/gradcheck.h>
+#include <fovea/autograd/image.h>
 #include <fovea/autograd/index.h>
+#include <fovea/autograd/indexing.h>
 #include <fovea/autograd/inplace.h>
 #include <fovea/autograd/matmul.h>
 #include <fovea/autograd/norm.h>
 #include <fovea/autograd/pair.h>
+#include <fovea/autograd/pool.h>
 #include <fovea/autograd/random.h>
 #include <fovea/autograd/reduce.h>
 #include <fovea/autograd/rnn.h>
@@ -45,9 +48,11 @@
 #include <fovea/layers/loss.h>
 #include <fovea/layers/module.h>
 #include <fovea/layers/norm.h>
+#include <fovea/layers/pool.h>
 #include <fovea/layers/receptive_field.h>
 #include <fovea/layers/rnn.h>
 #include <fovea/layers/state_dict.h>
+#include <fovea/layers/upsample.h>
 
 #include <fovea/optim/checkpoint.h>
 #include <fovea/optim/clip.h>

@@ -47,6 +47,35 @@ void check_backward(Module& net, const Tensor& y, const NamedTensors& values, co
   for (const auto& [name, parameter] : net.named_parameters()) check_close("gradient of " + name, parameter.grad(), values["grad." + name], 1e-4);
 }
 
+void check_net(const std::string& name, Module& net, bool is_training = false) {
+  const NamedTensors values = values_of(name);
+  load_state_dict(net, load_safetensors(golden(name)).tensors);
+  net.train(is_training);
+  const Tensor x = leaf(values["x"]);
+  check_backward(net, net(x), values, {{"x", x}});
+  const NamedTensors buffers = net.named_buffers();
+  for (const auto& [buffer, expected] : below(values, "after.")) check_close(buffer, buffers[buffer], expected);
+}
+
+class Crnn : public Module {
+ public:
+  Crnn()
+      : features(add("features", Sequential(Conv2d({.in = 1, .out = 4, .kernel = 3, .padding = 1}), BatchNorm2d(4), ReLU(), MaxPool2d(2),
+                                            Conv2d({.in = 4, .out = 6, .kernel = 3, .padding = 1, .bias = false}), BatchNorm2d(6), LeakyReLU(0.1), MaxPool2d({4, 1})))),
+        rnn(add("rnn", LSTM({.input = 6, .hidden = 5, .layers = 2, .bidirectional = true}))),
+        head(add("head", Linear(10, 7))) {}
+  Tensor forward(const Tensor& x) override { return head(rnn(permute(squeeze(features(x), 2), {2, 0, 1}))); }
+  Sequential& features;
+  LSTM& rnn;
+  Linear& head;
+};
+
+Sequential small_cnn() {
+  return Sequential(Conv2d({.in = 2, .out = 4, .kernel = 3, .stride = 2, .padding = 1}), BatchNorm2d(4), ReLU(),
+                    Conv2d({.in = 4, .out = 4, .kernel = 3, .padding = 1, .groups = 4}), Conv2d({.in = 4, .out = 6}), GELU(), MaxPool2d(2), AdaptiveAvgPool2d(1), Flatten(),
+                    Linear(6, 3));
+}
+
 void check_recurrent(const std::string& name, Recurrent& net) {
   const NamedTensors values = values_of(name);
   load_state_dict(net, load_safetensors(golden(name)).tensors);
@@ -75,6 +104,18 @@ void check_layer(const std::string& name, Module&& layer) {
 
 }  // namespace
 
+TEST_CASE("golden: a convolutional net, in evaluation and in training") {
+  Sequential net = small_cnn();
+  check_net("cnn", net);
+  Sequential trained = small_cnn();
+  check_net("cnn_train", trained, true);
+}
+
+TEST_CASE("golden: convolutions, a bidirectional LSTM and a linear layer") {
+  Crnn net;
+  check_net("crnn", net);
+}
+
 TEST_CASE("golden: recurrent layers over sequences of several lengths, with initial states") {
   LSTM lstm({.input = 3, .hidden = 4, .layers = 2, .bidirectional = true});
   check_recurrent("lstm", lstm);
@@ -83,7 +124,6 @@ TEST_CASE("golden: recurrent layers over sequences of several lengths, with init
   RNN rnn({.input = 3, .hidden = 4, .bias = false}, RnnActivation::relu);
   check_recurrent("rnn", rnn);
 }
-
 
 TEST_CASE("golden: recurrent cells") {
   const NamedTensors values = values_of("cells");
@@ -100,6 +140,16 @@ TEST_CASE("golden: recurrent cells") {
   check_close("rnn h", rnn(values["rnn.x"], values["rnn.h"]), values["rnn.h1"]);
 }
 
+TEST_CASE("golden: attention with masks") {
+  const NamedTensors values = values_of("attention");
+  MultiheadAttention net({.embed = 8, .heads = 2, .batch_first = true});
+  load_state_dict(net, load_safetensors(golden("attention")).tensors);
+  const Tensor q = leaf(values["q"]), k = leaf(values["k"]), v = leaf(values["v"]);
+  const AttentionOutput out = net(q, k, v, {.key_padding_mask = values["key_padding_mask"], .attention_mask = values["attn_mask"]});
+  check_close("weights", out.weights, values["weights"]);
+  check_backward(net, out.output, values, {{"q", q}, {"k", k}, {"v", v}});
+}
+
 TEST_CASE("golden: activations") {
   const NamedTensors values = values_of("activations");
   const Tensor x = values["x"];
@@ -114,10 +164,12 @@ TEST_CASE("golden: activations") {
   check_close("Tanh", Tanh()(x), values["Tanh"]);
   check_close("Softplus", Softplus(2, 5)(x), values["Softplus"]);
   check_close("Hardtanh", Hardtanh(-2, 3)(x), values["Hardtanh"]);
+  check_close("Softmax", Softmax(0)(x), values["Softmax"]);
+  check_close("LogSoftmax", LogSoftmax(0)(x), values["LogSoftmax"]);
   check_close("PReLU", PReLU(1, 0.3)(x), values["PReLU"]);
 }
 
-TEST_CASE("golden: single layers") {
+TEST_CASE("golden: every other layer by itself") {
   check_layer("conv1d", Conv1d({.in = 4, .out = 6, .kernel = 3, .stride = 2, .padding = 2, .dilation = 2, .groups = 2}));
   check_layer("conv2d", Conv2d({.in = 3, .out = 4, .kernel = {3, 2}, .stride = {2, 1}, .padding = {1, 2}, .dilation = {1, 2}}));
   check_layer("conv_transpose1d", ConvTranspose1d({.in = 3, .out = 4, .kernel = 4, .stride = 2, .padding = 1}));
@@ -130,4 +182,27 @@ TEST_CASE("golden: single layers") {
   check_layer("instance_norm2d", InstanceNorm2d(3, {.affine = true}));
   check_layer("batch_norm1d", BatchNorm1d(4));
   check_layer("batch_norm1d_3", BatchNorm1d(4));
+  check_layer("max_pool", MaxPool2d(3, {.stride = 2, .padding = 1, .ceil_mode = true}));
+  check_layer("avg_pool", AvgPool2d({2, 3}, {.stride = {2, 1}, .padding = {0, 1}, .count_include_pad = false}));
+  check_layer("max_pool1d", MaxPool1d(3, {.stride = 2}));
+  check_layer("avg_pool1d", AvgPool1d(2));
+  check_layer("adaptive_avg", AdaptiveAvgPool2d({2, 3}));
+  check_layer("adaptive_max", AdaptiveMaxPool2d(2));
+  check_layer("adaptive_avg1d", AdaptiveAvgPool1d(4));
+  check_layer("upsample_nearest", Upsample({.scale = 2}));
+  check_layer("upsample_bilinear", Upsample({.size = {5, 9}, .mode = ResizeMode::bilinear}));
+  check_layer("upsample_corners", Upsample({.scale = 2, .mode = ResizeMode::bilinear, .align_corners = true}));
+}
+
+TEST_CASE("golden: bilinear and embedding") {
+  const NamedTensors values = values_of("misc");
+  Bilinear bilinear(3, 4, 2);
+  load_state_dict(bilinear, below(values, "bilinear.state."));
+  check_close("bilinear", bilinear(values["bilinear.a"], values["bilinear.b"]), values["bilinear.y"]);
+  Embedding embedding(6, 3, {.padding_idx = 0});
+  load_state_dict(embedding, below(values, "embedding.state."));
+  const Tensor y = embedding(values["embedding.x"]);
+  check_close("embedding", y, values["embedding.y"]);
+  sum(y * values["embedding.weighting"]).backward();
+  check_close("gradient of the embedding", embedding.weight.grad(), values["embedding.grad"]);
 }

@@ -57,7 +57,7 @@ def leaf(*shape):
 
 def run(name, net, x, train=False):
     randomize_statistics(net)
-    net.train(train)
+    net.train(train).zero_grad()
     before = {k: v.clone() for k, v in net.state_dict().items()}
     values = {}
     y = net(x)
