@@ -34,6 +34,13 @@ Tensor checked_along(const char* op, const Tensor& x, int axis, const Tensor& in
 // The operations proper, on checked arguments; each is the other's backward pass.
 Tensor gather_checked(const Tensor& x, int axis, const Tensor& index);
 
+// Into zeros, which need no copy.
+Tensor scatter_checked(const Shape& shape, int axis, const Tensor& index, const Tensor& source) {
+  const Tensor y = zeros(shape, options_of(source));
+  table_of(y).scatter_add(queue_of(y), axis, index.view(), source.view(), y.mutable_view());
+  return record("scatter_add", y, {source}, saving(index), [axis](const Saved& s, const Tensor& g) { return grads(gather_checked(g, axis, s[0])); });
+}
+
 Tensor scatter_add_checked(const Tensor& x, int axis, const Tensor& index, const Tensor& source) {
   const Tensor y = clone(x.detach());
   table_of(x).scatter_add(queue_of(x), axis, index.view(), source.view(), y.mutable_view());
@@ -46,11 +53,17 @@ Tensor gather_checked(const Tensor& x, int axis, const Tensor& index) {
   const Tensor y = empty(index.shape(), options_of(x));
   table_of(x).gather(queue_of(x), axis, x.view(), index.view(), y.mutable_view());
   return record("gather", y, {x}, saving(index), [axis, shape = x.shape()](const Saved& s, const Tensor& g) {
-    return grads(scatter_add_checked(zeros(shape, options_of(g)), axis, s[0], g));
+    return grads(scatter_checked(shape, axis, s[0], g));
   });
 }
 
 Tensor index_select_checked(const Tensor& x, int axis, const Tensor& index);
+
+Tensor index_scatter_checked(const Shape& shape, int axis, const Tensor& index, const Tensor& source) {
+  const Tensor y = zeros(shape, options_of(source));
+  table_of(y).index_add(queue_of(y), axis, index.view(), source.view(), y.mutable_view());
+  return record("index_add", y, {source}, saving(index), [axis](const Saved& s, const Tensor& g) { return grads(index_select_checked(g, axis, s[0])); });
+}
 
 Tensor index_add_checked(const Tensor& x, int axis, const Tensor& index, const Tensor& source) {
   const Tensor y = clone(x.detach());
@@ -66,7 +79,7 @@ Tensor index_select_checked(const Tensor& x, int axis, const Tensor& index) {
   const Tensor y = empty(shape, options_of(x));
   table_of(x).index_select(queue_of(x), axis, x.view(), index.view(), y.mutable_view());
   return record("index_select", y, {x}, saving(index), [axis, source = x.shape()](const Saved& s, const Tensor& g) {
-    return grads(index_add_checked(zeros(source, options_of(g)), axis, s[0], g));
+    return grads(index_scatter_checked(source, axis, s[0], g));
   });
 }
 
@@ -83,7 +96,7 @@ Ordered ordered(const char* name, const Tensor& x, int axis, int64_t kept, const
   Ordered result{empty(shape, options_of(x)), empty(shape, {DType::int64, x.device()})};
   order(result.values.mutable_view(), result.indices.mutable_view());
   result.values = record(name, result.values, {x}, saving(result.indices), [axis, source = x.shape()](const Saved& s, const Tensor& g) {
-    return grads(scatter_add_checked(zeros(source, options_of(g)), axis, s[0], g));
+    return grads(scatter_checked(source, axis, s[0], g));
   });
   return result;
 }
@@ -162,7 +175,7 @@ Tensor embedding(const Tensor& indices, const Tensor& weight, std::optional<int6
   table_of(weight).index_select(queue_of(weight), 0, weight.view(), index.view(), y.mutable_view());
   return reshape(record("embedding", y, {weight}, saving(index), [padding, count, size](const Saved& s, const Tensor& g) {
     const Tensor rows = padding >= 0 ? where(eq(unsqueeze(s[0], 1), padding), 0.0, g) : g;
-    return grads(index_add_checked(zeros({count, size}, options_of(g)), 0, s[0], rows));
+    return grads(index_scatter_checked({count, size}, 0, s[0], rows));
   }), shape);
 }
 

@@ -82,7 +82,9 @@ Tensor row_losses(const RowLoss& loss, const Tensor& logits, const Tensor& label
     if (grad_mode()) return grads(differentiable_gradient(loss, s[0], s[1], s[2]) * unsqueeze(g, 1));
     const Tensor dlogits = empty_like(s[0]);
     run_rows(loss, s[0], s[1], s[2], dlogits);
-    return grads(dlogits * unsqueeze(g, 1));
+    const ConstView scale = detail::broadcast_view(unsqueeze(g, 1), dlogits.shape());
+    table_of(g).binary(queue_of(g), kernels::Binary::multiply, {}, dlogits.view(), scale, dlogits.mutable_view());
+    return grads(dlogits);
   });
 }
 

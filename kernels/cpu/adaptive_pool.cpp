@@ -1,5 +1,6 @@
 // Adaptive max and average pooling over x [n, c, h, w] to a given size; the windows are AdaptivePoolGeometry's, and may overlap.
-// Layout: contiguous. Overwrites its outputs. indices: h * w positions within the plane, int64; the first of equals; a NaN wins. Sums in float64.
+// Layout: contiguous. Overwrites its outputs. indices: h * w positions within the plane, int64; the first of equals; a NaN wins. Sums in the element's type over at
+// most 4096 elements, in float64 beyond.
 // Deterministic: a plane is one thread's work, in the order of the outputs. Floor: one read of x, one write of y (backward: the other way round).
 #include <algorithm>
 #include <limits>
@@ -7,7 +8,14 @@
 #include <fovea/kernels/cpu/parallel.h>
 #include <fovea/kernels/table.h>
 
-namespace fovea::kernels {
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/adaptive_pool.cpp"
+#include <fovea/kernels/cpu/simd.h>
+
+#include <fovea/kernels/cpu/norm_runs.h>
+
+HWY_BEFORE_NAMESPACE();
+namespace fovea::kernels::HWY_NAMESPACE {
 namespace {
 
 struct Window {
@@ -30,15 +38,11 @@ void for_each_window(const AdaptivePoolGeometry& g, const F& f) {
   });
 }
 
-// Eight partial sums, so that additions need not wait for each other.
 template <class T>
 double sum_row(const T* x, int64_t n) {
-  double parts[8] = {};
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8)
-    for (int64_t k = 0; k < 8; ++k) parts[k] += static_cast<double>(x[i + k]);
-  double sum = ((parts[0] + parts[1]) + (parts[2] + parts[3])) + ((parts[4] + parts[5]) + (parts[6] + parts[7]));
-  for (; i < n; ++i) sum += static_cast<double>(x[i]);
+  const hn::ScalableTag<T> d;
+  double sum = 0;
+  for (int64_t i = 0; i < n; i += moments_chunk) sum += static_cast<double>(sum_run(d, x + i, std::min(moments_chunk, n - i)));
   return sum;
 }
 
@@ -94,11 +98,15 @@ void adaptive_max_pool(Queue, const AdaptivePoolGeometry& g, const ConstView& x,
 }
 
 }  // namespace
+}  // namespace fovea::kernels::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
 
+#if HWY_ONCE
+namespace fovea::kernels {
 void add_adaptive_pool(KernelTable& t) {
-  t.adaptive_avg_pool = adaptive_avg_pool;
-  t.adaptive_avg_pool_backward = adaptive_avg_pool_backward;
-  t.adaptive_max_pool = adaptive_max_pool;
+  t.adaptive_avg_pool = FOVEA_BEST(adaptive_avg_pool);
+  t.adaptive_avg_pool_backward = FOVEA_BEST(adaptive_avg_pool_backward);
+  t.adaptive_max_pool = FOVEA_BEST(adaptive_max_pool);
 }
-
 }  // namespace fovea::kernels
+#endif

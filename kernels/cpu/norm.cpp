@@ -177,17 +177,24 @@ void train_columns(const NormGeometry& g, bool has_relu, const ConstView& x, con
 template <class T>
 void backward_columns(const NormGeometry& g, const ConstView& dy, const ConstView& x, const T* y, const ConstView& gamma, const ConstView& mean,
                       const ConstView& invstd, const View& dx, const View& dgamma, const View& dbeta) {
+  const hn::ScalableTag<T> d;
   for_each_column_block(g, [&](int64_t first, int64_t width) HWY_ATTR {
     double sum[column_block] = {}, product[column_block] = {}, scale[column_block];
+    T upstream[column_block];                                                // a row of the gradient, stopped where the ReLU stopped it
     const T* center = mean.as<T>() + first;
     const T* inverse = invstd.as<T>() + first;
-    const auto gradient = [&](int64_t at) { return y && y[at] <= 0 ? 0.0 : static_cast<double>(dy.as<T>()[at]); };
+    const auto read_row = [&](int64_t at) HWY_ATTR {
+      for_each_vector(d, width, [&](int64_t j, int64_t count) HWY_ATTR {
+        store_some(d, load_gradient(d, dy.as<T>() + at, y ? y + at : nullptr, j, count), upstream + j, count);
+      });
+    };
     for (int64_t i = 0; i < g.n; ++i) {
+      const T* row = x.as<T>() + i * g.channels + first;
+      read_row(i * g.channels + first);
       for (int64_t j = 0; j < width; ++j) {
-        const int64_t at = i * g.channels + first + j;
-        const double v = gradient(at);
+        const double v = static_cast<double>(upstream[j]);
         sum[j] += v;
-        product[j] += v * (static_cast<double>(x.as<T>()[at]) - static_cast<double>(center[j]));
+        product[j] += v * (static_cast<double>(row[j]) - static_cast<double>(center[j]));
       }
     }
     const double count = static_cast<double>(std::max<int64_t>(g.n, 1));
@@ -200,10 +207,12 @@ void backward_columns(const NormGeometry& g, const ConstView& dy, const ConstVie
       product[j] *= k * k / count;
     }
     for (int64_t i = 0; dx && i < g.n; ++i) {
+      const T* row = x.as<T>() + i * g.channels + first;
+      T* out = dx.as<T>() + i * g.channels + first;
+      read_row(i * g.channels + first);
       for (int64_t j = 0; j < width; ++j) {
-        const int64_t at = i * g.channels + first + j;
-        const double deviation = static_cast<double>(x.as<T>()[at]) - static_cast<double>(center[j]);
-        dx.as<T>()[at] = static_cast<T>(scale[j] * (gradient(at) - sum[j] - deviation * product[j]));
+        const double deviation = static_cast<double>(row[j]) - static_cast<double>(center[j]);
+        out[j] = static_cast<T>(scale[j] * (static_cast<double>(upstream[j]) - sum[j] - deviation * product[j]));
       }
     }
   });

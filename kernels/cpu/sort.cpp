@@ -1,17 +1,21 @@
 // Sorting along an axis, and the k largest or smallest elements in order; values and their int64 positions.
 // Stable: of equals the one that came first comes first. A NaN counts as the largest, as in PyTorch: last when ascending, first when descending or among the largest.
-// Layout: any strides. Overwrites values and indices. Any dtype. Deterministic. Nothing is allocated: short lines are sorted on the stack, of long ones the positions
-// are sorted where they are to stand. Comparisons: n log n for sort, n log k for topk (a heap of the k best so far).
+// Layout: any strides. Overwrites values and indices. Any dtype. Deterministic. Comparisons: n log n for sort, n log k for topk (a heap of the k best so far).
+//
+// Note [Sorting without memory]
+// Nothing is allocated: what is sorted lies in the memory of `indices`. An element of up to 32 bits becomes one word, its order in the upper half and its position
+// in the lower, so that comparing words compares elements and then positions. Of wider elements the positions themselves are sorted, by looking the elements up.
 #include <algorithm>
+#include <bit>
 #include <iterator>
+#include <limits>
+#include <type_traits>
 
 #include <fovea/kernels/cpu/parallel.h>
 #include <fovea/kernels/table.h>
 
 namespace fovea::kernels {
 namespace {
-
-constexpr int64_t short_line = 256;
 
 // Elements of an axis, `step` apart.
 class StridedIterator {
@@ -57,6 +61,40 @@ bool comes_before(T a, int64_t a_position, T b, int64_t b_position, bool is_desc
   return a_position < b_position;
 }
 
+// The order of an element as an unsigned number; descending order is its complement.
+template <class T>
+uint32_t order_of(T value) {
+  if constexpr (std::is_same_v<T, int32_t>) {
+    return static_cast<uint32_t>(value) ^ 0x80000000u;
+  } else if constexpr (std::is_integral_v<T>) {
+    return value;
+  } else {
+    const float number = static_cast<float>(value) + 0.0f;                   // -0 and 0 are equals
+    const uint32_t bits = std::bit_cast<uint32_t>(number);
+    if (number != number) return std::numeric_limits<uint32_t>::max();
+    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+  }
+}
+
+// The first `kept` of `size` items in order, put where `items` points: item(i) makes the i-th.
+template <class Iterator, class Item, class Before>
+void keep_first(Iterator items, int64_t size, int64_t kept, const Item& item, const Before& before) {
+  for (int64_t i = 0; i < kept; ++i) items[i] = item(i);
+  if (kept == size) {
+    std::sort(items, items + size, before);
+    return;
+  }
+  std::make_heap(items, items + kept, before);                               // the last of the best on top
+  for (int64_t i = kept; i < size; ++i) {
+    const int64_t candidate = item(i);
+    if (!before(candidate, items[0])) continue;
+    std::pop_heap(items, items + kept, before);
+    items[kept - 1] = candidate;
+    std::push_heap(items, items + kept, before);
+  }
+  std::sort_heap(items, items + kept, before);
+}
+
 template <class T>
 struct Line {
   const T* x;
@@ -66,41 +104,24 @@ struct Line {
   int64_t x_step, values_step, indices_step;
   bool is_descending;
 
-  void sort_on_stack() const {
-    struct Item { T value; int64_t position; };
-    Item items[short_line];
-    for (int64_t i = 0; i < size; ++i) items[i] = {x[i * x_step], i};
-    std::sort(items, items + size, [this](const Item& a, const Item& b) { return comes_before(a.value, a.position, b.value, b.position, is_descending); });
-    for (int64_t i = 0; i < kept; ++i) {
-      values[i * values_step] = items[i].value;
-      indices[i * indices_step] = items[i].position;
-    }
-  }
-
   template <class Iterator>
-  void sort_positions(Iterator positions) const {
-    const auto before = [this](int64_t a, int64_t b) { return comes_before(x[a * x_step], a, x[b * x_step], b, is_descending); };
-    for (int64_t i = 0; i < kept; ++i) positions[i] = i;
-    if (kept == size) {
-      std::sort(positions, positions + size, before);
-    } else {                                 // a heap with the last of the best on top
-      std::make_heap(positions, positions + kept, before);
-      for (int64_t i = kept; i < size; ++i) {
-        if (!before(i, positions[0])) continue;
-        std::pop_heap(positions, positions + kept, before);
-        positions[kept - 1] = i;
-        std::push_heap(positions, positions + kept, before);
-      }
-      std::sort_heap(positions, positions + kept, before);
+  void run_on(Iterator items) const {
+    if constexpr (sizeof(T) <= 4) {
+      const uint32_t flip = is_descending ? ~0u : 0u;
+      const auto word = [this, flip](int64_t i) { return static_cast<int64_t>(static_cast<uint64_t>(order_of(x[i * x_step]) ^ flip) << 32 | static_cast<uint64_t>(i)); };
+      keep_first(items, size, kept, word, [](int64_t a, int64_t b) { return static_cast<uint64_t>(a) < static_cast<uint64_t>(b); });
+      for (int64_t i = 0; i < kept; ++i) items[i] &= 0xffffffff;
+    } else {
+      const auto before = [this](int64_t a, int64_t b) { return comes_before(x[a * x_step], a, x[b * x_step], b, is_descending); };
+      keep_first(items, size, kept, [](int64_t i) { return i; }, before);
     }
-    for (int64_t i = 0; i < kept; ++i) values[i * values_step] = x[positions[i] * x_step];
+    for (int64_t i = 0; i < kept; ++i) values[i * values_step] = x[items[i] * x_step];
   }
 
   void run() const {
     if (kept == 0) return;
-    if (size <= short_line) sort_on_stack();
-    else if (indices_step == 1) sort_positions(indices);
-    else sort_positions(StridedIterator(indices, indices_step));
+    if (indices_step == 1) run_on(indices);
+    else run_on(StridedIterator(indices, indices_step));
   }
 };
 
