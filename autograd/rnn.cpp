@@ -1,7 +1,12 @@
 #include <fovea/autograd/rnn.h>
 
+#include <algorithm>
 #include <array>
 
+#include <fovea/autograd/activations.h>
+#include <fovea/autograd/backward.h>
+#include <fovea/autograd/elementwise.h>
+#include <fovea/autograd/matmul.h>
 #include <fovea/autograd/shape.h>
 #include <fovea/tensor/creation.h>
 
@@ -33,9 +38,66 @@ ConstView view_or_null(const Tensor& x) { return x ? x.view() : ConstView(); }
 View mutable_view_or_null(const Tensor& x) { return x ? x.mutable_view() : View(); }
 Tensor contiguous_or_undefined(const Tensor& x) { return x ? contiguous(x) : x; }
 
+// --- the same layer put together from differentiable operations ---
+
+// The states after one step of one direction.
+LstmCellResult step(RnnCell cell, const Tensor& x, const LstmCellResult& state, const Tensor* w) {
+  if (cell == RnnCell::lstm) return lstm_cell(x, state.h, state.c, w[0], w[1], w[2], w[3]);
+  if (cell == RnnCell::gru) return {gru_cell(x, state.h, w[0], w[1], w[2], w[3]), {}};
+  return {rnn_cell(x, state.h, w[0], w[1], w[2], w[3], cell == RnnCell::rnn_relu ? RnnActivation::relu : RnnActivation::tanh), {}};
+}
+
+// output, h_n and c_n of run_layer() below.
+Grads composed_layer(const RnnGeometry& g, const Tensor& x, const Tensor& lengths, const Tensor& h0, const Tensor& c0, const LayerWeights& w) {
+  const TensorOptions options{x.dtype(), x.device()};
+  std::vector<Tensor> outputs, h_n, c_n;
+  for (int64_t d = 0; d < g.directions; ++d) {
+    const auto initial = [&](const Tensor& state) { return state ? select(state, 0, d) : zeros({g.batch, g.hidden_size}, options); };
+    LstmCellResult state{initial(h0), g.has_cell_state() ? initial(c0) : Tensor()};
+    std::vector<Tensor> steps(static_cast<size_t>(g.time));
+    for (int64_t i = 0; i < g.time; ++i) {
+      const int64_t t = d == 0 ? i : g.time - 1 - i;
+      const Tensor is_active = lengths ? unsqueeze(gt(lengths, t), 1) : ones({g.batch, 1}, {DType::boolean, x.device()});
+      const LstmCellResult next = step(g.cell, select(x, 0, t), state, w.data() + 4 * d);
+      steps[static_cast<size_t>(t)] = where(is_active, next.h, 0);
+      state = {where(is_active, next.h, state.h), state.c ? where(is_active, next.c, state.c) : Tensor()};
+    }
+    outputs.push_back(g.time > 0 ? stack(steps) : zeros({0, g.batch, g.hidden_size}, options));
+    h_n.push_back(state.h);
+    c_n.push_back(state.c);
+  }
+  return {concat(outputs, 2), stack(h_n), g.has_cell_state() ? stack(c_n) : Tensor()};
+}
+
+// The gradients of run_layer(), recorded: of a second run of the layer, made of operations that can be differentiated again.
+Grads composed_backward(const RnnGeometry& g, const Saved& s, const Grads& gradients) {
+  std::vector<Tensor> inputs(slot_lengths), wanted;
+  std::vector<size_t> places;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    const Tensor input = s[static_cast<int>(i)];
+    if (!input) continue;
+    inputs[i] = input * 1.0;                 // a place in the graph of its own: inputs that were made of one another must not count for each other
+    if (!s.needs(static_cast<int>(i))) continue;
+    wanted.push_back(inputs[i]);
+    places.push_back(i);
+  }
+  LayerWeights weights;
+  std::copy(inputs.begin() + slot_weights, inputs.end(), weights.begin());
+  const Grads outputs = composed_layer(g, inputs[slot_x], s[slot_lengths], inputs[slot_h0], inputs[slot_c0], weights);
+  std::vector<Tensor> used, output_gradients;
+  for (size_t i = 0; i < gradients.size(); ++i) {
+    if (!gradients[i]) continue;
+    used.push_back(outputs[i]);
+    output_gradients.push_back(gradients[i]);
+  }
+  const std::vector<Tensor> found = grad(used, wanted, output_gradients, {.create_graph = true, .allow_unused = true});
+  Grads result(slot_lengths);
+  for (size_t i = 0; i < places.size(); ++i) result[places[i]] = found[i];
+  return result;
+}
+
 Grads layer_backward(const RnnGeometry& g, const Saved& s, const Grads& gradients) {
-  check<AutogradError>(!grad_mode(), name_of(g.cell), ": its fused backward pass cannot be differentiated again; for second derivatives compose the network of ",
-                       name_of(g.cell), "_cell, step by step");
+  if (grad_mode()) return composed_backward(g, s, gradients);
   const Tensor x = s[slot_x], h0 = s[slot_h0], c0 = s[slot_c0], y = s[slot_y], reserve = s[slot_reserve];
   LayerWeights weights, dweights;
   for (size_t i = 0; i < weights.size(); ++i) {
@@ -144,6 +206,24 @@ RnnResult run_layers(RnnCell cell, const Tensor& input, const std::vector<Tensor
 }
 
 }  // namespace
+
+LstmCellResult lstm_cell(const Tensor& x, const Tensor& h, const Tensor& c, const Tensor& weight_ih, const Tensor& weight_hh, const Tensor& bias_ih, const Tensor& bias_hh) {
+  const std::vector<Tensor> gates = chunk(linear(x, weight_ih, bias_ih) + linear(h, weight_hh, bias_hh), 4, 1);
+  const Tensor next = sigmoid(gates[1]) * c + sigmoid(gates[0]) * tanh(gates[2]);
+  return {sigmoid(gates[3]) * tanh(next), next};
+}
+
+Tensor gru_cell(const Tensor& x, const Tensor& h, const Tensor& weight_ih, const Tensor& weight_hh, const Tensor& bias_ih, const Tensor& bias_hh) {
+  const std::vector<Tensor> input = chunk(linear(x, weight_ih, bias_ih), 3, 1), state = chunk(linear(h, weight_hh, bias_hh), 3, 1);
+  const Tensor r = sigmoid(input[0] + state[0]), z = sigmoid(input[1] + state[1]), n = tanh(input[2] + r * state[2]);
+  return n + z * (h - n);
+}
+
+Tensor rnn_cell(const Tensor& x, const Tensor& h, const Tensor& weight_ih, const Tensor& weight_hh, const Tensor& bias_ih, const Tensor& bias_hh,
+                RnnActivation activation) {
+  const Tensor sum = linear(x, weight_ih, bias_ih) + linear(h, weight_hh, bias_hh);
+  return activation == RnnActivation::tanh ? tanh(sum) : relu(sum);
+}
 
 RnnResult lstm(const Tensor& x, const std::vector<Tensor>& weights, const RnnOptions& options) { return run_layers(RnnCell::lstm, x, weights, options); }
 

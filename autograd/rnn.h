@@ -27,10 +27,20 @@ struct RnnResult {
 // x [time, batch, input]. weights: for each layer and, within it, each direction: weight_ih [gates * hidden, input], weight_hh [gates * hidden, hidden] and,
 // unless the network has no biases at all, bias_ih and bias_hh [gates * hidden]. The input of a layer above the first is directions * hidden wide.
 // What x holds past a sample's length does not matter as long as it is finite. ShapeError, DTypeError and IndexError name the argument that does not fit.
-// Not twice differentiable: asked for second derivatives, the backward pass raises AutogradError; compose the network of the cells below then.
+// Differentiable as often as you like; second derivatives run the layer again step by step, which takes much longer than the fused first ones.
 RnnResult lstm(const Tensor& x, const std::vector<Tensor>& weights, const RnnOptions& options = {});
 RnnResult gru(const Tensor& x, const std::vector<Tensor>& weights, const RnnOptions& options = {});
 enum class RnnActivation { tanh, relu };
 RnnResult rnn(const Tensor& x, const std::vector<Tensor>& weights, RnnActivation activation = RnnActivation::tanh, const RnnOptions& options = {});
+
+// One step, put together from differentiable operations. x [batch, input], states [batch, hidden], weights as above (biases may be undefined).
+struct LstmCellResult {
+  Tensor h, c;
+};
+LstmCellResult lstm_cell(const Tensor& x, const Tensor& h, const Tensor& c, const Tensor& weight_ih, const Tensor& weight_hh, const Tensor& bias_ih = {},
+                         const Tensor& bias_hh = {});
+Tensor gru_cell(const Tensor& x, const Tensor& h, const Tensor& weight_ih, const Tensor& weight_hh, const Tensor& bias_ih = {}, const Tensor& bias_hh = {});
+Tensor rnn_cell(const Tensor& x, const Tensor& h, const Tensor& weight_ih, const Tensor& weight_hh, const Tensor& bias_ih = {}, const Tensor& bias_hh = {},
+                RnnActivation activation = RnnActivation::tanh);
 
 }  // namespace fovea

@@ -19,6 +19,7 @@
 #include <fovea/autograd/activations.h>
 #include <fovea/autograd/backward.h>
 #include <fovea/autograd/conv.h>
+#include <fovea/autograd/ctc.h>
 #include <fovea/autograd/elementwise.h>
 #include <fovea/autograd/gradcheck.h>
 #include <fovea/autograd/image.h>

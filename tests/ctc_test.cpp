@@ -1,14 +1,24 @@
-// The CTC kernel: against the definition (every path enumerated), against plain log-space recursion in long double, against PyTorch, and at the edges.
+// CTC. The kernel: against the definition (every path enumerated), against plain log-space recursion in long double, against PyTorch, and at the edges. Then the
+// operation ctc_loss() and reading by the best path.
 #include <doctest/doctest.h>
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <functional>
 #include <limits>
 #include <random>
+#include <string>
 #include <vector>
 
+#include <fovea/autograd/ctc.h>
+#include <fovea/autograd/elementwise.h>
+#include <fovea/autograd/gradcheck.h>
+#include <fovea/autograd/shape.h>
 #include <fovea/kernels/cpu/parallel.h>
 #include <fovea/tensor/creation.h>
+#include <fovea/tensor/npy.h>
 
 using namespace fovea;
 
@@ -357,4 +367,169 @@ TEST_CASE_TEMPLATE("ctc: a NaN reaches the loss of its sample and no other", T, 
   CHECK(std::isfinite(result.losses[2]));
   CHECK(std::isnan(gradient_of(batch, result, 1)[0]));
   CHECK(std::isfinite(worst_difference(gradient_of(batch, result, 2), std::vector<double>(6 * 19, 0.0))));
+}
+
+namespace {
+
+// The batch of "losses and gradients are PyTorch's" as tensors.
+struct Example {
+  Tensor logits, targets = from_vector<int64_t>({1, 1, 2, 3, 3, 0}, {3, 2}), input_lengths = from_vector<int64_t>({5, 4, 3}), target_lengths = from_vector<int64_t>({2, 2, 1});
+  Example() {
+    std::vector<double> values;
+    for (int i = 0; i < 60; ++i) values.push_back(3 * std::sin(0.7 * i + 0.1 * (i % 4)));
+    logits = from_vector(values, {5, 3, 4});
+    logits.set_requires_grad();
+  }
+  Tensor loss(const CtcOptions& options = {}) const { return ctc_loss(logits, targets, input_lengths, target_lengths, options); }
+};
+
+std::string error_of(const std::function<void()>& call) {
+  try {
+    call();
+  } catch (const Error& e) {
+    return e.what();
+  }
+  return "no error";
+}
+
+bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+
+// Rows of numbers, each number ended by a semicolon: [rows, 1, columns].
+Tensor load_matrix(const std::string& path, int64_t rows, int64_t columns) {
+  std::ifstream file(path);
+  std::vector<double> values(static_cast<size_t>(rows * columns));
+  char semicolon = 0;
+  for (double& v : values) file >> v >> semicolon;
+  REQUIRE(file.good());
+  return from_vector(values, {rows, 1, columns});
+}
+
+}  // namespace
+
+TEST_CASE("ctc_loss: reductions are PyTorch's") {
+  const Example e;
+  CHECK(worst_difference(e.loss({.reduction = Reduction::none}).to_vector<double>(), {6.050485814684299, 4.9017573448419665, 1.926958448979383}) <= 1e-13);
+  CHECK(e.loss().item() == doctest::Approx(2.467693342914172).epsilon(1e-13));
+  CHECK(e.loss({.reduction = Reduction::sum}).item() == doctest::Approx(12.879201608505648).epsilon(1e-13));
+}
+
+TEST_CASE("ctc_loss: the gradient is the limit of differences, for scores and for log-probabilities") {
+  const Example e;
+  for (const Reduction reduction : {Reduction::none, Reduction::mean, Reduction::sum}) {
+    const CtcOptions options{.reduction = reduction};
+    const auto of_logits = [&](const std::vector<Tensor>& in) { return ctc_loss(in[0], e.targets, e.input_lengths, e.target_lengths, options); };
+    const auto of_logs = [&](const std::vector<Tensor>& in) { return ctc_loss(log_softmax(in[0], 2), e.targets, e.input_lengths, e.target_lengths, options); };
+    CHECK(gradcheck(of_logits, {e.logits}) == "");
+    CHECK(gradcheck(of_logs, {e.logits}) == "");
+  }
+  CHECK(contains(error_of([&] { grad({e.loss()}, {e.logits}, {}, {.create_graph = true}); }), "cannot be differentiated again"));
+}
+
+TEST_CASE("ctc_loss: targets one after the other, other integers, strided scores and other blanks give the same") {
+  const Example e;
+  const Tensor joined = from_vector<int64_t>({1, 1, 2, 3, 3});
+  CHECK(ctc_loss(e.logits, joined, e.input_lengths, e.target_lengths).item() == e.loss().item());
+  CHECK(ctc_loss(e.logits, to(e.targets, DType::int32), to(e.input_lengths, DType::uint8), to(e.target_lengths, DType::int32)).item() == e.loss().item());
+  const Tensor batch_first = clone(transpose(e.logits, 0, 1));
+  CHECK(ctc_loss(transpose(batch_first, 0, 1), e.targets, e.input_lengths, e.target_lengths).item() == e.loss().item());
+  const Tensor moved = roll(e.logits, -1, 2);                // class 0 becomes class 3
+  CHECK(ctc_loss(moved, e.targets - 1, e.input_lengths, e.target_lengths, {.blank = 3}).item() == doctest::Approx(e.loss().item()).epsilon(1e-14));
+}
+
+TEST_CASE("ctc_loss: an infeasible sample makes the loss infinite or counts for nothing") {
+  Example e;
+  e.input_lengths = from_vector<int64_t>({2, 4, 3});         // 1 1 needs three steps
+  CHECK(e.loss().item() == infinity);
+  const Tensor gradient = grad({e.loss()}, {e.logits})[0], without = grad({e.loss({.zero_infinity = true})}, {e.logits})[0];
+  CHECK(e.loss({.zero_infinity = true}).item() == doctest::Approx((4.9017573448419665 / 2 + 1.926958448979383) / 3).epsilon(1e-13));
+  CHECK(gradient.to_vector<double>() == without.to_vector<double>());
+  for (const double v : select(gradient, 1, 0).to_vector<double>()) CHECK(v == 0);
+}
+
+TEST_CASE("ctc_loss: bad labels and lengths are errors that name the sample") {
+  const Example e;
+  const auto with = [&](const Tensor& targets, const Tensor& inputs, const Tensor& lengths) { return error_of([&] { ctc_loss(e.logits, targets, inputs, lengths); }); };
+  const auto labels = [](std::vector<int64_t> v) { return from_vector(v, {3, 2}); };
+  CHECK(contains(with(labels({1, 1, 2, 4, 3, 0}), e.input_lengths, e.target_lengths), "label 1 of sample 1 is 4 but there are 4 classes"));
+  CHECK(contains(with(labels({1, 1, 2, 3, -1, 0}), e.input_lengths, e.target_lengths), "label 0 of sample 2 is -1"));
+  CHECK(contains(with(labels({1, 0, 2, 3, 3, 0}), e.input_lengths, e.target_lengths), "label 1 of sample 0 is 0, the blank"));
+  CHECK(contains(with(e.targets, from_vector<int64_t>({5, 6, 3}), e.target_lengths), "input_lengths of sample 1 is 6, expected 0 to 5"));
+  CHECK(contains(with(e.targets, e.input_lengths, from_vector<int64_t>({2, 2, 3})), "target_lengths of sample 2 is 3, expected 0 to 2"));
+  CHECK(contains(with(e.targets, e.input_lengths, from_vector<int64_t>({2, -2, 1})), "target_lengths of sample 1 is -2"));
+  CHECK(contains(with(e.targets, e.input_lengths, from_vector<int64_t>({2, 2})), "target_lengths has shape [2], expected [3]"));
+  CHECK(contains(with(from_vector<int64_t>({1, 1, 2, 3}), e.input_lengths, e.target_lengths), "targets hold 4 labels but target_lengths add up to 5"));
+  CHECK(contains(with(e.logits, e.input_lengths, e.target_lengths), "targets must be int64, got float64"));
+  CHECK(contains(error_of([&] { e.loss({.blank = 4}); }), "blank is 4"));
+  CHECK(contains(error_of([&] { ctc_loss(select(e.logits, 0, 0), e.targets, e.input_lengths, e.target_lengths); }), "[time, batch, classes]"));
+}
+
+TEST_CASE("ctc_loss: shapes without data, and batches without samples") {
+  const Tensor meta = empty({7, 2, 5}, {DType::float32, Device::meta()}), lengths = empty({2}, {DType::int64, Device::meta()});
+  CHECK(ctc_loss(meta, empty({2, 3}, {DType::int64, Device::meta()}), lengths, lengths, {.reduction = Reduction::none}).shape() == Shape{2});
+  const Tensor none = empty({0}, DType::int64);
+  CHECK(ctc_loss(empty({4, 0, 3}), empty({0, 2}, DType::int64), none, none, {.reduction = Reduction::sum}).item() == 0);
+}
+
+TEST_CASE("ctc_best_path: merges repeats, drops blanks, keeps letters that a blank parts, and knows where each stands") {
+  // Classes: blank, a, b. Most probable: a a - a b b
+  const std::vector<int64_t> path = {1, 1, 0, 1, 2, 2};
+  const std::vector<double> probability = {0.5, 0.9, 0.6, 0.7, 0.8, 0.4};
+  std::vector<double> logits;
+  for (size_t t = 0; t < path.size(); ++t)
+    for (int64_t k = 0; k < 3; ++k) logits.push_back(5 + std::log(k == path[t] ? probability[t] : (1 - probability[t]) / 2));
+  const Tensor scores = from_vector(logits, {6, 1, 3});
+  const CtcReading reading = ctc_best_path(scores)[0];
+  CHECK(reading.labels() == std::vector<int64_t>{1, 1, 2});
+  const double confidences[] = {0.9, 0.7, 0.8};
+  const int64_t first[] = {0, 3, 4}, last[] = {1, 3, 5};
+  for (size_t i = 0; i < 3; ++i) {
+    CHECK(reading.characters[i].confidence == doctest::Approx(confidences[i]));
+    CHECK(reading.characters[i].first_step == first[i]);
+    CHECK(reading.characters[i].last_step == last[i]);
+  }
+  CHECK(reading.confidence == doctest::Approx(std::pow(0.5 * 0.9 * 0.6 * 0.7 * 0.8 * 0.4, 1.0 / 6)));
+  CHECK(ctc_best_path(scores, from_vector<int64_t>({3}))[0].labels() == std::vector<int64_t>{1});
+  CHECK(ctc_best_path(scores, from_vector<int64_t>({0}))[0].confidence == 1);
+  CHECK(ctc_best_path(scores, {}, 2)[0].labels() == std::vector<int64_t>{1, 0, 1});
+}
+
+TEST_CASE("ctc: published losses, gradients and readings of handwriting recognisers") {
+  const std::string folder = std::string(FOVEA_SOURCE_DIR) + "/../shared/data/ctc_decoding";
+  if (!std::filesystem::is_directory(folder)) {
+    MESSAGE("skipped: ", folder, " is not there");
+    return;
+  }
+  struct Case {
+    const char* name;
+    int64_t time, classes;
+    bool is_probabilities;
+    std::vector<int64_t> target, best_path;
+    double loss;
+  };
+  const Case cases[] = {
+      {"mini_2x3", 2, 3, true, {0}, {}, 0.4462871026284194},
+      {"wbs_test_3x4", 3, 4, true, {1, 0}, {0, 0}, 2.8134107167600364},
+      {"bentham_0", 100, 94, false, {59, 75, 58, 66, 71, 12}, {59, 75, 58, 66, 71, 12}, 0.5532476395423244},
+      {"iam_line", 100, 80, false,
+       {72, 60, 57, 0, 58, 53, 63, 57, 0, 58, 70, 61, 57, 66, 56, 0, 67, 58, 0, 72, 60, 57, 0, 58, 53, 65, 61, 64, 77, 10, 0, 64, 61, 63, 57, 0, 72, 60, 57},
+       {72, 60, 57, 0, 58, 53, 63, 0, 58, 70, 61, 57, 66, 56, 0, 67, 58, 0, 72, 60, 57, 0, 58, 67, 65, 64, 77, 0, 60, 53, 57, 0, 72, 29},
+       28.090721774903226},
+  };
+  for (const Case& c : cases) {
+    CAPTURE(c.name);
+    const std::string path = folder + "/" + c.name;
+    const Tensor matrix = load_matrix(path + "/matrix.csv", c.time, c.classes);
+    for (const DType dtype : {DType::float64, DType::float32}) {
+      const bool is_float = dtype == DType::float32;
+      Tensor logits = to(c.is_probabilities ? log(matrix) : matrix, dtype).detach();
+      logits.set_requires_grad();
+      const Tensor loss = ctc_loss(logits, from_vector(c.target), from_vector<int64_t>({c.time}), from_vector<int64_t>({static_cast<int64_t>(c.target.size())}),
+                                   {.blank = c.classes - 1, .reduction = Reduction::sum});
+      CHECK(loss.item() == doctest::Approx(c.loss).epsilon(is_float ? 1e-6 : 1e-12));
+      CHECK(ctc_best_path(logits, {}, c.classes - 1)[0].labels() == c.best_path);
+      if (c.is_probabilities) continue;
+      const Tensor gradient = load_npy(path + "/ctc_grad_wrt_logits.npy");
+      CHECK(worst_difference(grad({loss}, {logits})[0].to_vector<double>(), gradient.to_vector<double>()) <= (is_float ? 1e-5 : 1e-12));
+    }
+  }
 }

@@ -332,9 +332,50 @@ TEST_CASE("rnn: errors name the argument and what was expected") {
   CHECK(message(x, weights, {.lengths = from_vector<int64_t>({1, 2})}).find("lengths has shape [2], expected [3]") != std::string::npos);
   CHECK(message(x, weights, {.h0 = random_tensor({1, 3, 4}, DType::float32)}).find("h0 has shape [1,3,4], expected [1,3,5]") != std::string::npos);
   CHECK_THROWS_AS(gru(x, random_weights(RnnCell::gru, 6, 5, one, DType::float32), {.c0 = random_tensor({1, 3, 5}, DType::float32)}), ValueError);
+}
 
-  Tensor w = weights[0].detach();
-  w.set_requires_grad();
-  const RnnResult r = lstm(x, {w, weights[1], weights[2], weights[3]}, one);
-  CHECK_THROWS_AS(grad({r.output}, {w}, {ones_like(r.output)}, {.create_graph = true}), AutogradError);
+TEST_CASE("rnn: the gradient has a gradient") {
+  for (const RnnCell cell : all_cells) {
+    CAPTURE(cell_name(cell));
+    const RnnOptions options{.bidirectional = true, .lengths = from_vector<int64_t>({1, 3})};
+    const Shape states{2, 2, 2};
+    std::vector<Tensor> inputs = {random_tensor({3, 2, 2}), random_tensor(states, DType::float64, 2), random_tensor(states, DType::float64, 3)};
+    for (const Tensor& w : random_weights(cell, 2, 2, options, DType::float64)) inputs.push_back(w);
+    for (Tensor& t : inputs) t.set_requires_grad();
+    if (cell != RnnCell::lstm) inputs[2].set_requires_grad(false);
+    const auto all_outputs = [&](const std::vector<Tensor>& in) {
+      RnnOptions here = options;
+      here.h0 = in[1];
+      if (cell == RnnCell::lstm) here.c0 = in[2];
+      const RnnResult r = run(cell, in[0], {in.begin() + 3, in.end()}, here);
+      return r.c_n ? concat({reshape(r.output, {-1}), reshape(r.h_n, {-1}), reshape(r.c_n, {-1})}) : concat({reshape(r.output, {-1}), reshape(r.h_n, {-1})});
+    };
+    CHECK(gradgradcheck(all_outputs, inputs) == "");
+  }
+}
+
+TEST_CASE("rnn: a cell taken step by step is the layer") {
+  const Tensor x = random_tensor({5, 3, 4});
+  for (const bool has_biases : {true, false})
+    for (const RnnCell cell : all_cells) {
+      CAPTURE(cell_name(cell));
+      std::vector<Tensor> w = random_weights(cell, 4, 6, {}, DType::float64, has_biases);
+      const RnnResult layer = run(cell, x, w, {});
+      w.resize(4);
+      Tensor h = zeros({3, 6}, DType::float64), c = h;
+      for (int64_t t = 0; t < 5; ++t) {
+        const Tensor step = select(x, 0, t);
+        if (cell == RnnCell::lstm) {
+          const LstmCellResult r = lstm_cell(step, h, c, w[0], w[1], w[2], w[3]);
+          h = r.h;
+          c = r.c;
+        } else if (cell == RnnCell::gru) {
+          h = gru_cell(step, h, w[0], w[1], w[2], w[3]);
+        } else {
+          h = rnn_cell(step, h, w[0], w[1], w[2], w[3], cell == RnnCell::rnn_relu ? RnnActivation::relu : RnnActivation::tanh);
+        }
+        CHECK(distance(h, select(layer.output, 0, t)) <= 1e-14);
+      }
+      if (cell == RnnCell::lstm) CHECK(distance(c, select(layer.c_n, 0, 0)) <= 1e-14);
+    }
 }

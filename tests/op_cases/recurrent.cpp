@@ -33,14 +33,12 @@ Tensor joined(const RnnResult& r) { return r.c_n ? concat({r.output, r.h_n, r.c_
 Rows recurrent_operations() {
   const RnnOptions both = {.bidirectional = true};
   return {
-      {"lstm", [](const Args& x) { return joined(lstm(x[0], weights_of(x))); }, one_layer_samples(4), Gradient::once},
-      {"gru", [](const Args& x) { return joined(gru(x[0], weights_of(x))); }, one_layer_samples(3), Gradient::once},
-      {"rnn", [](const Args& x) { return joined(rnn(x[0], weights_of(x))); }, one_layer_samples(1), Gradient::once},
-      {"rnn/relu", [](const Args& x) { return joined(rnn(x[0], weights_of(x), RnnActivation::relu)); }, one_layer_samples(1), Gradient::once},
-      {"lstm/bidirectional", [both](const Args& x) { return lstm(x[0], weights_of(x), both).output; }, {both_directions(3, 2, 2, 2, 4), both_directions(6, 5, 9, 18, 4, true)},
-       Gradient::once},
-      {"gru/bidirectional", [both](const Args& x) { return gru(x[0], weights_of(x), both).output; }, {both_directions(3, 2, 2, 2, 3), both_directions(6, 5, 9, 18, 3, true)},
-       Gradient::once},
+      {"lstm", [](const Args& x) { return joined(lstm(x[0], weights_of(x))); }, one_layer_samples(4)},
+      {"gru", [](const Args& x) { return joined(gru(x[0], weights_of(x))); }, one_layer_samples(3)},
+      {"rnn", [](const Args& x) { return joined(rnn(x[0], weights_of(x))); }, one_layer_samples(1)},
+      {"rnn/relu", [](const Args& x) { return joined(rnn(x[0], weights_of(x), RnnActivation::relu)); }, one_layer_samples(1)},
+      {"lstm/bidirectional", [both](const Args& x) { return lstm(x[0], weights_of(x), both).output; }, {both_directions(3, 2, 2, 2, 4), both_directions(6, 5, 9, 18, 4, true)}},
+      {"gru/bidirectional", [both](const Args& x) { return gru(x[0], weights_of(x), both).output; }, {both_directions(3, 2, 2, 2, 3), both_directions(6, 5, 9, 18, 3, true)}},
   };
 }
 

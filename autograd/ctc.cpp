@@ -1,0 +1,146 @@
+#include <fovea/autograd/ctc.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include <fovea/autograd/elementwise.h>
+#include <fovea/autograd/reduce.h>
+#include <fovea/autograd/shape.h>
+#include <fovea/tensor/creation.h>
+
+namespace fovea {
+namespace {
+
+void check_logits(const char* op, const Tensor& logits, int64_t blank) {
+  check<DTypeError>(logits.dtype() == DType::float32 || logits.dtype() == DType::float64, op, ": logits must be float32 or float64, got ", logits.dtype());
+  check<ShapeError>(logits.rank() == 3, op, ": logits must be [time, batch, classes], got ", logits.shape());
+  check<IndexError>(blank >= 0 && blank < logits.size(2), op, ": blank is ", blank, " but logits ", logits.shape(), " have classes 0 to ", logits.size(2) - 1);
+}
+
+Tensor as_int64(const char* op, const char* argument, const Tensor& x) {
+  check<DTypeError>(!is_floating(x.dtype()) && x.dtype() != DType::boolean, op, ": ", argument, " must be int64, got ", x.dtype(),
+                    "; convert with to(x, DType::int64)");
+  return contiguous(to(x.detach(), DType::int64));
+}
+
+// Lengths of all samples, each in [0, longest].
+Tensor checked_lengths(const char* op, const char* argument, const Tensor& lengths, int64_t batch, int64_t longest, const char* of_what) {
+  const Tensor wide = as_int64(op, argument, lengths);
+  check<ShapeError>(wide.shape() == Shape{batch}, op, ": ", argument, " has shape ", wide.shape(), ", expected [", batch, "], one for each sample");
+  if (wide.is_meta()) return wide;
+  const std::vector<int64_t> values = wide.to_vector<int64_t>();
+  for (size_t b = 0; b < values.size(); ++b)
+    check<IndexError>(values[b] >= 0 && values[b] <= longest, op, ": ", argument, " of sample ", b, " is ", values[b], ", expected 0 to ", longest, ", the ", of_what);
+  return wide;
+}
+
+// Concatenated targets as rows of the longest, filled up with zeros.
+Tensor padded_targets(const Tensor& targets, const std::vector<int64_t>& lengths) {
+  int64_t total = 0, longest = 0;
+  for (const int64_t length : lengths) {
+    total += length;
+    longest = std::max(longest, length);
+  }
+  check<ShapeError>(targets.size(0) == total, "ctc_loss: targets hold ", targets.size(0), " labels but target_lengths add up to ", total);
+  const std::vector<int64_t> labels = targets.to_vector<int64_t>();
+  std::vector<int64_t> rows(lengths.size() * static_cast<size_t>(longest), 0);
+  auto from = labels.begin();
+  for (size_t b = 0; b < lengths.size(); from += lengths[b++]) std::copy(from, from + lengths[b], rows.begin() + static_cast<int64_t>(b) * longest);
+  return from_vector(rows, {static_cast<int64_t>(lengths.size()), longest});
+}
+
+void check_labels(const Tensor& targets, const std::vector<int64_t>& lengths, const CtcGeometry& g) {
+  const std::vector<int64_t> labels = targets.to_vector<int64_t>();
+  for (int64_t b = 0; b < g.batch; ++b)
+    for (int64_t i = 0; i < lengths[static_cast<size_t>(b)]; ++i) {
+      const int64_t label = labels[static_cast<size_t>(b * g.max_target + i)];
+      check<IndexError>(label >= 0 && label < g.classes, "ctc_loss: label ", i, " of sample ", b, " is ", label, " but there are ", g.classes, " classes");
+      check<IndexError>(label != g.blank, "ctc_loss: label ", i, " of sample ", b, " is ", label, ", the blank; targets must not hold blanks");
+    }
+}
+
+// What each loss counts for in the result: d result / d loss. Undefined for no reduction.
+Tensor loss_weights(Reduction reduction, const Tensor& target_lengths, const Tensor& losses) {
+  if (reduction == Reduction::none) return {};
+  if (reduction == Reduction::sum) return ones_like(losses);
+  return 1.0 / (clamp_min(to(target_lengths, losses.dtype()), 1) * static_cast<double>(losses.numel()));
+}
+
+}  // namespace
+
+Tensor ctc_loss(const Tensor& logits, const Tensor& targets, const Tensor& input_lengths, const Tensor& target_lengths, const CtcOptions& options) {
+  const char* op = "ctc_loss";
+  check_logits(op, logits, options.blank);
+  CtcGeometry g{logits.size(0), logits.size(1), logits.size(2), 0, options.blank, options.zero_infinity};
+  Tensor labels = as_int64(op, "targets", targets);
+  check<ShapeError>(labels.rank() == 1 || (labels.rank() == 2 && labels.size(0) == g.batch), op, ": targets must be [", g.batch, ", longest target] or [sum of lengths], got ",
+                    targets.shape());
+  for (const Tensor* t : {&targets, &input_lengths, &target_lengths})
+    check<DeviceError>(t->device() == logits.device(), op, ": logits are on ", logits.device(), " but targets or lengths on ", t->device(), "; copy them with to()");
+  const bool is_padded = labels.rank() == 2;
+  const Tensor times = checked_lengths(op, "input_lengths", input_lengths, g.batch, g.time, "steps of logits");
+  const Tensor lengths = checked_lengths(op, "target_lengths", target_lengths, g.batch, labels.size(-1), is_padded ? "columns of targets" : "labels given");
+  if (!labels.is_meta()) {
+    if (!is_padded) labels = padded_targets(labels, lengths.to_vector<int64_t>());
+    g.max_target = labels.size(1);
+    check_labels(labels, lengths.to_vector<int64_t>(), g);
+  }
+
+  const Tensor scores = contiguous(logits);
+  const Tensor losses = empty({g.batch}, {logits.dtype(), logits.device()}), dlogits = should_record({logits}) ? empty_like(scores) : Tensor();
+  {
+    const Scratch scratch(table_of(logits).ctc_workspace(g, logits.dtype()), logits.device());
+    table_of(logits).ctc_loss(queue_of(logits), g, scores.view(), labels.view(), times.view(), lengths.view(), losses.mutable_view(),
+                              dlogits ? dlogits.mutable_view() : View(), scratch);
+  }
+  const Tensor weights = loss_weights(options.reduction, lengths, losses);
+  const Tensor result = weights ? sum(losses * weights) : losses;             // of what no gradient reaches: nothing is recorded here
+  return record(op, result, {logits}, saving(dlogits, weights), [](const Saved& s, const Tensor& gradient) {
+    check<AutogradError>(!grad_mode(), "ctc_loss: its backward pass cannot be differentiated again; there are no second derivatives of this loss");
+    return grads(s[0] * unsqueeze(s[1] ? gradient * s[1] : gradient, 1));
+  });
+}
+
+std::vector<int64_t> CtcReading::labels() const {
+  std::vector<int64_t> list;
+  for (const CtcCharacter& c : characters) list.push_back(c.label);
+  return list;
+}
+
+std::vector<CtcReading> ctc_best_path(const Tensor& logits, const Tensor& input_lengths, int64_t blank) {
+  const char* op = "ctc_best_path";
+  check_logits(op, logits, blank);
+  check<DeviceError>(logits.device().kind == Device::Kind::cpu, op, ": logits are on ", logits.device(), "; copy them with to(x, Device::cpu())");
+  const int64_t time = logits.size(0), batch = logits.size(1);
+  std::vector<int64_t> lengths(static_cast<size_t>(batch), time);
+  if (input_lengths) lengths = checked_lengths(op, "input_lengths", input_lengths, batch, time, "steps of logits").to_vector<int64_t>();
+  NoGrad no_grad;
+  const Tensor scores = logits.detach();
+  const Extremes top = max(scores, 2);
+  const std::vector<int64_t> best = top.indices.to_vector<int64_t>();
+  const std::vector<double> log_probability = (top.values - logsumexp(scores, {2})).to_vector<double>();
+
+  std::vector<CtcReading> readings(static_cast<size_t>(batch));
+  for (int64_t b = 0; b < batch; ++b) {
+    CtcReading& reading = readings[static_cast<size_t>(b)];
+    const int64_t length = lengths[static_cast<size_t>(b)];
+    double total = 0;
+    for (int64_t t = 0, previous = blank; t < length; ++t) {
+      const size_t at = static_cast<size_t>(t * batch + b);
+      const int64_t label = best[at];
+      const double probability = std::exp(log_probability[at]);
+      total += log_probability[at];
+      if (label != blank && label != previous) reading.characters.push_back({label, probability, t, t});
+      if (label != blank && label == previous) {
+        CtcCharacter& c = reading.characters.back();
+        c.confidence = std::max(c.confidence, probability);
+        c.last_step = t;
+      }
+      previous = label;
+    }
+    if (length > 0) reading.confidence = std::exp(total / static_cast<double>(length));
+  }
+  return readings;
+}
+
+}  // namespace fovea
