@@ -5,6 +5,7 @@
 #include <filesystem>
 
 #include <fovea/tensor/creation.h>
+#include <fovea/tensor/elements.h>
 #include <fovea/tensor/inflate.h>
 
 namespace fovea::data {
@@ -48,13 +49,9 @@ Tensor decode_idx(std::span<const uint8_t> bytes, const std::string& name) {
   check<FileError>(bytes.size() >= header, name, ": is cut short in its header");
   const auto available = static_cast<int64_t>(bytes.size() - header) / size_of(dtype);
   Shape shape;
-  int64_t count = 1;
-  for (int axis = 0; axis < rank; ++axis) {
-    const int64_t size = big_endian_32(bytes, 4 + 4 * static_cast<size_t>(axis));
-    shape.push_back(size);
-    count *= size;
-    check<FileError>(count <= available, name, ": its header says ", shape, axis + 1 < rank ? " and more" : "", " values, but there are only ", available);
-  }
+  for (int axis = 0; axis < rank; ++axis) shape.push_back(big_endian_32(bytes, 4 + 4 * static_cast<size_t>(axis)));
+  const int64_t count = checked_bytes({shape.begin(), shape.end()}, size_of(dtype), name) / size_of(dtype);
+  check<FileError>(count <= available, name, ": its header says ", shape, " values, but there are only ", available);
   check<FileError>(count * size_of(dtype) == static_cast<int64_t>(bytes.size() - header), name, ": has ", bytes.size() - header, " bytes of values, expected ",
                    count * size_of(dtype), " for ", shape);
   Tensor x = empty(shape, dtype);

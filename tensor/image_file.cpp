@@ -18,7 +18,8 @@ namespace {
 thread_local size_t largest_block = 0;
 
 void* bounded_realloc(void* old, size_t bytes) { return bytes <= largest_block ? std::realloc(old, bytes) : nullptr; }
-void* bounded_malloc(size_t bytes) { return bounded_realloc(nullptr, bytes); }
+// Zeroed: stb decodes with Huffman tables that a damaged JPEG file never defined, and must not find leftovers there.
+void* bounded_malloc(size_t bytes) { return bytes <= largest_block ? std::calloc(bytes ? bytes : 1, 1) : nullptr; }
 
 }  // namespace
 
@@ -52,36 +53,38 @@ const char* reason() {
   return text ? text : "damaged";
 }
 
-// Whether the Huffman tables of a segment (class and slot, 16 counts by length, the symbols) hold at most 256 codes each.
-bool huffman_tables_fit(std::span<const uint8_t> segment) {
-  while (segment.size() >= 17) {
-    size_t codes = 0;
-    for (int length = 1; length <= 16; ++length) codes += segment[static_cast<size_t>(length)];
+// Whether the Huffman tables of a segment (class and slot, 16 counts by length, the symbols) hold at most 256 codes each. Like stb, reads on past the end of
+// the segment where a table begins in it, and takes zeros for what comes after the end of the file.
+bool huffman_tables_fit(std::span<const uint8_t> bytes, int64_t segment_length) {
+  while (segment_length > 0 && !bytes.empty()) {
+    int64_t codes = 0;
+    for (size_t i = 1; i <= 16 && i < bytes.size(); ++i) codes += bytes[i];
     if (codes > 256) return false;
-    segment = segment.subspan(std::min(segment.size(), 17 + codes));
+    bytes = bytes.subspan(std::min(bytes.size(), static_cast<size_t>(17 + codes)));
+    segment_length -= 17 + codes;
   }
   return true;
 }
 
-// stb 2.27 writes past the end of a table that has more than 256 codes; so the tables of a JPEG file are looked at first. Walks from marker to marker as stb
-// does: what does not begin with 0xFF is skipped, which passes over the coded data between two markers as well.
+// stb 2.27 writes past the end of a table that has more than 256 codes; so the tables of a JPEG file are looked at first. Up to the first scan this walks from
+// segment to segment as stb does, skipping what does not begin with 0xFF. Where stb goes on after coded data depends on that data, so from then on every
+// place that could begin a table is looked at; in sound files coded data has none.
 void check_jpeg_tables(std::span<const uint8_t> bytes, const std::string& name) {
-  constexpr uint8_t marker_start = 0xFF, huffman_tables = 0xC4, first_restart = 0xD0, end_of_image = 0xD9;
-  if (bytes.size() < 2 || bytes[0] != marker_start || bytes[1] != 0xD8) return;
-  for (size_t at = 2; at + 4 <= bytes.size();) {
+  constexpr uint8_t marker_start = 0xFF, huffman_tables = 0xC4, first_restart = 0xD0, end_of_image = 0xD9, start_of_scan = 0xDA;
+  if (bytes.empty() || bytes[0] != marker_start) return;
+  bool is_after_first_scan = false;
+  for (size_t at = 0; at + 4 <= bytes.size();) {
     const uint8_t marker = bytes[at + 1];
     const bool has_length = bytes[at] == marker_start && marker > 1 && marker != marker_start && !(marker >= first_restart && marker <= end_of_image);
     if (!has_length) {
       ++at;
       continue;
     }
-    const size_t length = static_cast<size_t>(bytes[at + 2] << 8 | bytes[at + 3]);
-    const std::span<const uint8_t> rest = bytes.subspan(at + 4);
-    if (marker == huffman_tables) {
-      check<FileError>(huffman_tables_fit(rest.first(std::min(rest.size(), std::max<size_t>(length, 2) - 2))), name,
-                       ": a Huffman table has more than 256 codes; the file is damaged");
-    }
-    at += 2 + length;
+    const int64_t length = bytes[at + 2] << 8 | bytes[at + 3];
+    if (marker == huffman_tables)
+      check<FileError>(huffman_tables_fit(bytes.subspan(at + 4), length - 2), name, ": a Huffman table has more than 256 codes; the file is damaged");
+    is_after_first_scan = is_after_first_scan || marker == start_of_scan;
+    at += is_after_first_scan ? 1 : 2 + static_cast<size_t>(length);
   }
 }
 

@@ -63,7 +63,8 @@ void inflate(std::span<const uint8_t> compressed, std::span<uint8_t> out, const 
   // stb looks two bytes ahead, and takes the end of the data there for an error even if the last code has been read: hence a copy with a tail.
   std::vector<char> input(compressed.size() + 4);
   std::copy(compressed.begin(), compressed.end(), input.begin());
-  const int written = stbi_zlib_decode_noheader_buffer(reinterpret_cast<char*>(out.data()), static_cast<int>(out.size()), input.data(),
+  char nothing = 0;                                      // stb copies even no bytes to where it is told, which must not be null
+  const int written = stbi_zlib_decode_noheader_buffer(out.empty() ? &nothing : reinterpret_cast<char*>(out.data()), static_cast<int>(out.size()), input.data(),
                                                        static_cast<int>(input.size()));
   check<FileError>(written >= 0, what, ": deflate data is damaged, or longer than the ", out.size(), " bytes announced");
   check<FileError>(static_cast<size_t>(written) == out.size(), what, ": deflate data holds ", written, " bytes, expected ", out.size());

@@ -1,0 +1,6 @@
+#include "targets.h"
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  fovea::fuzz::stands(fovea::fuzz::read_npz, {data, size});
+  return 0;
+}
