@@ -184,3 +184,45 @@ TEST_CASE("empty tensors are left alone") {
   cpu().fill(nullptr, 1, y.mutable_view());
   CHECK(y.numel() == 0);
 }
+
+TEST_CASE("results too large for the caches are written past them, and are the same") {
+  const int64_t n = (8 << 20) + 77;                            // over 32 MB of float32
+  const Tensor a = ramp(n);
+  for (int64_t offset : {0, 3}) {
+    CAPTURE(offset);
+    Tensor y = full({n}, -1);
+    const int64_t count = n - 5;
+    cpu().binary(nullptr, Binary::add, {}, restrided(a, {count}, {1}, 1), restrided(a, {count}, {1}), restrided(y, {count}, {1}, offset));
+    int64_t wrong = 0;
+    const float* values = y.data<float>();
+    for (int64_t i = 0; i < count; ++i) wrong += values[offset + i] != static_cast<float>(i + 2) + static_cast<float>(i + 1);
+    CHECK(wrong == 0);
+    for (int64_t i = 0; i < offset; ++i) CHECK(values[i] == -1);
+    for (int64_t i = offset + count; i < n; ++i) CHECK(values[i] == -1);
+    cpu().unary(nullptr, Unary::negative, {}, restrided(a, {count}, {1}), restrided(y, {count}, {1}, offset));
+    cpu().ternary(nullptr, Ternary::add_product, {1, 0}, restrided(a, {count}, {1}), restrided(a, {count}, {0}), restrided(a, {count}, {0}),
+                  restrided(y, {count}, {1}, offset));
+    wrong = 0;
+    for (int64_t i = 0; i < count; ++i) wrong += values[offset + i] != static_cast<float>(i + 1) + 1;
+    CHECK(wrong == 0);
+  }
+}
+
+TEST_CASE("large transposes, aligned and not") {
+  for (DType dtype : {DType::float32, DType::float64}) {
+    const int64_t rows = 2064, columns = 1040;                 // rows of y are whole cache lines
+    const Tensor x = ramp(rows * columns, dtype);
+    for (int64_t offset : {0, 1}) {
+      Tensor y = full({rows * columns + 1}, -1, dtype);
+      const ConstView xv = restrided(x, {rows, columns}, {1, rows});
+      const View yv = restrided(y, {rows, columns}, {columns, 1}, offset);
+      cpu().copy(nullptr, xv, yv);
+      const std::vector<double> values = y.to_vector<double>();
+      int64_t wrong = 0;
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t c = 0; c < columns; ++c) wrong += values[static_cast<size_t>(r * columns + c + offset)] != static_cast<double>(c * rows + r + 1);
+      CHECK(wrong == 0);
+      CHECK(values[offset == 0 ? values.size() - 1 : 0] == -1);
+    }
+  }
+}

@@ -17,13 +17,18 @@ namespace hn = hwy::HWY_NAMESPACE;
 namespace vm = vector_math;
 
 template <class T, class F>
-HWY_INLINE void for_vectors(const void* a_data, const void* b_data, void* y_data, int64_t n, const F& f) {
+HWY_INLINE void for_vectors(bool streams, const void* a_data, const void* b_data, void* y_data, int64_t n, const F& f) {
   const hn::ScalableTag<T> d;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
   const T* a = static_cast<const T*>(a_data);
   const T* b = static_cast<const T*>(b_data);
   T* y = static_cast<T*>(y_data);
   int64_t i = 0;
+  if (streams && n >= 2 * lanes) {
+    hn::StoreU(f(d, hn::LoadU(d, a), hn::LoadU(d, b)), d, y);
+    for (i = vm::elements_to_alignment(y, lanes); i + lanes <= n; i += lanes) hn::Stream(f(d, hn::LoadU(d, a + i), hn::LoadU(d, b + i)), d, y + i);
+    hwy::FlushStream();
+  }
   for (; i + lanes <= n; i += lanes) hn::StoreU(f(d, hn::LoadU(d, a + i), hn::LoadU(d, b + i)), d, y + i);
   if (i == n) return;
   HWY_ALIGN T a_rest[hn::MaxLanes(d)] = {}, b_rest[hn::MaxLanes(d)] = {};
@@ -81,7 +86,7 @@ HWY_INLINE V softplus_slope(D d, V x, double beta, double threshold) {
   return hn::IfThenElse(hn::Gt(scaled, vm::constant(d, threshold)), vm::constant(d, 1), vm::sigmoid(d, scaled));
 }
 
-#define FOVEA_MAP(expression) for_vectors<T>(a, b, y, n, [=](auto d, auto u, auto v) HWY_ATTR { (void)d; return expression; })
+#define FOVEA_MAP(expression) for_vectors<T>(streams, a, b, y, n, [=](auto d, auto u, auto v) HWY_ATTR { (void)d; return expression; })
 #define FOVEA_EACH(expression) for_elements<T>(a, b, y, n, [](T u, T v) HWY_ATTR { return expression; })
 
 template <class T>
@@ -100,7 +105,7 @@ void compare(Binary op, const void* a, const void* b, void* y, int64_t n) {
 }
 
 template <class T>
-void binary_real(Binary op, Scalars s, const void* a, const void* b, void* y, int64_t n) {
+void binary_real(Binary op, Scalars s, bool streams, const void* a, const void* b, void* y, int64_t n) {
   const double alpha = s.alpha, beta = s.beta;
   switch (op) {
     case Binary::add: return FOVEA_MAP(hn::Add(u, v));
@@ -148,7 +153,7 @@ int64_t integer_remainder(int64_t a, int64_t b) {
   return r != 0 && (r < 0) != (b < 0) ? r + b : r;
 }
 
-void binary_int64(Binary op, Scalars, const void* a, const void* b, void* y, int64_t n) {
+void binary_int64(Binary op, Scalars, bool, const void* a, const void* b, void* y, int64_t n) {
   using T = int64_t;
   switch (op) {
     case Binary::add: return FOVEA_EACH(wrapped_add(u, v));
@@ -182,7 +187,7 @@ void where(const void* a, const void* b, const void* c, void* y, int64_t n) {
 }
 
 template <class T, class F>
-HWY_INLINE void for_vectors(const void* a_data, const void* b_data, const void* c_data, void* y_data, int64_t n, const F& f) {
+HWY_INLINE void for_vectors(bool streams, const void* a_data, const void* b_data, const void* c_data, void* y_data, int64_t n, const F& f) {
   const hn::ScalableTag<T> d;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
   const T* a = static_cast<const T*>(a_data);
@@ -190,6 +195,12 @@ HWY_INLINE void for_vectors(const void* a_data, const void* b_data, const void* 
   const T* c = static_cast<const T*>(c_data);
   T* y = static_cast<T*>(y_data);
   int64_t i = 0;
+  if (streams && n >= 2 * lanes) {
+    hn::StoreU(f(d, hn::LoadU(d, a), hn::LoadU(d, b), hn::LoadU(d, c)), d, y);
+    i = vm::elements_to_alignment(y, lanes);
+    for (; i + lanes <= n; i += lanes) hn::Stream(f(d, hn::LoadU(d, a + i), hn::LoadU(d, b + i), hn::LoadU(d, c + i)), d, y + i);
+    hwy::FlushStream();
+  }
   for (; i + lanes <= n; i += lanes) hn::StoreU(f(d, hn::LoadU(d, a + i), hn::LoadU(d, b + i), hn::LoadU(d, c + i)), d, y + i);
   if (i == n) return;
   HWY_ALIGN T rest[3][hn::MaxLanes(d)] = {};
@@ -210,19 +221,24 @@ HWY_INLINE V lerp(D d, V a, V b, V weight) {
 }
 
 template <class T>
-void ternary_real(Ternary op, Scalars s, const void* a, const void* b, const void* c, void* y, int64_t n) {
+void ternary_real(Ternary op, Scalars s, bool streams, const void* a, const void* b, const void* c, void* y, int64_t n) {
   const double alpha = s.alpha;
   switch (op) {
     case Ternary::where: return where<T>(a, b, c, y, n);
     case Ternary::add_product:
-      return for_vectors<T>(a, b, c, y, n, [=](auto d, auto u, auto v, auto w) HWY_ATTR { return hn::MulAdd(hn::Mul(vm::constant(d, alpha), v), w, u); });
+      return for_vectors<T>(streams, a, b, c, y, n, [=](auto d, auto u, auto v, auto w) HWY_ATTR {
+        return hn::MulAdd(hn::Mul(vm::constant(d, alpha), v), w, u);
+      });
     case Ternary::add_quotient:
-      return for_vectors<T>(a, b, c, y, n, [=](auto d, auto u, auto v, auto w) HWY_ATTR { return hn::Add(u, hn::Div(hn::Mul(vm::constant(d, alpha), v), w)); });
-    case Ternary::lerp: return for_vectors<T>(a, b, c, y, n, [](auto d, auto u, auto v, auto w) HWY_ATTR { return lerp(d, u, v, w); });
+      return for_vectors<T>(streams, a, b, c, y, n, [=](auto d, auto u, auto v, auto w) HWY_ATTR {
+        return hn::Add(u, hn::Div(hn::Mul(vm::constant(d, alpha), v), w));
+      });
+    case Ternary::lerp:
+      return for_vectors<T>(streams, a, b, c, y, n, [](auto d, auto u, auto v, auto w) HWY_ATTR { return lerp(d, u, v, w); });
   }
 }
 
-void ternary_int64(Ternary op, Scalars s, const void* a, const void* b, const void* c, void* y, int64_t n) {
+void ternary_int64(Ternary op, Scalars s, bool, const void* a, const void* b, const void* c, void* y, int64_t n) {
   if (op == Ternary::where) return where<int64_t>(a, b, c, y, n);
   check<DTypeError>(op == Ternary::add_product, "this elementwise operation takes floating-point tensors, got integers; convert with to(x, DType::float32)");
   const int64_t alpha = static_cast<int64_t>(s.alpha);
@@ -233,10 +249,18 @@ void ternary_int64(Ternary op, Scalars s, const void* a, const void* b, const vo
   for (int64_t i = 0; i < n; ++i) out[i] = wrapped_add(u[i], wrapped_multiply(alpha, wrapped_multiply(v[i], w[i])));
 }
 
-void binary_float32(Binary op, Scalars s, const void* a, const void* b, void* y, int64_t n) { binary_real<float>(op, s, a, b, y, n); }
-void binary_float64(Binary op, Scalars s, const void* a, const void* b, void* y, int64_t n) { binary_real<double>(op, s, a, b, y, n); }
-void ternary_float32(Ternary op, Scalars s, const void* a, const void* b, const void* c, void* y, int64_t n) { ternary_real<float>(op, s, a, b, c, y, n); }
-void ternary_float64(Ternary op, Scalars s, const void* a, const void* b, const void* c, void* y, int64_t n) { ternary_real<double>(op, s, a, b, c, y, n); }
+void binary_float32(Binary op, Scalars s, bool streams, const void* a, const void* b, void* y, int64_t n) {
+  binary_real<float>(op, s, streams, a, b, y, n);
+}
+void binary_float64(Binary op, Scalars s, bool streams, const void* a, const void* b, void* y, int64_t n) {
+  binary_real<double>(op, s, streams, a, b, y, n);
+}
+void ternary_float32(Ternary op, Scalars s, bool streams, const void* a, const void* b, const void* c, void* y, int64_t n) {
+  ternary_real<float>(op, s, streams, a, b, c, y, n);
+}
+void ternary_float64(Ternary op, Scalars s, bool streams, const void* a, const void* b, const void* c, void* y, int64_t n) {
+  ternary_real<double>(op, s, streams, a, b, c, y, n);
+}
 
 }  // namespace
 }  // namespace fovea::kernels::HWY_NAMESPACE

@@ -18,6 +18,7 @@ namespace {
 constexpr int64_t grain = 32768;               // elements a thread takes at once; below it nothing runs in parallel
 constexpr int64_t block = 512;
 constexpr int64_t short_row = 64;              // shorter rows are gathered several at a time
+constexpr int64_t stream_bytes = 32 << 20;     // an output as large as this goes past the caches, which saves reading its lines first
 
 // One operand of a loop: where its runs are, and how they become contiguous elements of the type computed with.
 struct Operand {
@@ -54,7 +55,7 @@ class Piece {
       for (int k = 1; k < N; ++k) p[k] = fetch(k, n);
       char* const direct = direct_pointer(0, n);
       p[0] = direct ? direct : buffer_[0];
-      f(p, n);
+      f(p, direct != nullptr, n);
       if (!direct) store(n);
       step(n);
     }
@@ -141,7 +142,7 @@ class Piece {
   alignas(64) char buffer_[N][block * 8];
 };
 
-// Calls f(pointers, n) on contiguous runs of the computed types; views[0] is the output.
+// Calls f(pointers, is_final, n) on contiguous runs of the computed types; views[0] is the output, and not final while it is in a buffer.
 template <int N, class F>
 void for_blocks(const ConstView* const (&views)[N], const DType (&computed)[N], const F& f) {
   const Shape& shape = views[0]->shape;
@@ -156,14 +157,18 @@ void for_blocks(const ConstView* const (&views)[N], const DType (&computed)[N], 
 // Small, contiguous and of one type: nothing to prepare.
 bool is_plain(const ConstView& v, DType computed, int64_t n) { return v.dtype == computed && v.is_contiguous() && v.numel() == n; }
 
+template <class... In>
+bool is_streamed(const View& y, int64_t n, const In&... in) { return n * size_of(y.dtype) >= stream_bytes && ((in.data != y.data) && ...); }
+
 void unary(Queue, Unary op, Scalars s, const ConstView& x, const View& y) {
   const int64_t n = y.numel();
   if (n == 0) return;
   const DType computed = compute_dtype(yields_bool(op) ? x.dtype : y.dtype), result = yields_bool(op) ? DType::boolean : computed;
   const UnaryBlock f = unary_blocks().of(computed);
-  if (n <= grain && is_plain(x, computed, n) && is_plain(y, result, n)) return f(op, s, x.data, y.data, n);
+  if (n <= grain && is_plain(x, computed, n) && is_plain(y, result, n)) return f(op, s, false, x.data, y.data, n);
   const ConstView out = y;
-  for_blocks<2>({&out, &x}, {result, computed}, [=](char* const* p, int64_t count) { f(op, s, p[1], p[0], count); });
+  const bool streams = is_streamed(y, n, x);
+  for_blocks<2>({&out, &x}, {result, computed}, [=](char* const* p, bool is_final, int64_t count) { f(op, s, streams && is_final, p[1], p[0], count); });
 }
 
 void binary(Queue, Binary op, Scalars s, const ConstView& a, const ConstView& b, const View& y) {
@@ -171,9 +176,11 @@ void binary(Queue, Binary op, Scalars s, const ConstView& a, const ConstView& b,
   if (n == 0) return;
   const DType computed = compute_dtype(yields_bool(op) ? a.dtype : y.dtype), result = yields_bool(op) ? DType::boolean : computed;
   const BinaryBlock f = binary_blocks().of(computed);
-  if (n <= grain && is_plain(a, computed, n) && is_plain(b, computed, n) && is_plain(y, result, n)) return f(op, s, a.data, b.data, y.data, n);
+  if (n <= grain && is_plain(a, computed, n) && is_plain(b, computed, n) && is_plain(y, result, n)) return f(op, s, false, a.data, b.data, y.data, n);
   const ConstView out = y;
-  for_blocks<3>({&out, &a, &b}, {result, computed, computed}, [=](char* const* p, int64_t count) { f(op, s, p[1], p[2], p[0], count); });
+  const bool streams = is_streamed(y, n, a, b);
+  for_blocks<3>({&out, &a, &b}, {result, computed, computed},
+                [=](char* const* p, bool is_final, int64_t count) { f(op, s, streams && is_final, p[1], p[2], p[0], count); });
 }
 
 void ternary(Queue, Ternary op, Scalars s, const ConstView& a, const ConstView& b, const ConstView& c, const View& y) {
@@ -181,8 +188,9 @@ void ternary(Queue, Ternary op, Scalars s, const ConstView& a, const ConstView& 
   const DType computed = compute_dtype(y.dtype), first = op == Ternary::where ? DType::boolean : computed;
   const TernaryBlock f = ternary_blocks().of(computed);
   const ConstView out = y;
+  const bool streams = is_streamed(y, y.numel(), a, b, c);
   for_blocks<4>({&out, &a, &b, &c}, {computed, first, computed, computed},
-                [=](char* const* p, int64_t count) { f(op, s, p[1], p[2], p[3], p[0], count); });
+                [=](char* const* p, bool is_final, int64_t count) { f(op, s, streams && is_final, p[1], p[2], p[3], p[0], count); });
 }
 
 }  // namespace

@@ -6,9 +6,10 @@
 
 namespace fovea::kernels {
 
-using UnaryBlock = void (*)(Unary, Scalars, const void* x, void* y, int64_t n);
-using BinaryBlock = void (*)(Binary, Scalars, const void* a, const void* b, void* y, int64_t n);
-using TernaryBlock = void (*)(Ternary, Scalars, const void* a, const void* b, const void* c, void* y, int64_t n);
+// `streams`: write past the caches, because y is too large to stay in them; y is none of the operands then.
+using UnaryBlock = void (*)(Unary, Scalars, bool streams, const void* x, void* y, int64_t n);
+using BinaryBlock = void (*)(Binary, Scalars, bool streams, const void* a, const void* b, void* y, int64_t n);
+using TernaryBlock = void (*)(Ternary, Scalars, bool streams, const void* a, const void* b, const void* c, void* y, int64_t n);
 
 // One function for each type that is computed with.
 template <class Block>

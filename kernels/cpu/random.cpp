@@ -4,6 +4,8 @@
 // Note [Which words make element i]
 // Philox block offset + i / 4 holds four words of 32 bits; element i takes word i % 4. What needs 64 bits (float64 uniform and normal, wide integers)
 // takes two words, so block offset + i / 2. Normal numbers are made in pairs of neighbours by Box and Muller 1958.
+#include <algorithm>
+#include <array>
 #include <cmath>
 
 #include <fovea/kernels/cpu/convert.h>
@@ -22,34 +24,57 @@ namespace {
 namespace hn = hwy::HWY_NAMESPACE;
 namespace vm = vector_math;
 
-// Philox::words of sixteen blocks beside each other, in loops the compiler vectorises. words[4 b + k]: word k of block first + b.
-void philox_sixteen(uint64_t seed, uint64_t first, uint32_t* words) {
-  constexpr int lanes = 16;
-  uint32_t x0[lanes], x1[lanes], x2[lanes], x3[lanes];
-  for (int j = 0; j < lanes; ++j) {
-    const uint64_t counter = first + static_cast<uint64_t>(j);
-    x0[j] = static_cast<uint32_t>(counter);
-    x1[j] = static_cast<uint32_t>(counter >> 32);
-    x2[j] = x3[j] = 0;
+// Philox::words of blocks first, first + 1, ... (a multiple of sixteen of them). Each lane is a block; the 32-bit words stand in the low halves of 64-bit lanes,
+// where the widening product wants them. What gathers in the high halves is never looked at.
+void philox(uint64_t seed, uint64_t first, int64_t blocks, uint32_t* words) {
+#if HWY_TARGET == HWY_SCALAR
+  for (int64_t block = 0; block < blocks; ++block) {
+    const std::array<uint32_t, 4> four = Philox::words(seed, first + static_cast<uint64_t>(block));
+    std::copy(four.begin(), four.end(), words + 4 * block);
   }
-  uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
-  for (int round = 0; round < 10; ++round) {
-    for (int j = 0; j < lanes; ++j) {
-      const uint64_t a = uint64_t{0xD2511F53u} * x0[j], b = uint64_t{0xCD9E8D57u} * x2[j];
-      x0[j] = static_cast<uint32_t>(b >> 32) ^ x1[j] ^ key0;
-      x1[j] = static_cast<uint32_t>(b);
-      x2[j] = static_cast<uint32_t>(a >> 32) ^ x3[j] ^ key1;
-      x3[j] = static_cast<uint32_t>(a);
+#else
+  const hn::ScalableTag<uint64_t> d;
+  const hn::RepartitionToNarrow<decltype(d)> narrow;
+  using V = hn::Vec<decltype(d)>;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  const auto multiplier0 = hn::Set(narrow, 0xD2511F53u), multiplier1 = hn::Set(narrow, 0xCD9E8D57u);
+  const V low_half = hn::Set(d, 0xffffffffu);
+  for (int64_t block = 0; block < blocks; block += lanes) {
+    const V counter = hn::Add(hn::Iota(d, 0), hn::Set(d, first + static_cast<uint64_t>(block)));
+    V x0 = counter, x1 = hn::ShiftRight<32>(counter), x2 = hn::Zero(d), x3 = x2;
+    uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
+    for (int round = 0; round < 10; ++round) {
+      const V a = hn::MulEven(hn::BitCast(narrow, x0), multiplier0), b = hn::MulEven(hn::BitCast(narrow, x2), multiplier1);
+      x0 = hn::Xor(hn::Xor(hn::ShiftRight<32>(b), x1), hn::Set(d, key0));
+      x1 = b;
+      x2 = hn::Xor(hn::Xor(hn::ShiftRight<32>(a), x3), hn::Set(d, key1));
+      x3 = a;
+      key0 += 0x9E3779B9u;
+      key1 += 0xBB67AE85u;
     }
-    key0 += 0x9E3779B9u;
-    key1 += 0xBB67AE85u;
+    const V x01 = hn::Or(hn::And(x0, low_half), hn::ShiftLeft<32>(x1)), x23 = hn::Or(hn::And(x2, low_half), hn::ShiftLeft<32>(x3));
+    hn::StoreInterleaved2(x01, x23, d, reinterpret_cast<uint64_t*>(words + 4 * block));
   }
-  for (int j = 0; j < lanes; ++j) {
-    words[4 * j] = x0[j];
-    words[4 * j + 1] = x1[j];
-    words[4 * j + 2] = x2[j];
-    words[4 * j + 3] = x3[j];
+#endif
+}
+
+// y = x * scale where the word's 24 high bits are at least `threshold`, 0 elsewhere.
+void drop_float(uint32_t threshold, float scale, const uint32_t* words, const float* x, float* y, int64_t n) {
+  const hn::ScalableTag<float> d;
+  const hn::RebindToUnsigned<decltype(d)> du;
+  const hn::RebindToSigned<decltype(d)> di;                     // 24 bits compare alike with a sign
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  const auto bound = hn::Set(di, static_cast<int32_t>(threshold));
+  int64_t i = 0;
+  for (; i + lanes <= n; i += lanes) {
+    const auto is_dropped = hn::Lt(hn::BitCast(di, hn::ShiftRight<8>(hn::LoadU(du, words + i))), bound);
+    hn::StoreU(hn::IfThenZeroElse(hn::RebindMask(d, is_dropped), hn::Mul(hn::LoadU(d, x + i), hn::Set(d, scale))), d, y + i);
   }
+  for (; i < n; ++i) y[i] = words[i] >> 8 >= threshold ? x[i] * scale : 0.0f;
+}
+
+void drop_double(uint32_t threshold, double scale, const uint32_t* words, const double* x, double* y, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) y[i] = words[i] >> 8 >= threshold ? x[i] * scale : 0.0;
 }
 
 // first[i], second[i] uniform in (0, 1] and [0, 1), turned into independent standard normals.
@@ -79,9 +104,8 @@ constexpr int64_t grain = 16384, block = 512;    // elements; both multiples of 
 
 // The words of elements [begin, begin + block) of a draw that takes `words_each` words an element.
 void draw_words(PhiloxKey key, int64_t begin, int64_t words_each, uint32_t* words) {
-  static const auto sixteen = FOVEA_BEST(philox_sixteen);
-  const uint64_t first = key.offset + static_cast<uint64_t>(begin * words_each / 4);
-  for (int64_t b = 0; b < block * words_each / 4; b += 16) sixteen(key.seed, first + static_cast<uint64_t>(b), words + 4 * b);
+  static const auto fill_words = FOVEA_BEST(philox);
+  fill_words(key.seed, key.offset + static_cast<uint64_t>(begin * words_each / 4), block * words_each / 4, words);
 }
 
 uint64_t wide(const uint32_t* words, int64_t i) { return (uint64_t{words[2 * i]} << 32) | words[2 * i + 1]; }
@@ -166,19 +190,13 @@ void random(Queue, Distribution distribution, Scalars s, PhiloxKey key, const Vi
   });
 }
 
-template <class T>
-void drop(double p, const uint32_t* words, const T* x, T* y, int64_t n) {
-  const float threshold = static_cast<float>(p);
-  const T scale = p < 1 ? static_cast<T>(1 / (1 - p)) : T(0);
-  for (int64_t i = 0; i < n; ++i) {
-    const T kept = x[i] * scale;
-    y[i] = Philox::uniform_float(words[i]) >= threshold ? kept : T(0);
-  }
-}
-
 void dropout(Queue, double p, PhiloxKey key, const ConstView& x, const View& y) {
+  static const auto drop_floats = FOVEA_BEST(drop_float);
+  static const auto drop_doubles = FOVEA_BEST(drop_double);
   const int64_t bytes = size_of(y.dtype);
   const ConvertRun to_float = convert_run(x.dtype, DType::float32), from_float = convert_run(DType::float32, y.dtype);
+  const uint32_t threshold = static_cast<uint32_t>(std::ceil(p * 0x1p24));   // drops where Philox::uniform_float is below p
+  const double scale = p < 1 ? 1 / (1 - p) : 0;
   parallel_for(y.numel(), grain, [&](int64_t begin, int64_t end) {
     alignas(64) uint32_t words[block];
     alignas(64) float values[block];
@@ -186,12 +204,12 @@ void dropout(Queue, double p, PhiloxKey key, const ConstView& x, const View& y) 
       const int64_t n = std::min(block, end - begin);
       draw_words(key, begin, 1, words);
       if (y.dtype == DType::float32) {
-        drop(p, words, x.as<float>() + begin, y.as<float>() + begin, n);
+        drop_floats(threshold, static_cast<float>(scale), words, x.as<float>() + begin, y.as<float>() + begin, n);
       } else if (y.dtype == DType::float64) {
-        drop(p, words, x.as<double>() + begin, y.as<double>() + begin, n);
+        drop_doubles(threshold, scale, words, x.as<double>() + begin, y.as<double>() + begin, n);
       } else {
         to_float(x.as<char>() + begin * bytes, bytes, values, sizeof(float), n);
-        drop(p, words, values, values, n);
+        drop_floats(threshold, static_cast<float>(scale), words, values, values, n);
         from_float(values, sizeof(float), y.as<char>() + begin * bytes, bytes, n);
       }
     }

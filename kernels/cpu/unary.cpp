@@ -19,12 +19,17 @@ namespace vm = vector_math;
 
 // f on whole vectors; the rest goes through one padded vector, so every element takes the same path.
 template <class T, class F>
-HWY_INLINE void for_vectors(const void* x_data, void* y_data, int64_t n, const F& f) {
+HWY_INLINE void for_vectors(bool streams, const void* x_data, void* y_data, int64_t n, const F& f) {
   const hn::ScalableTag<T> d;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
-  const T* HWY_RESTRICT x = static_cast<const T*>(x_data);
+  const T* x = static_cast<const T*>(x_data);
   T* y = static_cast<T*>(y_data);
   int64_t i = 0;
+  if (streams && n >= 2 * lanes) {
+    hn::StoreU(f(d, hn::LoadU(d, x)), d, y);
+    for (i = vm::elements_to_alignment(y, lanes); i + lanes <= n; i += lanes) hn::Stream(f(d, hn::LoadU(d, x + i)), d, y + i);
+    hwy::FlushStream();
+  }
   for (; i + lanes <= n; i += lanes) hn::StoreU(f(d, hn::LoadU(d, x + i)), d, y + i);
   if (i == n) return;
   HWY_ALIGN T rest[hn::MaxLanes(d)] = {};
@@ -77,11 +82,11 @@ HWY_INLINE V pow_scalar(D d, V x, double exponent) {
   return vm::pow(d, x, vm::constant(d, exponent));
 }
 
-#define FOVEA_MAP(expression) for_vectors<T>(x, y, n, [=](auto d, auto v) HWY_ATTR { (void)d; return expression; })
+#define FOVEA_MAP(expression) for_vectors<T>(streams, x, y, n, [=](auto d, auto v) HWY_ATTR { (void)d; return expression; })
 #define FOVEA_TEST(expression) for_elements<T>(x, y, n, [](T v) HWY_ATTR -> bool { return expression; })
 
 template <class T>
-void unary_real(Unary op, Scalars s, const void* x, void* y, int64_t n) {
+void unary_real(Unary op, Scalars s, bool streams, const void* x, void* y, int64_t n) {
   const double alpha = s.alpha, beta = s.beta;
   switch (op) {
     case Unary::negative: return FOVEA_MAP(hn::Neg(v));
@@ -137,7 +142,7 @@ int64_t integer_power(int64_t x, int64_t exponent) {
   return y;
 }
 
-void unary_int64(Unary op, Scalars s, const void* x, void* y, int64_t n) {
+void unary_int64(Unary op, Scalars s, bool, const void* x, void* y, int64_t n) {
   using T = int64_t;
   const auto whole = [](double value) { return value >= 0x1p63 ? INT64_MAX : value >= -0x1p63 ? static_cast<int64_t>(value) : INT64_MIN; };
   const int64_t alpha = whole(s.alpha), beta = whole(s.beta);
@@ -171,8 +176,8 @@ void unary_int64(Unary op, Scalars s, const void* x, void* y, int64_t n) {
 #undef FOVEA_MAP
 #undef FOVEA_TEST
 
-void unary_float32(Unary op, Scalars s, const void* x, void* y, int64_t n) { unary_real<float>(op, s, x, y, n); }
-void unary_float64(Unary op, Scalars s, const void* x, void* y, int64_t n) { unary_real<double>(op, s, x, y, n); }
+void unary_float32(Unary op, Scalars s, bool streams, const void* x, void* y, int64_t n) { unary_real<float>(op, s, streams, x, y, n); }
+void unary_float64(Unary op, Scalars s, bool streams, const void* x, void* y, int64_t n) { unary_real<double>(op, s, streams, x, y, n); }
 
 }  // namespace
 }  // namespace fovea::kernels::HWY_NAMESPACE
