@@ -68,20 +68,32 @@ void pack(const PatchSource<T>& s, int64_t pixel, int64_t pixels, int64_t tap, i
   }
 }
 
+template <class T>
+void copy_row(const T* from, T* to, int64_t count) {
+  const hn::ScalableTag<T> d;
+  const int64_t lanes = hn::MaxLanes(d);
+  if (count < lanes) {
+    for (int64_t j = 0; j < count; ++j) to[j] = from[j];
+    return;
+  }
+  for (int64_t j = 0; j + lanes < count; j += lanes) hn::StoreU(hn::LoadU(d, from + j), d, to + j);
+  hn::StoreU(hn::LoadU(d, from + count - lanes), d, to + count - lanes);       // overlaps the one before
+}
+
 // to[j] = from[j * step + first], zero where that is outside [0, size).
 template <class T>
 void split_row(const T* from, int64_t size, int64_t first, int64_t step, T* to, int64_t count) {
   const int64_t begin = std::min(count, first >= 0 ? 0 : (-first + step - 1) / step);
   const int64_t end = std::max(begin, std::min(count, size > first ? (size - first + step - 1) / step : 0));
-  std::fill(to, to + begin, T(0));
+  for (int64_t j = 0; j < begin; ++j) to[j] = T(0);
   if (step == 1) {
-    for (int64_t j = begin; j < end; ++j) to[j] = from[j + first];
+    copy_row(from + begin + first, to + begin, end - begin);
   } else if (step == 2) {
     for (int64_t j = begin; j < end; ++j) to[j] = from[2 * j + first];
   } else {
     for (int64_t j = begin; j < end; ++j) to[j] = from[step * j + first];
   }
-  std::fill(to + end, to + count, T(0));
+  for (int64_t j = end; j < count; ++j) to[j] = T(0);
 }
 
 template <class T>

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include <hwy/cache_control.h>
+
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/gemm.cpp"
 #include <fovea/kernels/cpu/simd.h>
@@ -19,8 +21,8 @@ template <class T> constexpr int64_t lanes_of = hn::MaxLanes(Tag<T>());
 // 24 accumulators, 3 vectors of the right panel and a broadcast fit into AVX-512's 32 registers; 12 + 3 + 1 fill the 16 that the others have.
 constexpr int tile_vectors = 3;
 constexpr int tile_rows = HWY_TARGET == HWY_AVX3 ? 8 : 4;
-constexpr int64_t rows_per_block = 240;              // 240 x 192 floats: 180 KB of a 2 MB L2
-constexpr int64_t columns_per_block = 1008;          // a multiple of every panel width; 192 x 1008 floats: 756 KB
+constexpr int64_t rows_per_block = 960;              // 960 x 192 floats are 720 KB of a 2 MB L2
+constexpr int64_t columns_per_task = 1008;           // a multiple of every panel width
 
 constexpr int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
 
@@ -55,6 +57,8 @@ void tile(int64_t depth, GemmBlock<T> a, GemmBlock<T> b, const TileOutput<T>& ou
   const T* left[rows];
 #pragma GCC unroll 8
   for (int i = 0; i < rows; ++i) left[i] = a.data + i * a.pitch;
+  for (int i = 0; i < rows; ++i)
+    for (int v = 0; v < vectors; ++v) hwy::Prefetch(out.c + i * out.pitch + v * lanes);
   const T* right = b.data;
 #pragma GCC unroll 2
   for (int64_t k = 0; k < depth; ++k) {
@@ -185,7 +189,7 @@ struct Plan {
     const int64_t wanted = workers == 1 ? 1 : 3 * workers;           // a few tasks a worker, to even out
     const int64_t per_product = std::max<int64_t>(1, wanted / std::max<int64_t>(s.batch, 1));
     // Cutting columns packs the left operand again, cutting rows the right one: the longer axis is cut first.
-    column_tasks = (s.n + columns_per_block - 1) / columns_per_block;
+    column_tasks = (s.n + columns_per_task - 1) / columns_per_task;
     row_tasks = 1;
     if (s.n >= s.m) {
       column_tasks = std::max(column_tasks, std::min(per_product, s.n / (2 * unit)));
@@ -201,7 +205,7 @@ struct Plan {
     tasks = s.batch * column_tasks * row_tasks;
     workers = std::max<int64_t>(1, std::min(workers, tasks));
     left_size = std::min(std::min(rows, rows_per_block), s.m) * gemm_depth + gemm_slack;
-    right_size = round_up(std::min(columns, s.n), lanes_of<T>) * std::min(s.k, gemm_depth) + gemm_slack;
+    right_size = std::min(unit, round_up(s.n, lanes_of<T>)) * std::min(s.k, gemm_depth) + gemm_slack;
     left_size = round_up(left_size, 64);
     right_size = round_up(right_size, 64);
   }
@@ -213,18 +217,10 @@ template <class T>
 void run_task(const GemmShape& s, T alpha, bool accumulate, const GemmOperands<T>& operands, int64_t batch, int64_t i_begin, int64_t i_end, int64_t j_begin,
               int64_t j_end, T* left_buffer, T* right_buffer) {
   const GemmOutput<T> target = operands.output(batch);
-  constexpr int64_t max_panels = columns_per_block / lanes_of<T> + 2;
-  GemmBlock<T> panels[max_panels];
   // A product over nothing still has to be written: one block of depth 0.
   for (int64_t k0 = 0; k0 < std::max<int64_t>(s.k, 1); k0 += gemm_depth) {
     const int64_t depth = std::min(gemm_depth, s.k - k0);
     const bool is_first = k0 == 0;
-    T* free = right_buffer;
-    for (int64_t j = j_begin, p = 0, width; j < j_end; j += width, ++p) {
-      width = panel_vectors<T>(j_end - j) * lanes_of<T>;
-      panels[p] = operands.right(batch, j, std::min(width, j_end - j), width, k0, depth, free);
-      free += width * depth;
-    }
     for (int64_t i0 = i_begin; i0 < i_end; i0 += rows_per_block) {
       const int64_t rows = std::min(rows_per_block, i_end - i0);
       const GemmBlock<T> a = operands.left(batch, i0, rows, k0, depth, left_buffer);
@@ -233,9 +229,11 @@ void run_task(const GemmShape& s, T alpha, bool accumulate, const GemmOperands<T
         out.row_bias = target.row_bias ? target.row_bias + i0 : nullptr;
         out.column_bias = target.column_bias;
       }
-      for (int64_t j = j_begin, p = 0, width; j < j_end; j += width, ++p) {
+      // One panel at a time is packed, always into the same place: it is written to and read from L1.
+      for (int64_t j = j_begin, width; j < j_end; j += width) {
         width = panel_vectors<T>(j_end - j) * lanes_of<T>;
-        run_panel(s.columns, j, std::min(width, j_end - j), rows, depth, a, panels[p], out);
+        const int64_t columns = std::min(width, j_end - j);
+        run_panel(s.columns, j, columns, rows, depth, a, operands.right(batch, j, columns, width, k0, depth, right_buffer), out);
       }
     }
   }

@@ -2,7 +2,7 @@
 // Source of the blocking: Goto & van de Geijn 2008, "Anatomy of high-performance matrix multiplication"; Van Zee & van de Geijn 2015 (BLIS).
 //
 // A tile of c (8 x 48 floats with AVX-512, 4 x 24 with AVX2) stays in registers while k runs over one block of `gemm_depth`; the right panel (48 wide)
-// stays in the L1 cache, the rows of a and the other panels in L2. Operands hand out their blocks through GemmOperands, so that a convolution
+// stays in the L1 cache while all rows of a pass by from L2. Operands hand out their blocks through GemmOperands, so that a convolution
 // packs straight from the image and no patch matrix is ever in memory.
 //
 // Note [The order of a sum]
