@@ -163,6 +163,8 @@ TEST_CASE_TEMPLATE("conv2d: groups and depthwise", T, float, double) {
   for (int64_t kernel : {1, 3, 5, 4})
     for (int64_t stride : {1, 2, 3})
       for (int64_t pad : {0, 1, 3}) check_convolution<T>(square(2, 5, 12, 5, kernel, stride, pad, 1, 5));
+  for (int64_t groups : {1, 5})                                             // pixels that no output sees
+    for (int64_t kernel : {1, 2}) check_convolution<T>(square(2, 5, 11, 5, kernel, 3 - kernel + 1, 1, 1, groups));
   check_convolution<T>(square(2, 4, 37, 4, 3, 1, 1, 1, 4));
   check_convolution<T>(square(2, 4, 37, 4, 3, 2, 1, 1, 4));
   check_convolution<T>(square(1, 3, 10, 6, 3, 1, 1, 2, 3));                 // two outputs a channel, dilated

@@ -8,59 +8,12 @@
 // Floor: 2 * geometry.macs() FLOPs each; reading and writing every tensor once.
 #include <algorithm>
 
-#include <fovea/kernels/cpu/conv_patches.h>
+#include <fovea/kernels/cpu/conv_depthwise.h>
+#include <fovea/kernels/cpu/conv_layout.h>
 #include <fovea/kernels/cpu/gemm.h>
 
 namespace fovea::kernels {
 namespace {
-
-// Hands out pieces of a workspace, or with no memory behind it counts what would be needed.
-class Arena {
- public:
-  explicit Arena(void* memory) : memory_(static_cast<char*>(memory)) {}
-  template <class U>
-  U* take(int64_t count) {
-    U* piece = memory_ ? reinterpret_cast<U*>(memory_ + used_) : nullptr;
-    used_ += (count * static_cast<int64_t>(sizeof(U)) + 63) / 64 * 64;
-    return piece;
-  }
-  int64_t used() const { return used_; }
-  Workspace rest(Workspace all) const { return {memory_ + used_, all.bytes - used_}; }
-
- private:
-  char* memory_;
-  int64_t used_ = 0;
-};
-
-int64_t out_pixels(const ConvGeometry& g) { return g.out_h() * g.out_w(); }
-int64_t patch_size(const ConvGeometry& g) { return g.group_c() * g.r * g.s; }
-
-// x, padded and split by the stride.
-PlaneSplit split_of_x(const ConvGeometry& g) {
-  PlaneSplit s;
-  s.planes = g.n * g.c;
-  s.h = g.h;
-  s.w = g.w;
-  s.step_h = g.stride_h;
-  s.step_w = g.stride_w;
-  const int64_t reach_h = (g.r - 1) * g.dilation_h, reach_w = (g.s - 1) * g.dilation_w;
-  s.phases_h = std::min(g.stride_h, reach_h + 1);
-  s.phases_w = std::min(g.stride_w, reach_w + 1);
-  s.shift_h = g.pad_h;
-  s.shift_w = g.pad_w;
-  s.out_h = g.out_h() + reach_h / g.stride_h;
-  s.out_w = g.out_w() + reach_w / g.stride_w;
-  return s;
-}
-
-void fill_taps_of_x(const ConvGeometry& g, const PlaneSplit& split, int64_t row_stride, int64_t* taps) {
-  for (int64_t r = 0; r < g.r; ++r)
-    for (int64_t s = 0; s < g.s; ++s) {
-      const int64_t y = r * g.dilation_h, x = s * g.dilation_w;
-      const int64_t phase = y % g.stride_h * split.phases_w + x % g.stride_w;
-      *taps++ = phase * split.out_h * split.out_w + y / g.stride_h * row_stride + x / g.stride_w;
-    }
-}
 
 // Rows without a gap between them are one long row.
 template <class T>
@@ -162,47 +115,6 @@ int64_t forward_workspace(const ConvGeometry& g) {
 
 // --- gradient of the input ---
 
-int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
-
-// One axis of the phases of dx: pixel first + i * stride sees dy at i + offset(tap).
-struct PhaseAxis {
-  int64_t size, kernel, stride, pad, dilation;       // of the convolution; size is dx's
-
-  int64_t count(int64_t phase) const { return (size - phase + stride - 1) / stride; }
-  bool has(int64_t phase, int64_t tap) const { return (phase + pad - tap * dilation) % stride == 0; }
-  int64_t offset(int64_t phase, int64_t tap) const { return floor_div(phase + pad - tap * dilation, stride); }
-  // The range of dy that is seen: dy is copied so that it starts at `begin`.
-  void range(int64_t& begin, int64_t& end) const {
-    begin = INT64_MAX;
-    end = INT64_MIN;
-    for (int64_t phase = 0; phase < std::min(stride, size); ++phase)
-      for (int64_t tap = 0; tap < kernel; ++tap)
-        if (has(phase, tap)) {
-          begin = std::min(begin, offset(phase, tap));
-          end = std::max(end, offset(phase, tap) + count(phase));
-        }
-    if (begin > end) begin = end = 0;                // nothing is seen
-  }
-};
-
-PhaseAxis phase_axis_h(const ConvGeometry& g) { return {g.h, g.r, g.stride_h, g.pad_h, g.dilation_h}; }
-PhaseAxis phase_axis_w(const ConvGeometry& g) { return {g.w, g.s, g.stride_w, g.pad_w, g.dilation_w}; }
-
-PlaneSplit split_of_dy(const ConvGeometry& g) {
-  int64_t begin_h, end_h, begin_w, end_w;
-  phase_axis_h(g).range(begin_h, end_h);
-  phase_axis_w(g).range(begin_w, end_w);
-  PlaneSplit s;
-  s.planes = g.n * g.k;
-  s.h = g.out_h();
-  s.w = g.out_w();
-  s.shift_h = -begin_h;
-  s.shift_w = -begin_w;
-  s.out_h = std::max<int64_t>(1, end_h - begin_h);
-  s.out_w = std::max<int64_t>(1, end_w - begin_w);
-  return s;
-}
-
 // to[group][c][k][tap] = weight[group][k][c][taps[tap]]
 template <class T>
 void gather_weight(const ConvGeometry& g, const T* weight, const int64_t* taps, int64_t num_taps, T* to) {
@@ -236,11 +148,6 @@ DataScratch<T> make_data_scratch(const ConvGeometry& g, const T* dy, Arena& aren
   return scratch;
 }
 
-// The pixels of dx at (first_h + i * stride_h, first_w + j * stride_w).
-struct Phase {
-  int64_t first_h, first_w, height, width, taps;
-};
-
 GemmShape data_shape(const ConvGeometry& g, const Phase& phase) {
   GemmShape shape{g.groups, g.group_c(), g.n * phase.height * phase.width, g.group_k() * phase.taps, g.h * g.w, {}};
   shape.columns = {phase.width, phase.height, g.stride_w, g.stride_h * g.w, g.c * g.h * g.w};
@@ -248,39 +155,12 @@ GemmShape data_shape(const ConvGeometry& g, const Phase& phase) {
   return shape;
 }
 
-template <class F>
-void for_each_phase(const ConvGeometry& g, const F& f) {
-  const PhaseAxis axis_h = phase_axis_h(g), axis_w = phase_axis_w(g);
-  for (int64_t a = 0; a < std::min(g.stride_h, g.h); ++a)
-    for (int64_t b = 0; b < std::min(g.stride_w, g.w); ++b) {
-      int64_t taps_h = 0, taps_w = 0;
-      for (int64_t r = 0; r < g.r; ++r) taps_h += axis_h.has(a, r);
-      for (int64_t s = 0; s < g.s; ++s) taps_w += axis_w.has(b, s);
-      f(Phase{a, b, axis_h.count(a), axis_w.count(b), taps_h * taps_w});
-    }
-}
-
-template <class T>
-void fill_taps(const ConvGeometry& g, const Phase& phase, const DataScratch<T>& scratch) {
-  const PhaseAxis axis_h = phase_axis_h(g), axis_w = phase_axis_w(g);
-  const PlaneSplit split = split_of_dy(g);
-  int64_t count = 0;
-  for (int64_t r = 0; r < g.r; ++r)
-    for (int64_t s = 0; s < g.s; ++s)
-      if (axis_h.has(phase.first_h, r) && axis_w.has(phase.first_w, s)) {
-        const int64_t y = axis_h.offset(phase.first_h, r) + split.shift_h, x = axis_w.offset(phase.first_w, s) + split.shift_w;
-        scratch.kernel_taps[count] = r * g.s + s;
-        scratch.source_taps[count] = y * scratch.source.row_stride + x;
-        ++count;
-      }
-}
-
 template <class T>
 void backward_data(const ConvGeometry& g, const T* dy, const T* weight, T* dx, Workspace workspace) {
   Arena arena(workspace.data);
   const DataScratch<T> scratch = make_data_scratch(g, dy, arena);
   for_each_phase(g, [&](const Phase& phase) {
-    fill_taps(g, phase, scratch);
+    fill_taps_of_dy(g, phase, scratch.source.row_stride, scratch.kernel_taps, scratch.source_taps);
     gather_weight(g, weight, scratch.kernel_taps, phase.taps, scratch.weight);
     PatchSource<T> source = scratch.source;
     source.height = phase.height;
@@ -374,6 +254,7 @@ int64_t weight_workspace(const ConvGeometry& g) {
 int64_t conv2d_workspace(const ConvGeometry& g, DType dtype) {
   return dispatch_real(dtype, "conv2d", [&](auto zero) {
     using T = decltype(zero);
+    if (g.is_depthwise()) return depthwise_functions<T>().workspace(g);
     return std::max({forward_workspace<T>(g), data_workspace<T>(g), weight_workspace<T>(g)});
   });
 }
@@ -382,7 +263,7 @@ void conv2d_forward(Queue, const ConvGeometry& g, const ConstView& x, const Cons
   if (y.numel() == 0) return;
   dispatch_real(y.dtype, "conv2d", [&](auto zero) {
     using T = decltype(zero);
-    forward(g, x.as<T>(), weight.as<T>(), bias.as<T>(), y.as<T>(), scratch);
+    (g.is_depthwise() ? depthwise_functions<T>().forward : forward<T>)(g, x.as<T>(), weight.as<T>(), bias.as<T>(), y.as<T>(), scratch);
   });
 }
 
@@ -390,7 +271,7 @@ void conv2d_backward_data(Queue, const ConvGeometry& g, const ConstView& dy, con
   if (dx.numel() == 0) return;
   dispatch_real(dx.dtype, "conv2d_backward_data", [&](auto zero) {
     using T = decltype(zero);
-    backward_data(g, dy.as<T>(), weight.as<T>(), dx.as<T>(), scratch);
+    (g.is_depthwise() ? depthwise_functions<T>().backward_data : backward_data<T>)(g, dy.as<T>(), weight.as<T>(), dx.as<T>(), scratch);
   });
 }
 
@@ -399,7 +280,8 @@ void conv2d_backward_weight(Queue, const ConvGeometry& g, const ConstView& x, co
   dispatch_real(dy.dtype, "conv2d_backward_weight", [&](auto zero) {
     using T = decltype(zero);
     if (dbias) patch_functions<T>().sum_channels(dy.as<T>(), g.n, g.k, out_pixels(g), dbias.as<T>());
-    if (dweight && dweight.numel() > 0) backward_weight(g, x.as<T>(), dy.as<T>(), dweight.as<T>(), scratch);
+    if (!dweight || dweight.numel() == 0) return;
+    (g.is_depthwise() ? depthwise_functions<T>().backward_weight : backward_weight<T>)(g, x.as<T>(), dy.as<T>(), dweight.as<T>(), scratch);
   });
 }
 

@@ -150,7 +150,7 @@ void sum_channels(const T* x, int64_t images, int64_t channels, int64_t pixels, 
 
 template <class T>
 const PatchFunctions<T>* functions() {
-  static constexpr PatchFunctions<T> table = {pack<T>, split<T>, sum_channels<T>};
+  static constexpr PatchFunctions<T> table = {pack<T>, split<T>, split_plane<T>, sum_channels<T>};
   return &table;
 }
 const PatchFunctions<float>* float_functions() { return functions<float>(); }

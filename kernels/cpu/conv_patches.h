@@ -38,6 +38,7 @@ struct PatchFunctions {
   // to[t * pitch + p] = element (tap + t, pixel + p) for t < taps, p < pixels <= 256 and pitch >= pixels. Overruns the end by less than a vector.
   void (*pack)(const PatchSource<T>&, int64_t pixel, int64_t pixels, int64_t tap, int64_t taps, T* to, int64_t pitch);
   void (*split)(const PlaneSplit&, const T* from, T* to);
+  void (*split_plane)(const PlaneSplit&, const T* from, T* to);      // one plane
   // sums[c] = sum over images and pixels of x[images, channels, pixels], in a fixed order
   void (*sum_channels)(const T* x, int64_t images, int64_t channels, int64_t pixels, T* sums);
 };
