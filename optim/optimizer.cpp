@@ -29,12 +29,14 @@ void Optimizer::add_group(const std::string& name, const NamedTensors& parameter
   check_options(group);
   groups_.push_back(name);
   initial_lr_.push_back(option_values(group)[0]);
-  for (const auto& [parameter_name, parameter] : parameters) {
+  for (const auto& entry : parameters) {
+    const std::string& parameter_name = entry.first;
+    const Tensor& parameter = entry.second;
     if (!parameter.defined()) continue;                              // a bias that is not there
     check<DTypeError>(is_floating(parameter.dtype()), name_, ": parameter \"", parameter_name, "\" is ", parameter.dtype(), ", expected a floating-point type");
     check<ShapeError>(parameter.is_contiguous(), name_, ": parameter \"", parameter_name, "\" is not contiguous; use contiguous(x)");
     const auto is_same = [&](const Slot& slot) { return slot.parameter.is_same(parameter); };
-    const auto is_named_so = [&, key = &parameter_name](const Slot& slot) { return slot.name == *key; };
+    const auto is_named_so = [&](const Slot& slot) { return slot.name == parameter_name; };
     const auto same = std::find_if(slots_.begin(), slots_.end(), is_same);
     if (same != slots_.end()) {
       check<ValueError>(same->group == group, name_, ": \"", parameter_name, "\" is in two groups, \"", groups_[same->group], "\" and \"", name, "\"");

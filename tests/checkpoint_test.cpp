@@ -88,7 +88,8 @@ NamedTensors snapshot(const Run& run) {
 void check_identical_lists(const NamedTensors& a, const NamedTensors& b) {
   REQUIRE(a.size() == b.size());
   for (const auto& [name, tensor] : a) {
-    CAPTURE(name);
+    const std::string label = name;
+    CAPTURE(label);
     check_identical(b[name], tensor);
   }
 }

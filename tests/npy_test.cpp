@@ -87,7 +87,8 @@ TEST_CASE("npy: a damaged header is refused, and the error says what is wrong") 
       {"{'descr': '<f4', 'fortran_order': False, 'shape': (1, 1, 1, 1, 1, 1, 1, 1, 2)}", "more than 8 axes"},
   };
   for (const auto& [header, reason] : cases) {
-    CAPTURE(header);
+    const std::string label = header;
+    CAPTURE(label);
     CHECK_THROWS_WITH_AS(parse_npy(npy(header, 8), "x.npy"), doctest::Contains(reason), FileError);
     CHECK_THROWS_WITH_AS(parse_npy(npy(header, 8, 2), "x.npy"), doctest::Contains("x.npy: "), FileError);
   }

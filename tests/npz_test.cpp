@@ -45,7 +45,8 @@ TEST_CASE("npz: NumPy's archives, stored and deflated, are read with all types, 
                                                    {"bool", DType::boolean},    {"big_endian_float32", DType::float32}, {"big_endian_int64", DType::int64},
                                                    {"fortran", DType::float32}};
     for (const auto& [key, dtype] : types) {
-      CAPTURE(key);
+      const std::string label = key;
+      CAPTURE(label);
       check_identical(arrays[key], counting({2, 3, 4}, dtype));
     }
     check_identical(arrays["fortran_matrix"], counting({3, 5}, DType::int64));

@@ -76,7 +76,8 @@ void check_close(const Tensor& x, const Tensor& expected, double tolerance) {
 TEST_CASE("optimizers: six steps give PyTorch's parameters and state, in float32 and float64") {
   for (const auto& [name, make] : cases) {
     for (const DType dtype : {DType::float32, DType::float64}) {
-      CAPTURE(name);
+      const std::string label = name;
+      CAPTURE(label);
       const NamedTensors parameters = start(dtype);
       const std::unique_ptr<Optimizer> optimizer = make(parameters);
       run(*optimizer, parameters, 0, 6);
@@ -101,7 +102,8 @@ TEST_CASE("optimizers: six steps give PyTorch's parameters and state, in float32
 TEST_CASE("optimizers: a state saved and loaded goes on bit for bit") {
   for (const auto& [name, make] : cases) {
     for (const int at : {0, 1, 3}) {                                 // before anything, while one parameter has no state yet, and after
-      CAPTURE(name);
+      const std::string label = name;
+      CAPTURE(label);
       const NamedTensors straight = start(DType::float32);
       const auto whole = make(straight);
       run(*whole, straight, 0, 6);
@@ -297,7 +299,8 @@ TEST_CASE("schedules: PyTorch's learning rates over thirty steps") {
       {"sequence", sequence({{linear_warmup(0.4, 5, 0.04), 5}}, exponential(0.4, 0.95))},
   };
   for (const auto& [name, schedule] : schedules) {
-    CAPTURE(name);
+    const std::string label = name;
+    CAPTURE(label);
     const std::vector<double> expected = golden()[str("schedule/", name)].to_vector<double>();
     REQUIRE(expected.size() == 30);
     for (int64_t step = 29; step >= 0; --step) CHECK(schedule(step) == doctest::Approx(expected[static_cast<size_t>(step)]).epsilon(1e-12));   // in any order

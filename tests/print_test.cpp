@@ -43,7 +43,8 @@ TEST_CASE("print: every array looks as NumPy prints it") {
   CHECK(texts.size() == 2 * arrays.size());
   for (const auto& [name, x] : arrays) {
     for (const int precision : {4, 8}) {
-      CAPTURE(name);
+      const std::string label = name;
+      CAPTURE(label);
       std::string expected = texts.at(str(name, ' ', precision));
       if (x.dtype() != DType::float32) expected += str(' ', x.dtype());
       CHECK(to_string(x, {.precision = precision}) == expected);
