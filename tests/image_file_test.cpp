@@ -162,3 +162,20 @@ TEST_CASE("image tensors: values outside 0 .. 1 are clamped, views are followed,
   CHECK_THROWS_AS(image_from_tensor(zeros({4})), ShapeError);
   CHECK_THROWS_AS(image_from_tensor(zeros({4, 4}, DType::int64)), DTypeError);
 }
+
+TEST_CASE("jpeg: a table that is too long is found wherever stb would find it") {
+  const std::vector<uint8_t> counts(16, 255);
+  const auto with_table = [&](const std::vector<uint8_t>& start, uint8_t length) {
+    std::vector<uint8_t> bytes = start;
+    for (const int byte : {0xFF, 0xC4, 0x00, int{length}, 0x00}) bytes.push_back(static_cast<uint8_t>(byte));
+    bytes.insert(bytes.end(), counts.begin(), counts.end());
+    bytes.resize(bytes.size() + 5000);
+    return bytes;
+  };
+  for (const std::vector<uint8_t>& start : {std::vector<uint8_t>{0xFF, 0xD8}, {0xFF, 0xFF, 0xFF, 0xD8}, {0xFF, 0xD8, 0xFF, 0xFE, 0, 5, 1, 2, 3},
+                                            {0xFF, 0xD8, 0xFF, 0xFE, 0, 2, 7, 7, 0xFF, 0xFF}})
+    for (const uint8_t length : {19, 3}) {      // the second one ends before its counts do
+      const auto bytes = with_table(start, length);
+      CHECK(message_of([&] { decode_image(bytes, "codes.jpg"); }).find("Huffman") != std::string::npos);
+    }
+}
