@@ -20,7 +20,8 @@ PReLU::PReLU(int64_t channels, double first_value) : weight(param("weight", full
 Tensor PReLU::forward(const Tensor& x) {
   Tensor slope = alongside(x, weight);
   if (slope.numel() != 1) {
-    check<ShapeError>(x.rank() >= 2 && x.size(1) == slope.numel(), "PReLU: x ", x.shape(), " does not have the ", slope.numel(), " channels of the weight in axis 1");
+    check<ShapeError>(x.rank() >= 2 && x.size(1) == slope.numel(), "PReLU: x ", x.shape(), " does not have the ", slope.numel(),
+                      " channels of the weight in axis 1");
     Shape shape = Shape::filled(x.rank(), 1);
     shape[1] = slope.numel();
     slope = reshape(slope, shape);

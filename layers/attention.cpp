@@ -19,7 +19,8 @@ MultiheadAttention::MultiheadAttention(MultiheadAttentionOptions o)
       in_proj_bias(param("in_proj_bias", o.bias ? zeros({3 * o.embed}) : Tensor())),
       out_proj(add("out_proj", Linear(o.embed, o.embed, {.bias = o.bias}))),
       options_(o) {
-  check<ValueError>(o.embed > 0 && o.heads > 0 && o.embed % o.heads == 0, "MultiheadAttention: embed (", o.embed, ") must be a positive multiple of heads (", o.heads, ")");
+  check<ValueError>(o.embed > 0 && o.heads > 0 && o.embed % o.heads == 0, "MultiheadAttention: embed (", o.embed,
+                    ") must be a positive multiple of heads (", o.heads, ")");
   check<ValueError>(o.dropout >= 0 && o.dropout < 1, "MultiheadAttention: dropout must be in [0, 1), got ", o.dropout);
   init::xavier_uniform_(in_proj_weight);
   if (o.bias) init::zeros_(out_proj.bias);
@@ -44,11 +45,11 @@ AttentionOutput MultiheadAttention::forward(const Tensor& query, const Tensor& k
 MultiheadAttention::Sizes MultiheadAttention::check_inputs(const Tensor& query, const Tensor& key, const Tensor& value) const {
   const char* layout = options_.batch_first ? "[batch, time, embed]" : "[time, batch, embed]";
   for (const Tensor* x : {&query, &key, &value})
-    check<ShapeError>(x->rank() == 3 && x->size(2) == options_.embed, "MultiheadAttention: query, key and value are ", layout, " with embed = ", options_.embed, ", got ",
-                      x->shape());
+    check<ShapeError>(x->rank() == 3 && x->size(2) == options_.embed, "MultiheadAttention: query, key and value are ", layout,
+                      " with embed = ", options_.embed, ", got ", x->shape());
   const int batch_axis = options_.batch_first ? 0 : 1, time_axis = 1 - batch_axis;
-  check<ShapeError>(key.shape() == value.shape() && key.size(batch_axis) == query.size(batch_axis), "MultiheadAttention: key ", key.shape(), " and value ", value.shape(),
-                    " must agree, and have the batch of query ", query.shape());
+  check<ShapeError>(key.shape() == value.shape() && key.size(batch_axis) == query.size(batch_axis), "MultiheadAttention: key ", key.shape(),
+                    " and value ", value.shape(), " must agree, and have the batch of query ", query.shape());
   return {query.size(batch_axis), query.size(time_axis), key.size(time_axis)};
 }
 
@@ -65,11 +66,13 @@ Tensor MultiheadAttention::masked(Tensor scores, const AttentionMasks& masks, co
   const double nothing = -std::numeric_limits<double>::infinity();
   if (const Tensor& mask = masks.attention_mask) {
     const Shape plain{sizes.queries, sizes.keys}, full{sizes.batch * options_.heads, sizes.queries, sizes.keys};
-    check<ShapeError>(mask.shape() == plain || mask.shape() == full, "MultiheadAttention: attention_mask must be ", plain, " or ", full, ", got ", mask.shape());
+    check<ShapeError>(mask.shape() == plain || mask.shape() == full, "MultiheadAttention: attention_mask must be ", plain, " or ", full,
+                      ", got ", mask.shape());
     scores = mask.dtype() == DType::boolean ? where(mask, nothing, scores) : scores + mask;
   }
   if (const Tensor& mask = masks.key_padding_mask) {
-    check<ShapeError>(mask.shape() == Shape{sizes.batch, sizes.keys}, "MultiheadAttention: key_padding_mask must be [batch, keys] = ", Shape{sizes.batch, sizes.keys}, ", got ",
+    check<ShapeError>(mask.shape() == Shape{sizes.batch, sizes.keys},
+                      "MultiheadAttention: key_padding_mask must be [batch, keys] = ", Shape{sizes.batch, sizes.keys}, ", got ",
                       mask.shape());
     check<DTypeError>(mask.dtype() == DType::boolean, "MultiheadAttention: key_padding_mask must be bool, got ", mask.dtype());
     const Tensor each_head = reshape(scores, {sizes.batch, options_.heads, sizes.queries, sizes.keys});
@@ -78,12 +81,15 @@ Tensor MultiheadAttention::masked(Tensor scores, const AttentionMasks& masks, co
   return scores;
 }
 
-std::string MultiheadAttention::options() const { return str(options_.embed, ", heads=", options_.heads, options_.batch_first ? ", batch_first" : ""); }
+std::string MultiheadAttention::options() const {
+  return str(options_.embed, ", heads=", options_.heads, options_.batch_first ? ", batch_first" : "");
+}
 
 std::optional<Cost> MultiheadAttention::own_cost(const Shape& input) const {
   check<ShapeError>(input.rank() == 3, "MultiheadAttention: cost takes a shape of three axes, got ", input);
   const int64_t batch = input[options_.batch_first ? 0 : 1], time = input[options_.batch_first ? 1 : 0];
-  return AttentionGeometry{.batch = batch, .queries = time, .keys = time, .embed = options_.embed, .heads = options_.heads}.cost(options_.bias);
+  return AttentionGeometry{.batch = batch, .queries = time, .keys = time, .embed = options_.embed, .heads = options_.heads}.cost(
+      options_.bias);
 }
 
 }  // namespace fovea::layers

@@ -24,8 +24,8 @@ struct AttentionOutput {
   Tensor weights;                            // [batch, queries, keys], the mean over the heads
 };
 
-// softmax(q k^T / sqrt(embed / heads)) v in each head. Parameters: in_proj_weight [3 embed, embed] (q, k, v), in_proj_bias, out_proj.weight, out_proj.bias.
-// A query that is kept from every key gives NaN, as in PyTorch.
+// softmax(q k^T / sqrt(embed / heads)) v in each head. Parameters: in_proj_weight [3 embed, embed] (q, k, v), in_proj_bias,
+// out_proj.weight, out_proj.bias. A query that is kept from every key gives NaN, as in PyTorch.
 class MultiheadAttention : public Module {
  public:
   explicit MultiheadAttention(MultiheadAttentionOptions options);

@@ -43,8 +43,8 @@ Module& ModuleList::operator[](int64_t index) { return child_at(*this, index); }
 
 Tensor Residual::forward(const Tensor& x) {
   const Tensor y = (*body_)(x), carried = shortcut_ ? (*shortcut_)(x) : x;
-  check<ShapeError>(y.shape() == carried.shape(), "Residual: the body makes ", y.shape(), " of x ", x.shape(), ", the shortcut ", carried.shape(),
-                    "; give a shortcut layer that brings x to the body's shape");
+  check<ShapeError>(y.shape() == carried.shape(), "Residual: the body makes ", y.shape(), " of x ", x.shape(), ", the shortcut ",
+                    carried.shape(), "; give a shortcut layer that brings x to the body's shape");
   return y + carried;
 }
 

@@ -9,10 +9,12 @@
 namespace fovea::layers {
 namespace {
 
-// [out, in / groups, kernel...], or [in, out / groups, kernel...] when transposed; `first` and `second` come in that order. Not initialised.
+// [out, in / groups, kernel...], or [in, out / groups, kernel...] when transposed; `first` and `second` come in that order. Its values
+// are not set yet.
 Tensor make_weight(const char* layer, int64_t first, int64_t second, int64_t groups, std::initializer_list<int64_t> kernel) {
   check<ValueError>(first > 0 && second > 0, layer, ": the numbers of channels must be positive, as {.in = 3, .out = 16}");
-  check<ValueError>(groups > 0 && first % groups == 0 && second % groups == 0, layer, ": groups (", groups, ") must divide the channels ", first, " and ", second);
+  check<ValueError>(groups > 0 && first % groups == 0 && second % groups == 0, layer, ": groups (", groups, ") must divide the channels ",
+                    first, " and ", second);
   Shape shape{first, second / groups};
   for (int64_t size : kernel) {
     check<ValueError>(size > 0, layer, ": the kernel must be positive, got ", size);
@@ -41,9 +43,19 @@ struct Image {
 };
 Image image_of(const Shape& x, int64_t channels, int axes, const char* layer) {
   const int rank = axes + 2;
-  check<ShapeError>((x.rank() == rank || x.rank() == rank - 1) && x[x.rank() - axes - 1] == channels, layer, ": takes [n,", channels, axes == 2 ? ",h,w]" : ",length]",
-                    ", got ", x);
+  check<ShapeError>((x.rank() == rank || x.rank() == rank - 1) && x[x.rank() - axes - 1] == channels, layer, ": takes [n,", channels,
+                    axes == 2 ? ",h,w]" : ",length]", ", got ", x);
   return {x.rank() == rank ? x[0] : 1, axes == 2 ? x.back(1) : 1, x.back()};
+}
+
+ConvGeometry geometry_of(int64_t n, int64_t c, int64_t h, int64_t w, int64_t k, Pair kernel, Pair stride, Pair padding, Pair dilation,
+                         int64_t groups) {
+  ConvGeometry g{.n = n, .c = c, .h = h, .w = w, .k = k, .r = kernel.h, .s = kernel.w};
+  g.stride_h = stride.h, g.stride_w = stride.w;
+  g.pad_h = padding.h, g.pad_w = padding.w;
+  g.dilation_h = dilation.h, g.dilation_w = dilation.w;
+  g.groups = groups;
+  return g;
 }
 
 // The position of each of `size` places along an axis: 2 i / (size - 1) - 1, and 0 where there is only one.
@@ -54,13 +66,16 @@ Tensor positions(int64_t size, TensorOptions options) { return size > 1 ? linspa
 // --- Conv1d ---
 
 Conv1d::Conv1d(Options o)
-    : weight(param("weight", make_weight("Conv1d", o.out, o.in, o.groups, {o.kernel}))), bias(param("bias", make_bias(o.bias, o.out))), options_(o) {
+    : weight(param("weight", make_weight("Conv1d", o.out, o.in, o.groups, {o.kernel}))),
+      bias(param("bias", make_bias(o.bias, o.out))),
+      options_(o) {
   init::linear_default_(weight, bias);
 }
 
 Tensor Conv1d::forward(const Tensor& x) {
   const Options& o = options_;
-  return conv1d(x, alongside(x, weight), alongside(x, bias), {.stride = o.stride, .padding = o.padding, .dilation = o.dilation, .groups = o.groups});
+  return conv1d(x, alongside(x, weight), alongside(x, bias),
+                {.stride = o.stride, .padding = o.padding, .dilation = o.dilation, .groups = o.groups});
 }
 
 std::string Conv1d::options() const {
@@ -71,8 +86,7 @@ std::string Conv1d::options() const {
 std::optional<Cost> Conv1d::own_cost(const Shape& input) const {
   const Options& o = options_;
   const Image x = image_of(input, o.in, 1, "Conv1d");
-  return ConvGeometry{.n = x.n, .c = o.in, .h = 1, .w = x.w, .k = o.out, .r = 1, .s = o.kernel, .stride_w = o.stride, .pad_w = o.padding, .dilation_w = o.dilation,
-                      .groups = o.groups}.cost(o.bias);
+  return geometry_of(x.n, o.in, x.h, x.w, o.out, {1, o.kernel}, {1, o.stride}, {0, o.padding}, {1, o.dilation}, o.groups).cost(o.bias);
 }
 
 std::optional<ReceptiveField> Conv1d::own_field() const {
@@ -83,13 +97,16 @@ std::optional<ReceptiveField> Conv1d::own_field() const {
 // --- Conv2d ---
 
 Conv2d::Conv2d(Options o)
-    : weight(param("weight", make_weight("Conv2d", o.out, o.in, o.groups, {o.kernel.h, o.kernel.w}))), bias(param("bias", make_bias(o.bias, o.out))), options_(o) {
+    : weight(param("weight", make_weight("Conv2d", o.out, o.in, o.groups, {o.kernel.h, o.kernel.w}))),
+      bias(param("bias", make_bias(o.bias, o.out))),
+      options_(o) {
   init::linear_default_(weight, bias);
 }
 
 Tensor Conv2d::forward(const Tensor& x) {
   const Options& o = options_;
-  return conv2d(x, alongside(x, weight), alongside(x, bias), {.stride = o.stride, .padding = o.padding, .dilation = o.dilation, .groups = o.groups});
+  return conv2d(x, alongside(x, weight), alongside(x, bias),
+                {.stride = o.stride, .padding = o.padding, .dilation = o.dilation, .groups = o.groups});
 }
 
 std::string Conv2d::options() const {
@@ -100,8 +117,7 @@ std::string Conv2d::options() const {
 std::optional<Cost> Conv2d::own_cost(const Shape& input) const {
   const Options& o = options_;
   const Image x = image_of(input, o.in, 2, "Conv2d");
-  return ConvGeometry{.n = x.n, .c = o.in, .h = x.h, .w = x.w, .k = o.out, .r = o.kernel.h, .s = o.kernel.w, .stride_h = o.stride.h, .stride_w = o.stride.w,
-                      .pad_h = o.padding.h, .pad_w = o.padding.w, .dilation_h = o.dilation.h, .dilation_w = o.dilation.w, .groups = o.groups}.cost(o.bias);
+  return geometry_of(x.n, o.in, x.h, x.w, o.out, o.kernel, o.stride, o.padding, o.dilation, o.groups).cost(o.bias);
 }
 
 std::optional<ReceptiveField> Conv2d::own_field() const {
@@ -113,14 +129,17 @@ std::optional<ReceptiveField> Conv2d::own_field() const {
 // --- ConvTranspose1d ---
 
 ConvTranspose1d::ConvTranspose1d(Options o)
-    : weight(param("weight", make_weight("ConvTranspose1d", o.in, o.out, o.groups, {o.kernel}))), bias(param("bias", make_bias(o.bias, o.out))), options_(o) {
+    : weight(param("weight", make_weight("ConvTranspose1d", o.in, o.out, o.groups, {o.kernel}))),
+      bias(param("bias", make_bias(o.bias, o.out))),
+      options_(o) {
   init::linear_default_(weight, bias);
 }
 
 Tensor ConvTranspose1d::forward(const Tensor& x) {
   const Options& o = options_;
-  return conv_transpose1d(x, alongside(x, weight), alongside(x, bias),
-                          {.stride = o.stride, .padding = o.padding, .output_padding = o.output_padding, .groups = o.groups, .dilation = o.dilation});
+  return conv_transpose1d(
+      x, alongside(x, weight), alongside(x, bias),
+      {.stride = o.stride, .padding = o.padding, .output_padding = o.output_padding, .groups = o.groups, .dilation = o.dilation});
 }
 
 std::string ConvTranspose1d::options() const {
@@ -133,8 +152,8 @@ std::optional<Cost> ConvTranspose1d::own_cost(const Shape& input) const {
   const Options& o = options_;
   const Image x = image_of(input, o.in, 1, "ConvTranspose1d");
   const int64_t out_w = (x.w - 1) * o.stride - 2 * o.padding + (o.kernel - 1) * o.dilation + 1 + o.output_padding;
-  return ConvGeometry{.n = x.n, .c = o.out, .h = 1, .w = out_w, .k = o.in, .r = 1, .s = o.kernel, .stride_w = o.stride, .pad_w = o.padding, .dilation_w = o.dilation,
-                      .groups = o.groups}.transposed_cost(o.bias);
+  return geometry_of(x.n, o.out, 1, out_w, o.in, {1, o.kernel}, {1, o.stride}, {0, o.padding}, {1, o.dilation}, o.groups)
+      .transposed_cost(o.bias);
 }
 
 std::optional<ReceptiveField> ConvTranspose1d::own_field() const {
@@ -153,8 +172,9 @@ ConvTranspose2d::ConvTranspose2d(Options o)
 
 Tensor ConvTranspose2d::forward(const Tensor& x) {
   const Options& o = options_;
-  return conv_transpose2d(x, alongside(x, weight), alongside(x, bias),
-                          {.stride = o.stride, .padding = o.padding, .output_padding = o.output_padding, .groups = o.groups, .dilation = o.dilation});
+  return conv_transpose2d(
+      x, alongside(x, weight), alongside(x, bias),
+      {.stride = o.stride, .padding = o.padding, .output_padding = o.output_padding, .groups = o.groups, .dilation = o.dilation});
 }
 
 std::string ConvTranspose2d::options() const {
@@ -167,8 +187,7 @@ std::optional<Cost> ConvTranspose2d::own_cost(const Shape& input) const {
   const Image x = image_of(input, o.in, 2, "ConvTranspose2d");
   const int64_t out_h = (x.h - 1) * o.stride.h - 2 * o.padding.h + (o.kernel.h - 1) * o.dilation.h + 1 + o.output_padding.h;
   const int64_t out_w = (x.w - 1) * o.stride.w - 2 * o.padding.w + (o.kernel.w - 1) * o.dilation.w + 1 + o.output_padding.w;
-  return ConvGeometry{.n = x.n, .c = o.out, .h = out_h, .w = out_w, .k = o.in, .r = o.kernel.h, .s = o.kernel.w, .stride_h = o.stride.h, .stride_w = o.stride.w,
-                      .pad_h = o.padding.h, .pad_w = o.padding.w, .dilation_h = o.dilation.h, .dilation_w = o.dilation.w, .groups = o.groups}.transposed_cost(o.bias);
+  return geometry_of(x.n, o.out, out_h, out_w, o.in, o.kernel, o.stride, o.padding, o.dilation, o.groups).transposed_cost(o.bias);
 }
 
 std::optional<ReceptiveField> ConvTranspose2d::own_field() const {
@@ -179,17 +198,23 @@ std::optional<ReceptiveField> ConvTranspose2d::own_field() const {
 
 // --- made of convolutions ---
 
-DepthwiseSeparable::DepthwiseSeparable(Options o)
-    : depthwise(add("depthwise", Conv2d({.in = o.in, .out = o.in, .kernel = o.kernel, .stride = o.stride, .padding = o.padding, .dilation = o.dilation, .groups = o.in,
-                                         .bias = o.bias}))),
-      pointwise(add("pointwise", Conv2d({.in = o.in, .out = o.out, .bias = o.bias}))) {}
-
 namespace {
+
+Conv2d::Options depthwise_options(const DepthwiseSeparable::Options& o) {
+  return {.in = o.in, .out = o.in, .kernel = o.kernel, .stride = o.stride, .padding = o.padding, .dilation = o.dilation, .groups = o.in,
+          .bias = o.bias};
+}
+
 Conv2d::Options with_coordinates(CoordConv::Options o) {
   o.conv.in += o.radius ? 3 : 2;
   return o.conv;
 }
+
 }  // namespace
+
+DepthwiseSeparable::DepthwiseSeparable(Options o)
+    : depthwise(add("depthwise", Conv2d(depthwise_options(o)))),
+      pointwise(add("pointwise", Conv2d({.in = o.in, .out = o.out, .bias = o.bias}))) {}
 
 CoordConv::CoordConv(Options o) : conv(add("conv", Conv2d(with_coordinates(o)))), has_radius_(o.radius) {}
 
@@ -197,7 +222,8 @@ Tensor CoordConv::forward(const Tensor& x) {
   check<ShapeError>(x.rank() == 4, "CoordConv: takes [n,c,h,w], got ", x.shape());
   const Shape plane{x.size(0), 1, x.size(2), x.size(3)};
   const TensorOptions options{x.dtype(), x.device()};
-  const Tensor rows = reshape(positions(x.size(2), options), {1, 1, x.size(2), 1}), columns = reshape(positions(x.size(3), options), {1, 1, 1, x.size(3)});
+  const Tensor rows = reshape(positions(x.size(2), options), {1, 1, x.size(2), 1}),
+               columns = reshape(positions(x.size(3), options), {1, 1, 1, x.size(3)});
   std::vector<Tensor> channels{x, expand(rows, plane), expand(columns, plane)};
   if (has_radius_) channels.push_back(expand(sqrt(square(rows) + square(columns)), plane));
   return conv(concat(channels, 1));

@@ -87,7 +87,8 @@ class ConvTranspose2d : public Module {
   Options options_;
 };
 
-// A convolution of each channel by itself, then one of 1x1 across them (Howard et al. 2017, MobileNets). Children "depthwise" and "pointwise".
+// A convolution of each channel by itself, then one of 1x1 across them (Howard et al. 2017, MobileNets).
+// Children "depthwise" and "pointwise".
 class DepthwiseSeparable : public Module {
  public:
   struct Options {
@@ -101,8 +102,9 @@ class DepthwiseSeparable : public Module {
   Conv2d& pointwise;
 };
 
-// A convolution that is told where it is: the channels y and x = 2 i / (size - 1) - 1 are put behind the input's, and with `radius` their distance from the centre
-// (Liu et al. 2018, "An intriguing failing of convolutional neural networks and the CoordConv solution"). Child "conv".
+// A convolution that is told where it is: the channels y and x = 2 i / (size - 1) - 1 are put behind the input's, and with `radius` their
+// distance from the centre (Liu et al. 2018, "An intriguing failing of convolutional neural networks and the CoordConv solution").
+// Child "conv".
 class CoordConv : public Module {
  public:
   struct Options {

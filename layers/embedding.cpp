@@ -21,7 +21,9 @@ Tensor Embedding::forward(const Tensor& x) {
   return embedding(indices, alongside(x, weight), padding_idx_);
 }
 
-std::string Embedding::options() const { return str(weight.size(0), ", ", weight.size(1), padding_idx_ ? str(", padding_idx=", *padding_idx_) : ""); }
+std::string Embedding::options() const {
+  return str(weight.size(0), ", ", weight.size(1), padding_idx_ ? str(", padding_idx=", *padding_idx_) : "");
+}
 
 std::optional<Cost> Embedding::own_cost(const Shape& input) const {
   return EmbeddingGeometry{.lookups = input.numel(), .count = weight.size(0), .size = weight.size(1)}.cost();

@@ -75,7 +75,9 @@ void constant_(const Tensor& x, double value) {
   table_of(x).fill(queue_of(x), value, x.mutable_view());
 }
 
-void uniform_(const Tensor& x, double low, double high, Generator& generator) { fill_random(x, kernels::Distribution::uniform, low, high, generator); }
+void uniform_(const Tensor& x, double low, double high, Generator& generator) {
+  fill_random(x, kernels::Distribution::uniform, low, high, generator);
+}
 void normal_(const Tensor& x, double mean, double deviation, Generator& generator) {
   fill_random(x, kernels::Distribution::normal, mean, deviation, generator);
 }
@@ -84,7 +86,9 @@ void xavier_uniform_(const Tensor& weight, double gain, Generator& generator) {
   const double bound = std::sqrt(3.0) * xavier_deviation(weight, gain);
   uniform_(weight, -bound, bound, generator);
 }
-void xavier_normal_(const Tensor& weight, double gain, Generator& generator) { normal_(weight, 0, xavier_deviation(weight, gain), generator); }
+void xavier_normal_(const Tensor& weight, double gain, Generator& generator) {
+  normal_(weight, 0, xavier_deviation(weight, gain), generator);
+}
 
 void kaiming_uniform_(const Tensor& weight, KaimingOptions options, Generator& generator) {
   const double bound = std::sqrt(3.0) * kaiming_deviation(weight, options);

@@ -36,7 +36,8 @@ void kaiming_normal_(const Tensor& weight, KaimingOptions options = {}, Generato
 // Saxe et al. 2013: rows (or columns, where there are more rows) orthonormal, times gain; axes after the first count as one.
 void orthogonal_(const Tensor& weight, double gain = 1, Generator& generator = default_generator());
 
-// An LSTM that begins by remembering: the forget gates' biases (bias_ih*, and 0 in bias_hh*, which is added to it) of every LSTM and LSTMCell in the module.
+// An LSTM that begins by remembering: the forget gates' biases (bias_ih*, and 0 in bias_hh*, which is added to it) of every LSTM and
+// LSTMCell in the module.
 void lstm_forget_bias_(Module& module, double value = 1);
 
 // PyTorch's default for Linear, Conv and ConvTranspose: weight and bias uniform in +-1/sqrt(fan_in).

@@ -47,7 +47,8 @@ Bilinear::Bilinear(int64_t in1, int64_t in2, int64_t out, LinearOptions options)
 // a [rows, in1] times W seen as [in1, out * in2] gives the rows' own matrices [out, in2]; each then meets its row of b.
 Tensor Bilinear::forward(const Tensor& a, const Tensor& b) {
   const int64_t out = weight.size(0), in1 = weight.size(1), in2 = weight.size(2), rows = rows_of(a.shape(), in1, "Bilinear");
-  check<ShapeError>(rows_of(b.shape(), in2, "Bilinear") == rows && a.rank() == b.rank(), "Bilinear: a ", a.shape(), " and b ", b.shape(), " must agree in all axes but the last");
+  check<ShapeError>(rows_of(b.shape(), in2, "Bilinear") == rows && a.rank() == b.rank(), "Bilinear: a ", a.shape(), " and b ", b.shape(),
+                    " must agree in all axes but the last");
   const Tensor w = reshape(permute(alongside(a, weight), {1, 0, 2}), {in1, out * in2});
   const Tensor matrices = reshape(matmul(reshape(a, {rows, in1}), w), {rows, out, in2});
   Shape shape = a.shape();

@@ -11,7 +11,8 @@ namespace fovea::layers {
 namespace {
 
 void check_same_shape(const char* loss, const Tensor& x, const Tensor& target) {
-  check<ShapeError>(x.shape() == target.shape(), loss, ": the prediction is ", x.shape(), ", the target ", target.shape(), "; they must agree");
+  check<ShapeError>(x.shape() == target.shape(), loss, ": the prediction is ", x.shape(), ", the target ", target.shape(),
+                    "; they must agree");
 }
 
 // The labels with those to be ignored replaced by 0, which can be looked up.
@@ -33,7 +34,8 @@ Tensor Loss::reduced(const Tensor& losses) const {
   }
 }
 
-CrossEntropyLoss::CrossEntropyLoss(CrossEntropyOptions options) : Loss(options.reduction), weight(buffer("weight", options.weight)), options_(options) {}
+CrossEntropyLoss::CrossEntropyLoss(CrossEntropyOptions options)
+    : Loss(options.reduction), weight(buffer("weight", options.weight)), options_(options) {}
 
 Tensor CrossEntropyLoss::forward(const Tensor& logits, const Tensor& labels) {
   CrossEntropyOptions options = options_;
@@ -41,7 +43,8 @@ Tensor CrossEntropyLoss::forward(const Tensor& logits, const Tensor& labels) {
   return cross_entropy(logits, labels, options);
 }
 
-NLLLoss::NLLLoss(NLLLossOptions options) : Loss(options.reduction), weight(buffer("weight", options.weight)), ignore_index_(options.ignore_index) {}
+NLLLoss::NLLLoss(NLLLossOptions options)
+    : Loss(options.reduction), weight(buffer("weight", options.weight)), ignore_index_(options.ignore_index) {}
 
 Tensor NLLLoss::forward(const Tensor& log_probabilities, const Tensor& labels) {
   const Tensor& x = log_probabilities;
@@ -49,7 +52,8 @@ Tensor NLLLoss::forward(const Tensor& log_probabilities, const Tensor& labels) {
   Shape expected = x.shape();
   expected.erase(1);
   check<ShapeError>(labels.shape() == expected, "NLLLoss: labels for ", x.shape(), " must be ", expected, ", got ", labels.shape());
-  check<ShapeError>(!weight || weight.shape() == Shape{x.size(1)}, "NLLLoss: weight must be [classes] = [", x.size(1), "], got ", weight ? weight.shape() : Shape{});
+  check<ShapeError>(!weight || weight.shape() == Shape{x.size(1)}, "NLLLoss: weight must be [classes] = [", x.size(1), "], got ",
+                    weight ? weight.shape() : Shape{});
   const auto [known, is_ignored] = without_ignored(labels, ignore_index_);
   const Tensor picked = squeeze(gather(x, 1, unsqueeze(known, 1)), 1);
   const Tensor of_class = weight ? reshape(index_select(alongside(x, weight), 0, flatten(known)), expected) : ones_like(picked);
@@ -97,8 +101,8 @@ Tensor HingeLoss::forward(const Tensor& scores, const Tensor& signs) {
 }
 
 Tensor MulticlassHingeLoss::forward(const Tensor& scores, const Tensor& labels) {
-  check<ShapeError>(scores.rank() == 2 && labels.shape() == Shape{scores.size(0)}, "MulticlassHingeLoss: takes scores [n,classes] and labels [n], got ", scores.shape(), " and ",
-                    labels.shape());
+  check<ShapeError>(scores.rank() == 2 && labels.shape() == Shape{scores.size(0)},
+                    "MulticlassHingeLoss: takes scores [n,classes] and labels [n], got ", scores.shape(), " and ", labels.shape());
   const Tensor column = unsqueeze(labels, 1), own = gather(scores, 1, column);
   const Tensor shortfall = relu(scores - own + options_.margin), losses = options_.squared ? square(shortfall) : shortfall;
   const Tensor is_label = ne(one_hot(labels, scores.size(1)), 0);

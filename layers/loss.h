@@ -1,4 +1,5 @@
-// Losses: how far a prediction is from its target. Each takes (prediction, target) and gives one number, or one for each sample or element with Reduction::none.
+// Losses: how far a prediction is from its target. Each takes (prediction, target) and gives one number, or one for each sample or element
+// with Reduction::none.
 #pragma once
 
 #include <fovea/autograd/softmax.h>
@@ -21,8 +22,8 @@ class Loss : public Module {
   Reduction reduction_;
 };
 
-// -log softmax(logits)[label]: logits [n, classes] or [n, classes, ...], labels of integers [n] or [n, ...]. Options: autograd/softmax.h (weight, ignore_index,
-// reduction, label_smoothing).
+// -log softmax(logits)[label]: logits [n, classes] or [n, classes, ...], labels of integers [n] or [n, ...]. Options: autograd/softmax.h
+// (weight, ignore_index, reduction, label_smoothing).
 class CrossEntropyLoss : public Loss {
  public:
   explicit CrossEntropyLoss(CrossEntropyOptions options = {});
@@ -106,8 +107,9 @@ class HingeLoss : public Loss {
   HingeOptions options_;
 };
 
-// Multi-class form, the multi-class SVM (Weston & Watkins 1999): for scores [n, classes] and labels [n], the sum over the other classes j of
-// max(0, margin + score_j - score_label), or of its square, for each sample. PyTorch's multi_margin_loss is this divided by the number of classes.
+// Multi-class form, the multi-class SVM (Weston & Watkins 1999): for scores [n, classes] and labels [n], the sum over the other classes j
+// of max(0, margin + score_j - score_label), or of its square, for each sample. PyTorch's multi_margin_loss is this divided by the number
+// of classes.
 class MulticlassHingeLoss : public Loss {
  public:
   explicit MulticlassHingeLoss(HingeOptions options = {}) : Loss(options.reduction), options_(options) {}
@@ -119,7 +121,7 @@ class MulticlassHingeLoss : public Loss {
 
 struct KLDivOptions {
   bool log_target = false;                   // targets are log-probabilities too
-  bool batch_mean = false;                   // the sum divided by the first axis: the divergence itself, where mean also divides by the classes
+  bool batch_mean = false;  // the sum divided by the first axis: the divergence itself, where mean also divides by the classes
   Reduction reduction = Reduction::mean;
 };
 

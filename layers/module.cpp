@@ -30,8 +30,9 @@ struct Tracing {
 };
 
 // Note [Handles follow a module's move to another dtype or device]
-// A parameter is held by the module's list, by the layer's member and perhaps by an optimizer. All of them share one Impl, so its contents are replaced rather than
-// the handles. The accumulating node on the tape was made for the old dtype and device, and goes; so does the gradient.
+// A parameter is held by the module's list, by the layer's member and perhaps by an optimizer. All of them share one Impl, so its contents
+// are replaced rather than the handles. The accumulating node on the tape was made for the old dtype and device, and goes; so does the
+// gradient.
 void replace_contents(const Tensor& handle, const Tensor& value) {
   Tensor::Impl& impl = handle.impl();
   impl.storage = value.storage();
@@ -66,9 +67,11 @@ Tensor Module::forward(const Tensor&) { fail(type_name(), ": has no forward of o
 // --- building ---
 
 void Module::check_new_name(const std::string& name) const {
-  check<ValueError>(!name.empty() && name.find('.') == std::string::npos, type_name(), ": a name cannot be empty or contain a dot, got \"", name, "\"");
+  check<ValueError>(!name.empty() && name.find('.') == std::string::npos, type_name(), ": a name cannot be empty or contain a dot, got \"",
+                    name, "\"");
   const bool is_child = std::any_of(children_.begin(), children_.end(), [&](const auto& entry) { return entry.first == name; });
-  check<ValueError>(!is_child && !parameters_.contains(name) && !buffers_.contains(name), type_name(), ": the name \"", name, "\" is taken");
+  check<ValueError>(!is_child && !parameters_.contains(name) && !buffers_.contains(name), type_name(), ": the name \"", name,
+                    "\" is taken");
 }
 
 Module& Module::add_child(const std::string& name, std::unique_ptr<Module> child) {
@@ -133,7 +136,9 @@ Module& Module::layer(const std::string& path) {
   fail<IndexError>("no layer \"", path, "\"", nearest.empty() ? "" : "; did you mean \"" + nearest + "\"?");
 }
 
-void Module::fail_layer_type(const std::string& path) { fail<IndexError>("layer \"", path, "\" is ", layer(path).type_name(), ", not of the type asked for"); }
+void Module::fail_layer_type(const std::string& path) {
+  fail<IndexError>("layer \"", path, "\" is ", layer(path).type_name(), ", not of the type asked for");
+}
 
 int64_t Module::parameter_count() const {
   std::unordered_set<const Tensor::Impl*> seen;
@@ -220,7 +225,7 @@ Module::Call::Call(const Module& module, const Tensor& x) {
   const std::optional<Cost> cost = module.own_cost(x.shape());
   if (!cost) return;
   current_trace->push_back({&module, "", x.shape(), *cost});
-  suspended_ = current_trace;                                               // what a layer with a formula of its own calls is in that formula
+  suspended_ = current_trace;  // what a layer with a formula of its own calls is in that formula
   current_trace = nullptr;
 }
 
@@ -283,8 +288,8 @@ namespace fovea {
 
 std::ostream& operator<<(std::ostream& out, const Cost& cost) {
   using layers::with_separators;
-  return out << with_separators(cost.macs) << " MACs; " << with_separators(cost.flops) << " FLOPs (a multiply-add counts as two); " << with_separators(cost.bytes)
-             << " bytes moved; " << with_separators(cost.parameters) << " parameters";
+  return out << with_separators(cost.macs) << " MACs; " << with_separators(cost.flops) << " FLOPs (a multiply-add counts as two); "
+             << with_separators(cost.bytes) << " bytes moved; " << with_separators(cost.parameters) << " parameters";
 }
 
 }  // namespace fovea

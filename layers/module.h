@@ -2,17 +2,22 @@
 //
 //     class Digits : public Module {
 //      public:
-//       Digits() : features(add("features", Sequential(Conv2d({.in = 1, .out = 8, .kernel = 3}), ReLU()))), head(add("head", Linear(8 * 26 * 26, 10))) {}
+//       Digits()
+//           : features(add("features", Sequential(Conv2d({.in = 1, .out = 8, .kernel = 3}), ReLU()))),
+//             head(add("head", Linear(8 * 26 * 26, 10))) {}
 //       Tensor forward(const Tensor& x) override { return head(flatten(features(x), 1)); }
 //      private:
 //       Sequential& features;
 //       Linear& head;
 //     };
 //
-// A module owns its children on the heap and hands out references, which stay valid when the module is moved. Modules move, and do not copy. Call a module with
-// operator(): forward() is what it means, operator() is also how the cost of a model is counted.
+// A module owns its children on the heap and hands out references, which stay valid when the module is moved. Modules move, and do not
+// copy. Call a module with operator(): forward() is what it means, operator() is also how the cost of a model is counted.
 //
-// forward on a tensor of Device::meta() gives the shape of the result without touching data, whatever device the parameters are on, and leaves the module as it was.
+// Note [A forward on meta]
+// forward on a tensor of Device::meta() gives the shape of the result without touching data, whatever device the parameters are on, and
+// leaves the module as it was: no random number is drawn, no running statistic changes. So a layer hands a parameter to an operation as
+// alongside(x, parameter), which has no data where x has none, and changes its state only where x is not on meta.
 #pragma once
 
 #include <functional>
@@ -62,7 +67,8 @@ class Module {
   const NamedTensors& buffers() const { return buffers_; }
   NamedTensors named_parameters(const std::string& prefix = "") const;
   NamedTensors named_buffers(const std::string& prefix = "") const;
-  std::vector<std::pair<std::string, Module*>> named_modules(const std::string& prefix = "");   // this one (named by the prefix) and all below it
+  // This one (named by the prefix) and all below it.
+  std::vector<std::pair<std::string, Module*>> named_modules(const std::string& prefix = "");
   Module& layer(const std::string& path);                      // IndexError with the nearest name if there is none; "" is this one
   template <class M> M& layer(const std::string& path) {
     M* found = dynamic_cast<M*>(&layer(path));
@@ -84,13 +90,13 @@ class Module {
   Module& to(Device device);
 
   // --- looking into it ---
-  // What one forward pass over `input` (batch included) costs. A layer has its formula (kernels/geometry.h); any other module runs a forward on
-  // meta and adds up the layers it calls. Functions called between layers (relu(x), concat) are not counted.
+  // What one forward pass over `input` (batch included) costs. A layer has its formula (kernels/geometry.h); any other module runs a
+  // forward on meta and adds up the layers it calls. Functions called between layers (relu(x), concat) are not counted.
   Cost cost(const Shape& input);
   std::vector<LayerCost> layer_costs(const Shape& input);
   Shape output_shape(const Shape& input);                      // by a forward on meta
-  // What an output unit sees. A module that is put together from others sees what its children see one after the other, in the order they were added;
-  // one whose forward goes another way overrides own_field().
+  // What an output unit sees. A module that is put together from others sees what its children see one after the other, in the order they
+  // were added; one whose forward goes another way overrides own_field().
   ReceptiveField receptive_field() const;
 
  protected:

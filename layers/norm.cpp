@@ -43,7 +43,8 @@ Tensor BatchNorm::normalize(const Tensor& x, bool has_relu) {
   const bool has_statistics = running_mean.defined(), uses_batch = is_training() || !has_statistics;
   const double momentum = uses_batch && has_statistics && !x.is_meta() ? count_batch() : 0.1;
   const auto apply = has_relu ? batch_norm_relu : batch_norm;
-  return apply(x, alongside(x, weight), alongside(x, bias), alongside(x, running_mean), alongside(x, running_var), uses_batch, momentum, options_.eps);
+  return apply(x, alongside(x, weight), alongside(x, bias), alongside(x, running_mean), alongside(x, running_var), uses_batch, momentum,
+               options_.eps);
 }
 
 std::string BatchNorm::options() const {
@@ -56,7 +57,8 @@ std::optional<Cost> BatchNorm::own_cost(const Shape& input) const {
 }
 
 void BatchNorm1d::check_input(const Shape& x) const {
-  check<ShapeError>((x.rank() == 2 || x.rank() == 3) && x[1] == channels(), "BatchNorm1d: takes [n,", channels(), "] or [n,", channels(), ",length], got ", x);
+  check<ShapeError>((x.rank() == 2 || x.rank() == 3) && x[1] == channels(), "BatchNorm1d: takes [n,", channels(), "] or [n,", channels(),
+                    ",length], got ", x);
 }
 
 void BatchNorm2d::check_input(const Shape& x) const {
@@ -66,8 +68,12 @@ void BatchNorm2d::check_input(const Shape& x) const {
 // --- layer norm ---
 
 LayerNorm::LayerNorm(const Shape& normalized, LayerNormOptions o)
-    : weight(param("weight", when(o.affine, ones(normalized)))), bias(param("bias", when(o.affine && o.bias, zeros(normalized)))), normalized_(normalized), eps_(o.eps) {
-  check<ValueError>(normalized.rank() > 0 && normalized.numel() > 0, "LayerNorm: takes the sizes of the last axes, all positive, got ", normalized);
+    : weight(param("weight", when(o.affine, ones(normalized)))),
+      bias(param("bias", when(o.affine && o.bias, zeros(normalized)))),
+      normalized_(normalized),
+      eps_(o.eps) {
+  check<ValueError>(normalized.rank() > 0 && normalized.numel() > 0, "LayerNorm: takes the sizes of the last axes, all positive, got ",
+                    normalized);
 }
 
 Tensor LayerNorm::forward(const Tensor& x) { return layer_norm(x, normalized_, alongside(x, weight), alongside(x, bias), eps_); }
@@ -81,7 +87,8 @@ std::optional<Cost> LayerNorm::own_cost(const Shape& input) const {
 // --- group and instance norm ---
 
 GroupNorm::GroupNorm(int64_t groups, int64_t channels, GroupNormOptions o) : groups_(groups), channels_(channels), eps_(o.eps) {
-  check<ValueError>(groups > 0 && channels > 0 && channels % groups == 0, "GroupNorm: groups (", groups, ") must divide channels (", channels, ")");
+  check<ValueError>(groups > 0 && channels > 0 && channels % groups == 0, "GroupNorm: groups (", groups, ") must divide channels (",
+                    channels, ")");
   weight = param("weight", when(o.affine, ones({channels})));
   bias = param("bias", when(o.affine, zeros({channels})));
 }
@@ -109,7 +116,8 @@ InstanceNorm::InstanceNorm(int64_t channels, int rank, InstanceNormOptions o) : 
 }
 
 void InstanceNorm::check_input(const Shape& x) const {
-  check<ShapeError>(x.rank() == rank_ && x[1] == channels_, type_name(), ": takes [n,", channels_, rank_ == 4 ? ",h,w]" : ",length]", ", got ", x);
+  check<ShapeError>(x.rank() == rank_ && x[1] == channels_, type_name(), ": takes [n,", channels_, rank_ == 4 ? ",h,w]" : ",length]",
+                    ", got ", x);
 }
 
 Tensor InstanceNorm::forward(const Tensor& x) {

@@ -7,13 +7,13 @@ namespace fovea::layers {
 
 struct BatchNormOptions {
   double eps = 1e-5;
-  std::optional<double> momentum = 0.1;      // running = (1 - momentum) * running + momentum * batch; nothing: the mean over all batches so far
+  std::optional<double> momentum = 0.1;  // running = (1 - momentum) * running + momentum * batch; nothing: the mean over all batches so far
   bool affine = true;
   bool track_running_stats = true;           // false: the batch's own statistics in evaluation too
 };
 
-// Each channel (axis 1) over the batch and all places (Ioffe & Szegedy 2015). While training it uses the batch's statistics and updates running_mean, running_var
-// (unbiased) and num_batches_tracked; in evaluation it uses the running ones.
+// Each channel (axis 1) over the batch and all places (Ioffe & Szegedy 2015). While training it uses the batch's statistics and updates
+// running_mean, running_var (unbiased) and num_batches_tracked; in evaluation it uses the running ones.
 class BatchNorm : public Module {
  public:
   Tensor forward(const Tensor& x) override;

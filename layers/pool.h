@@ -1,4 +1,5 @@
-// Pooling layers, for x [n, channels, height, width] or [n, channels, length]. The options stand in autograd/pool.h; stride 0 means: as large as the kernel.
+// Pooling layers, for x [n, channels, height, width] or [n, channels, length]. The options stand in autograd/pool.h;
+// stride 0 means: as large as the kernel.
 #pragma once
 
 #include <fovea/autograd/pool.h>

@@ -13,8 +13,8 @@ int64_t ceil_divide(int64_t a, int64_t b) { return -floor_divide(-a, b); }
 
 }  // namespace
 
-// Output u gets its values from inputs ceil((u + padding - reach) / stride) to floor((u + padding) / stride), where reach = (kernel - 1) * dilation. Units u and
-// u + stride see the same but for one step, so the first `stride` units bound them all.
+// Output u gets its values from inputs ceil((u + padding - reach) / stride) to floor((u + padding) / stride), where reach = (kernel - 1) *
+// dilation. Units u and u + stride see the same but for one step, so the first `stride` units bound them all.
 AxisReach AxisReach::transposed(int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
   const int64_t first = ceil_divide(padding - (kernel - 1) * dilation, stride), last = floor_divide(stride - 1 + padding, stride);
   return {.size = last - first + 1, .stride = 1, .offset = first, .upsampling = stride};
@@ -33,8 +33,8 @@ AxisReach AxisReach::then(const AxisReach& next) const {
 }
 
 AxisReach AxisReach::united(const AxisReach& other) const {
-  check<ValueError>(stride == other.stride && upsampling == other.upsampling, "receptive_field: branches that move by ", stride, "/", upsampling, " and by ",
-                    other.stride, "/", other.upsampling, " inputs a unit do not meet");
+  check<ValueError>(stride == other.stride && upsampling == other.upsampling, "receptive_field: branches that move by ", stride, "/",
+                    upsampling, " and by ", other.stride, "/", other.upsampling, " inputs a unit do not meet");
   AxisReach result = *this;
   result.offset = std::min(offset, other.offset);
   result.size = std::max(offset + size, other.offset + other.size) - result.offset;

@@ -1,13 +1,17 @@
 // What one output unit of a layer, or of a stack of layers, sees of the input: along height and along width.
 //
-// Windows compose exactly: size, stride and offset are AxisField's (kernels/geometry.h; Araujo, Norris & Sim 2019). Three things do not fit into a window:
-// - a recurrent layer carries what came before (forward), after (reverse direction) or both; attention and global pooling see everything. These are flags.
-// - a layer that enlarges (transposed convolution, upsampling) moves by less than one input a unit: the stride is then the fraction stride / upsampling, and size
-//   is the most that any unit sees.
-// - windows that depend on the size of the input (adaptive pooling, resizing to a fixed size) have no field of their own; everything is the bound that always holds.
+// Windows compose exactly: size, stride and offset are AxisField's (kernels/geometry.h; Araujo, Norris & Sim 2019). Three things do not
+// fit into a window:
+// - a recurrent layer carries what came before (forward), after (reverse direction) or both; attention and global pooling see everything.
+//   These are flags.
+// - a layer that enlarges (transposed convolution, upsampling) moves by less than one input a unit: the stride is then the fraction
+//   stride / upsampling, and size is the most that any unit sees.
+// - windows that depend on the size of the input (adaptive pooling, resizing to a fixed size) have no field of their own; everything is
+//   the bound that always holds.
 // Statistics of normalisation layers are not counted: the field is that of the values, as everyone gives it.
 //
-// Layers over sequences (Conv1d, LSTM) are about the width; where a model folds the height into the channels before them, the height keeps its field.
+// Layers over sequences (Conv1d, LSTM) are about the width; where a model folds the height into the channels before them, the height
+// keeps its field.
 #pragma once
 
 #include <iosfwd>
@@ -28,7 +32,7 @@ struct AxisReach {
 
   bool sees_everything() const { return all_before && all_after; }
   AxisReach then(const AxisReach& next) const;             // the reach of `next` after this one, in this one's input coordinates
-  AxisReach united(const AxisReach& other) const;          // two branches that are added or concatenated; ValueError if their strides differ
+  AxisReach united(const AxisReach& other) const;  // two branches that are added or concatenated; ValueError if their strides differ
   bool operator==(const AxisReach&) const = default;
 };
 

@@ -24,8 +24,8 @@ Tensor random_weight(const Shape& shape, int64_t hidden) {
 }  // namespace
 
 Recurrent::Recurrent(RnnCell cell, Options o) : cell_(cell), options_(o) {
-  check<ValueError>(o.input > 0 && o.hidden > 0 && o.layers > 0, "recurrent layer: input, hidden and layers must be positive, got ", o.input, ", ", o.hidden, " and ",
-                    o.layers, "; give them as {.input = 64, .hidden = 128}");
+  check<ValueError>(o.input > 0 && o.hidden > 0 && o.layers > 0, "recurrent layer: input, hidden and layers must be positive, got ",
+                    o.input, ", ", o.hidden, " and ", o.layers, "; give them as {.input = 64, .hidden = 128}");
   check<ValueError>(o.dropout >= 0 && o.dropout < 1, "recurrent layer: dropout must be in [0, 1), got ", o.dropout);
   for (int64_t layer = 0; layer < o.layers; ++layer) {
     const RnnGeometry g = layer_geometry(layer);
@@ -75,12 +75,15 @@ std::string Recurrent::options() const {
 
 RnnGeometry Recurrent::layer_geometry(int64_t layer) const {
   const int64_t directions = options_.bidirectional ? 2 : 1;
-  return {.cell = cell_, .input_size = layer == 0 ? options_.input : directions * options_.hidden, .hidden_size = options_.hidden, .directions = directions};
+  return {.cell = cell_,
+          .input_size = layer == 0 ? options_.input : directions * options_.hidden,
+          .hidden_size = options_.hidden,
+          .directions = directions};
 }
 
 std::optional<Cost> Recurrent::own_cost(const Shape& input) const {
-  check<ShapeError>(input.rank() == 3 && input[2] == options_.input, type_name(), ": takes ", options_.batch_first ? "[batch,time," : "[time,batch,", options_.input,
-                    "], got ", input);
+  check<ShapeError>(input.rank() == 3 && input[2] == options_.input, type_name(), ": takes ",
+                    options_.batch_first ? "[batch,time," : "[time,batch,", options_.input, "], got ", input);
   Cost total;
   for (int64_t layer = 0; layer < options_.layers; ++layer) {
     RnnGeometry g = layer_geometry(layer);
@@ -111,9 +114,11 @@ std::string RecurrentCell::options() const {
 }
 
 std::optional<Cost> RecurrentCell::own_cost(const Shape& input) const {
-  check<ShapeError>(input.rank() == 2 && input[1] == weight_ih.size(1), type_name(), ": takes [batch,", weight_ih.size(1), "], got ", input);
-  return RnnGeometry{.cell = cell_, .time = 1, .batch = input[0], .input_size = weight_ih.size(1), .hidden_size = weight_hh.size(1), .directions = 1}.cost(
-      bias_ih.defined());
+  check<ShapeError>(input.rank() == 2 && input[1] == weight_ih.size(1), type_name(), ": takes [batch,", weight_ih.size(1), "], got ",
+                    input);
+  return RnnGeometry{
+      .cell = cell_, .time = 1, .batch = input[0], .input_size = weight_ih.size(1), .hidden_size = weight_hh.size(1), .directions = 1}
+      .cost(bias_ih.defined());
 }
 
 Tensor RecurrentCell::zero_state(const Tensor& x) const {
@@ -122,7 +127,8 @@ Tensor RecurrentCell::zero_state(const Tensor& x) const {
 }
 
 void RecurrentCell::check_state(const Tensor& x, const Tensor& state, const char* name) const {
-  check<ShapeError>(x.rank() == 2 && x.size(1) == weight_ih.size(1), type_name(), ": takes x of [batch,", weight_ih.size(1), "], got ", x.shape());
+  check<ShapeError>(x.rank() == 2 && x.size(1) == weight_ih.size(1), type_name(), ": takes x of [batch,", weight_ih.size(1), "], got ",
+                    x.shape());
   const Shape expected{x.size(0), weight_hh.size(1)};
   check<ShapeError>(state.shape() == expected, type_name(), ": ", name, " must be [batch,hidden] = ", expected, ", got ", state.shape());
 }

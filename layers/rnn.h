@@ -1,4 +1,5 @@
-// Recurrent layers over whole sequences, and their cells for one step. Names, gate order (LSTM i f g o, GRU r z n) and defaults are PyTorch's.
+// Recurrent layers over whole sequences, and their cells for one step. Names, gate order (LSTM i f g o, GRU r z n) and defaults are
+// PyTorch's.
 //
 //     LSTM lstm({.input = 512, .hidden = 256, .layers = 2, .bidirectional = true});
 //     Tensor y = lstm(x);                                           // the output alone, from zero states: goes into a Sequential
@@ -16,8 +17,9 @@ struct RnnInputs {
   Tensor h0 = {}, c0 = {};                   // [layers * directions, batch, hidden]; undefined: zero. c0 is the LSTM's alone
 };
 
-// What LSTM, GRU and RNN have in common. x is [time, batch, input], or [batch, time, input] with batch_first; the output has directions * hidden in place of input.
-// Parameters of layer k: weight_ih_lk, weight_hh_lk, bias_ih_lk, bias_hh_lk, and those of the reverse direction with _reverse after them.
+// What LSTM, GRU and RNN have in common. x is [time, batch, input], or [batch, time, input] with batch_first; the output has directions *
+// hidden in place of input. Parameters of layer k: weight_ih_lk, weight_hh_lk, bias_ih_lk, bias_hh_lk, and those of the reverse direction
+// with _reverse after them.
 class Recurrent : public Module {
  public:
   struct Options {
@@ -65,8 +67,8 @@ class RNN : public Recurrent {
       : Recurrent(activation == RnnActivation::tanh ? RnnCell::rnn_tanh : RnnCell::rnn_relu, options) {}
 };
 
-// One step. x [batch, input], states [batch, hidden]; parameters weight_ih, weight_hh, bias_ih, bias_hh. Put together from differentiable operations, so that
-// second derivatives follow. forward(x) starts from zero and gives h.
+// One step. x [batch, input], states [batch, hidden]; parameters weight_ih, weight_hh, bias_ih, bias_hh. Put together from differentiable
+// operations, so that second derivatives follow. forward(x) starts from zero and gives h.
 class RecurrentCell : public Module {
  public:
   struct Options {

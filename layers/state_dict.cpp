@@ -25,7 +25,8 @@ std::string quoted(const std::string& name) { return "\"" + name + "\""; }
 
 std::string last_part(const std::string& path) { return path.substr(path.rfind('.') + 1); }
 
-// What an unexpected name was meant to be: the nearest of the missing ones, or the only one with the same last part ("fc.bias" for "head.bias").
+// What an unexpected name was meant to be: the nearest of the missing ones, or the only one with the same last part ("fc.bias" for
+// "head.bias").
 std::string meant(const std::string& name, const std::vector<std::string>& missing) {
   const std::string nearest = nearest_name(name, missing);
   if (!nearest.empty()) return nearest;

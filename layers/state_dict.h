@@ -7,7 +7,8 @@ namespace fovea::layers {
 
 using StateDict = NamedTensors;
 
-// Parameters and buffers under PyTorch's names and in its order. The tensors share the module's memory; clone() them to keep what they are now.
+// Parameters and buffers under PyTorch's names and in its order. The tensors share the module's memory; clone() them to keep what they are
+// now.
 StateDict state_dict(const Module& module, const std::string& prefix = "");
 
 struct LoadOptions {
@@ -18,8 +19,8 @@ struct LoadReport {
   std::vector<std::string> loaded, missing, unexpected;
 };
 
-// Copies values into the module's tensors, converting dtypes and devices. ValueError with one text that lists every missing, unexpected and wrongly shaped name;
-// the module is then as it was. A wrong shape is an error even when not strict.
+// Copies values into the module's tensors, converting dtypes and devices. ValueError with one text that lists every missing, unexpected and
+// wrongly shaped name; the module is then as it was. A wrong shape is an error even when not strict.
 LoadReport load_state_dict(Module& module, const StateDict& state, LoadOptions options = {});
 
 }  // namespace fovea::layers

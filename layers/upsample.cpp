@@ -3,7 +3,8 @@
 namespace fovea::layers {
 namespace {
 
-// By a factor f, unit u takes the nearest of input u / f, or (bilinear) the two around (u + 0.5) / f - 0.5. Over the f units of one input those are three at most.
+// By a factor f, unit u takes the nearest of input u / f, or (bilinear) the two around (u + 0.5) / f - 0.5. Over the f units of one input
+// those are three at most.
 AxisReach enlarged(int64_t factor, ResizeMode mode) {
   if (factor == 1) return {};
   if (mode == ResizeMode::nearest) return {.upsampling = factor};
@@ -23,18 +24,25 @@ Pair Upsample::output_of(const Shape& x) const {
   return options_.scale.h > 0 ? Pair(x[2] * options_.scale.h, x[3] * options_.scale.w) : options_.size;
 }
 
-Tensor Upsample::forward(const Tensor& x) { return interpolate(x, output_of(x.shape()), {.mode = options_.mode, .align_corners = options_.align_corners}); }
+Tensor Upsample::forward(const Tensor& x) {
+  return interpolate(x, output_of(x.shape()), {.mode = options_.mode, .align_corners = options_.align_corners});
+}
 
 std::string Upsample::options() const {
   const Options& o = options_;
-  return str(o.scale.h > 0 ? "scale=" : "size=", o.scale.h > 0 ? o.scale : o.size, o.mode == ResizeMode::bilinear ? ", bilinear" : ", nearest",
-             o.align_corners ? ", align_corners" : "");
+  return str(o.scale.h > 0 ? "scale=" : "size=", o.scale.h > 0 ? o.scale : o.size,
+             o.mode == ResizeMode::bilinear ? ", bilinear" : ", nearest", o.align_corners ? ", align_corners" : "");
 }
 
 std::optional<Cost> Upsample::own_cost(const Shape& input) const {
   const Pair output = output_of(input);
-  return ResizeGeometry{.planes = input[0] * input[1], .h = input[2], .w = input[3], .out_h = output.h, .out_w = output.w, .align_corners = options_.align_corners}.cost(
-      options_.mode == ResizeMode::bilinear);
+  return ResizeGeometry{.planes = input[0] * input[1],
+                        .h = input[2],
+                        .w = input[3],
+                        .out_h = output.h,
+                        .out_w = output.w,
+                        .align_corners = options_.align_corners}
+      .cost(options_.mode == ResizeMode::bilinear);
 }
 
 std::optional<ReceptiveField> Upsample::own_field() const {

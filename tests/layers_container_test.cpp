@@ -41,7 +41,8 @@ TEST_CASE("sequential: children are numbered or named, found by index and by pat
   Sequential net = small_net();
   CHECK(net.size() == 3);
   CHECK(net.tree() ==
-        "Sequential(\n  (0): Conv2d(1, 2, kernel=3, padding=1)\n  (1): Identity()\n  (tail): Sequential(\n    (0): Flatten(first_axis=1, last_axis=-1)\n"
+        "Sequential(\n  (0): Conv2d(1, 2, kernel=3, padding=1)\n  (1): Identity()\n  (tail): Sequential(\n    (0): Flatten(first_axis=1, "
+        "last_axis=-1)\n"
         "    (1): Linear(32, 3, no bias)\n  )\n)");
   CHECK(&net[0] == &net["0"]);
   CHECK(&net[-1] == &net["tail"]);

@@ -14,14 +14,15 @@ namespace {
 class Crnn : public Module {
  public:
   Crnn()
-      : features(add("features", Sequential(
-            Conv2d({.in = 1, .out = 64, .kernel = 3, .padding = 1, .bias = false}), ReLU(), MaxPool2d(2),
-            Conv2d({.in = 64, .out = 128, .kernel = 3, .padding = 1, .bias = false}), ReLU(), MaxPool2d(2),
-            Conv2d({.in = 128, .out = 256, .kernel = 3, .padding = 1, .bias = false}), BatchNorm2d(256), ReLU(),
-            Conv2d({.in = 256, .out = 256, .kernel = 3, .padding = 1, .bias = false}), ReLU(), MaxPool2d(2, {.stride = {2, 1}, .padding = {0, 1}}),
-            Conv2d({.in = 256, .out = 512, .kernel = 3, .padding = 1, .bias = false}), BatchNorm2d(512), ReLU(),
-            Conv2d({.in = 512, .out = 512, .kernel = 3, .padding = 1, .bias = false}), ReLU(), MaxPool2d(2, {.stride = {2, 1}, .padding = {0, 1}}),
-            Conv2d({.in = 512, .out = 512, .kernel = 2, .bias = false}), BatchNorm2d(512), ReLU()))),
+      : features(add("features", Sequential(Conv2d({.in = 1, .out = 64, .kernel = 3, .padding = 1, .bias = false}), ReLU(), MaxPool2d(2),
+                                            Conv2d({.in = 64, .out = 128, .kernel = 3, .padding = 1, .bias = false}), ReLU(), MaxPool2d(2),
+                                            Conv2d({.in = 128, .out = 256, .kernel = 3, .padding = 1, .bias = false}), BatchNorm2d(256),
+                                            ReLU(), Conv2d({.in = 256, .out = 256, .kernel = 3, .padding = 1, .bias = false}), ReLU(),
+                                            MaxPool2d(2, {.stride = {2, 1}, .padding = {0, 1}}),
+                                            Conv2d({.in = 256, .out = 512, .kernel = 3, .padding = 1, .bias = false}), BatchNorm2d(512),
+                                            ReLU(), Conv2d({.in = 512, .out = 512, .kernel = 3, .padding = 1, .bias = false}), ReLU(),
+                                            MaxPool2d(2, {.stride = {2, 1}, .padding = {0, 1}}),
+                                            Conv2d({.in = 512, .out = 512, .kernel = 2, .bias = false}), BatchNorm2d(512), ReLU()))),
         rnn1(add("rnn1", LSTM({.input = 512, .hidden = 256, .bias = false, .bidirectional = true}))),
         between(add("between", Linear(512, 256, {.bias = false}))),
         rnn2(add("rnn2", LSTM({.input = 256, .hidden = 256, .bias = false, .bidirectional = true}))),
@@ -38,8 +39,8 @@ class Crnn : public Module {
 class SimpleHtr : public Module {
  public:
   SimpleHtr()
-      : features(add("features", Sequential(
-            block(1, 32, 5, {2, 2}), block(32, 64, 5, {2, 2}), block(64, 128, 3, {2, 1}), block(128, 128, 3, {2, 1}), block(128, 256, 3, {2, 1})))),
+      : features(add("features", Sequential(block(1, 32, 5, {2, 2}), block(32, 64, 5, {2, 2}), block(64, 128, 3, {2, 1}),
+                                            block(128, 128, 3, {2, 1}), block(128, 256, 3, {2, 1})))),
         onward(add("onward", LSTM({.input = 256, .hidden = 256, .layers = 2}))),
         backward(add("backward", LSTM({.input = 256, .hidden = 256, .layers = 2}))),
         head(add("head", Linear(512, 80, {.bias = false}))) {}
@@ -70,7 +71,8 @@ Sequential vgg16_features() {
 }
 
 Sequential lenet_caffe() {
-  return Sequential(Conv2d({.in = 1, .out = 20, .kernel = 5, .bias = false}), MaxPool2d(2), Conv2d({.in = 20, .out = 50, .kernel = 5, .bias = false}), MaxPool2d(2));
+  return Sequential(Conv2d({.in = 1, .out = 20, .kernel = 5, .bias = false}), MaxPool2d(2),
+                    Conv2d({.in = 20, .out = 50, .kernel = 5, .bias = false}), MaxPool2d(2));
 }
 
 AxisReach reach(int64_t size, int64_t stride, int64_t offset) { return {.size = size, .stride = stride, .offset = offset}; }
@@ -89,8 +91,9 @@ TEST_CASE("cost: nets from the literature") {
   CHECK(lenet.cost({1, 1, 28, 28}).macs == 2'293'000);
   CHECK(lenet.output_shape({7, 1, 28, 28}) == Shape{7, 10});
   CHECK(lenet.cost({3, 1, 28, 28}).macs == 3 * 2'293'000);
-  Sequential lenet5(Conv2d({.in = 1, .out = 6, .kernel = 5, .padding = 2, .bias = false}), Tanh(), AvgPool2d(2), Conv2d({.in = 6, .out = 16, .kernel = 5, .bias = false}),
-                    Tanh(), AvgPool2d(2), Flatten(), Linear(400, 120, {.bias = false}), Tanh(), Linear(120, 84, {.bias = false}), Tanh(), Linear(84, 10, {.bias = false}));
+  Sequential lenet5(Conv2d({.in = 1, .out = 6, .kernel = 5, .padding = 2, .bias = false}), Tanh(), AvgPool2d(2),
+                    Conv2d({.in = 6, .out = 16, .kernel = 5, .bias = false}), Tanh(), AvgPool2d(2), Flatten(),
+                    Linear(400, 120, {.bias = false}), Tanh(), Linear(120, 84, {.bias = false}), Tanh(), Linear(84, 10, {.bias = false}));
   CHECK(lenet5.cost({1, 1, 28, 28}).macs == 416'520);
 
   Crnn crnn;
@@ -115,7 +118,8 @@ TEST_CASE("cost: recurrent layers of the toy sizes, and both conventions") {
   CHECK(cost.flops == 72'000 + 15 * 20 * 9);                                 // gate activations and the cell's own arithmetic come on top
   CHECK(LSTM({.input = 10, .hidden = 20, .batch_first = true}).cost({3, 5, 10}) == LSTM({.input = 10, .hidden = 20}).cost(x));
   // the second bidirectional layer reads both directions
-  CHECK(LSTM({.input = 10, .hidden = 20, .layers = 2, .bidirectional = true}).cost(x).macs == 2 * 36'000 + 2 * 15 * 4 * (40 * 20 + 20 * 20));
+  CHECK(LSTM({.input = 10, .hidden = 20, .layers = 2, .bidirectional = true}).cost(x).macs ==
+        2 * 36'000 + 2 * 15 * 4 * (40 * 20 + 20 * 20));
 }
 
 TEST_CASE("cost: parameters of the formula are the parameters there are, for every layer") {
@@ -155,7 +159,8 @@ TEST_CASE("cost: a transposed convolution costs what the convolution it reverses
 
 TEST_CASE("receptive field: nets from the literature") {
   CHECK(lenet_caffe().receptive_field() == ReceptiveField{reach(16, 4, 0), reach(16, 4, 0)});
-  Sequential lenet5(Conv2d({.in = 1, .out = 6, .kernel = 5, .padding = 2}), AvgPool2d(2), Conv2d({.in = 6, .out = 16, .kernel = 5}), AvgPool2d(2));
+  Sequential lenet5(Conv2d({.in = 1, .out = 6, .kernel = 5, .padding = 2}), AvgPool2d(2), Conv2d({.in = 6, .out = 16, .kernel = 5}),
+                    AvgPool2d(2));
   CHECK(lenet5.receptive_field().width == reach(16, 4, -2));
   CHECK(vgg16_features().receptive_field() == ReceptiveField{reach(212, 32, -90), reach(212, 32, -90)});
   Crnn crnn;
@@ -184,17 +189,19 @@ TEST_CASE("receptive field: what sees everything says so") {
 }
 
 TEST_CASE("receptive field: branches are united, upsampling goes by fractions") {
-  Residual block(Sequential(Conv2d({.in = 2, .out = 2, .kernel = 3, .padding = 1}), ReLU(), Conv2d({.in = 2, .out = 2, .kernel = 3, .padding = 1})));
+  Residual block(
+      Sequential(Conv2d({.in = 2, .out = 2, .kernel = 3, .padding = 1}), ReLU(), Conv2d({.in = 2, .out = 2, .kernel = 3, .padding = 1})));
   CHECK(block.receptive_field().width == reach(5, 1, -2));
   const Sequential unet(MaxPool2d(2), Conv2d({.in = 1, .out = 1, .kernel = 3, .padding = 1}), Upsample({.scale = 2}));
   CHECK(unet.receptive_field().width == reach(6, 1, -2));
-  CHECK(Upsample({.scale = 2, .mode = ResizeMode::bilinear}).receptive_field().width == AxisReach{.size = 3, .stride = 1, .offset = -1, .upsampling = 2});
+  CHECK(Upsample({.scale = 2, .mode = ResizeMode::bilinear}).receptive_field().width ==
+        AxisReach{.size = 3, .stride = 1, .offset = -1, .upsampling = 2});
 }
 
 // The gradient of one output unit of a net whose weights are all one marks exactly what the unit sees.
 TEST_CASE("receptive field: equals the box where the gradient is not zero") {
-  Sequential net(Conv2d({.in = 1, .out = 1, .kernel = {3, 2}, .stride = 2, .padding = 1, .dilation = {2, 1}}), AvgPool2d({2, 3}, {.stride = {1, 2}}),
-                 Conv2d({.in = 1, .out = 1, .kernel = 3, .padding = 1}));
+  Sequential net(Conv2d({.in = 1, .out = 1, .kernel = {3, 2}, .stride = 2, .padding = 1, .dilation = {2, 1}}),
+                 AvgPool2d({2, 3}, {.stride = {1, 2}}), Conv2d({.in = 1, .out = 1, .kernel = 3, .padding = 1}));
   for (const auto& [name, parameter] : net.named_parameters()) init::ones_(parameter);
   Tensor x = ones({1, 1, 40, 50});
   x.set_requires_grad(true);
@@ -222,7 +229,8 @@ TEST_CASE("meta: a forward gives the shape, touches no data and changes nothing 
   std::vector<uint32_t> versions;
   for (const auto& [name, tensor] : before) versions.push_back(tensor.version());
   const uint64_t drawn = default_generator().offset();
-  const Tensor y = net(empty({1 << 20, 1, 32, 1 << 12}, Device::meta()));    // the activations of a real run would fill the machine many times over
+  const Tensor y =
+      net(empty({1 << 20, 1, 32, 1 << 12}, Device::meta()));  // the activations of a real run would fill the machine many times over
   CHECK(y.is_meta());
   CHECK(y.shape() == Shape{1025, 1 << 20, 37});
   size_t i = 0;

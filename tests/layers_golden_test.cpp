@@ -1,4 +1,5 @@
-// Nets whose weights, outputs and gradients PyTorch wrote (tests/golden/layers.py): its state dicts load as they are, and give the same numbers.
+// Nets whose weights, outputs and gradients PyTorch wrote (tests/golden/layers.py): its state dicts load as they are, and give the same
+// numbers.
 #include <doctest/doctest.h>
 
 #include <cmath>
@@ -44,7 +45,8 @@ void check_backward(Module& net, const Tensor& y, const NamedTensors& values, co
   sum(y * values["weighting"]).backward();
   for (const auto& [name, x] : inputs)
     if (const Tensor* expected = values.find("grad." + name)) check_close("gradient of " + name, x.grad(), *expected, 1e-4);
-  for (const auto& [name, parameter] : net.named_parameters()) check_close("gradient of " + name, parameter.grad(), values["grad." + name], 1e-4);
+  for (const auto& [name, parameter] : net.named_parameters())
+    check_close("gradient of " + name, parameter.grad(), values["grad." + name], 1e-4);
 }
 
 void check_net(const std::string& name, Module& net, bool is_training = false) {
@@ -61,7 +63,8 @@ class Crnn : public Module {
  public:
   Crnn()
       : features(add("features", Sequential(Conv2d({.in = 1, .out = 4, .kernel = 3, .padding = 1}), BatchNorm2d(4), ReLU(), MaxPool2d(2),
-                                            Conv2d({.in = 4, .out = 6, .kernel = 3, .padding = 1, .bias = false}), BatchNorm2d(6), LeakyReLU(0.1), MaxPool2d({4, 1})))),
+                                            Conv2d({.in = 4, .out = 6, .kernel = 3, .padding = 1, .bias = false}), BatchNorm2d(6),
+                                            LeakyReLU(0.1), MaxPool2d({4, 1})))),
         rnn(add("rnn", LSTM({.input = 6, .hidden = 5, .layers = 2, .bidirectional = true}))),
         head(add("head", Linear(10, 7))) {}
   Tensor forward(const Tensor& x) override { return head(rnn(permute(squeeze(features(x), 2), {2, 0, 1}))); }
@@ -72,8 +75,8 @@ class Crnn : public Module {
 
 Sequential small_cnn() {
   return Sequential(Conv2d({.in = 2, .out = 4, .kernel = 3, .stride = 2, .padding = 1}), BatchNorm2d(4), ReLU(),
-                    Conv2d({.in = 4, .out = 4, .kernel = 3, .padding = 1, .groups = 4}), Conv2d({.in = 4, .out = 6}), GELU(), MaxPool2d(2), AdaptiveAvgPool2d(1), Flatten(),
-                    Linear(6, 3));
+                    Conv2d({.in = 4, .out = 4, .kernel = 3, .padding = 1, .groups = 4}), Conv2d({.in = 4, .out = 6}), GELU(), MaxPool2d(2),
+                    AdaptiveAvgPool2d(1), Flatten(), Linear(6, 3));
 }
 
 void check_recurrent(const std::string& name, Recurrent& net) {
@@ -173,7 +176,8 @@ TEST_CASE("golden: every other layer by itself") {
   check_layer("conv1d", Conv1d({.in = 4, .out = 6, .kernel = 3, .stride = 2, .padding = 2, .dilation = 2, .groups = 2}));
   check_layer("conv2d", Conv2d({.in = 3, .out = 4, .kernel = {3, 2}, .stride = {2, 1}, .padding = {1, 2}, .dilation = {1, 2}}));
   check_layer("conv_transpose1d", ConvTranspose1d({.in = 3, .out = 4, .kernel = 4, .stride = 2, .padding = 1}));
-  check_layer("conv_transpose2d", ConvTranspose2d({.in = 4, .out = 6, .kernel = 3, .stride = 2, .padding = 1, .output_padding = 1, .groups = 2}));
+  check_layer("conv_transpose2d",
+              ConvTranspose2d({.in = 4, .out = 6, .kernel = 3, .stride = 2, .padding = 1, .output_padding = 1, .groups = 2}));
   check_layer("linear", Linear(5, 3));
   check_layer("layer_norm", LayerNorm(6));
   check_layer("layer_norm_2", LayerNorm({3, 6}));

@@ -12,7 +12,8 @@ using namespace fovea::layers;
 namespace {
 
 const NamedTensors& values() {
-  static const NamedTensors tensors = load_safetensors(std::string(FOVEA_SOURCE_DIR) + "/tests/golden/layers/losses.values.safetensors").tensors;
+  static const NamedTensors tensors =
+      load_safetensors(std::string(FOVEA_SOURCE_DIR) + "/tests/golden/layers/losses.values.safetensors").tensors;
   return tensors;
 }
 
@@ -69,7 +70,9 @@ TEST_CASE("loss: binary cross-entropy from logits is PyTorch's") {
 TEST_CASE("loss: Kullback-Leibler divergence is PyTorch's") {
   const Tensor b = values()["b"];
   check_golden("kl", values()["a"], [&](const Tensor& x) { return KLDivLoss({.batch_mean = true})(log_softmax(x, 1), softmax(b, 1)); });
-  check_golden("kl_log", values()["a"], [&](const Tensor& x) { return KLDivLoss({.log_target = true, .reduction = Reduction::sum})(log_softmax(x, 1), log_softmax(b, 1)); });
+  check_golden("kl_log", values()["a"], [&](const Tensor& x) {
+    return KLDivLoss({.log_target = true, .reduction = Reduction::sum})(log_softmax(x, 1), log_softmax(b, 1));
+  });
 }
 
 TEST_CASE("loss: hinge in both forms") {
@@ -80,7 +83,8 @@ TEST_CASE("loss: hinge in both forms") {
   // by hand: 1 + 1 - 3 < 0 counts nothing, 1 + 2.5 - 3 = 0.5
   CHECK(MulticlassHingeLoss()(tensor({{3, 1, 2.5}}), labels({0})).item() == 0.5);
   CHECK(MulticlassHingeLoss({.squared = true})(tensor({{3, 1, 2.5}}), labels({0})).item() == 0.25);
-  CHECK(HingeLoss({.reduction = Reduction::none})(tensor({2, 0.5, -1}), tensor({1, 1, 1})).to_vector<float>() == std::vector<float>{0, 0.5, 2});
+  CHECK(HingeLoss({.reduction = Reduction::none})(tensor({2, 0.5, -1}), tensor({1, 1, 1})).to_vector<float>() ==
+        std::vector<float>{0, 0.5, 2});
 }
 
 TEST_CASE("loss: scores that would overflow give finite losses and gradients") {
@@ -98,7 +102,8 @@ TEST_CASE("loss: scores that would overflow give finite losses and gradients") {
 
 TEST_CASE("loss: gradients are the limits of differences") {
   manual_seed(4);
-  const Tensor scores = randn({3, 4}, DType::float64), target = rand({3, 4}, DType::float64), y = labels({1, 3, -100}), all = labels({1, 3, 0});
+  const Tensor scores = randn({3, 4}, DType::float64), target = rand({3, 4}, DType::float64), y = labels({1, 3, -100}),
+               all = labels({1, 3, 0});
   auto ok = [&](const char* name, const std::function<Tensor(const Tensor&)>& loss) {
     CAPTURE(name);
     Tensor x = clone(scores);

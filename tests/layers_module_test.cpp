@@ -12,13 +12,16 @@ namespace {
 
 class Scale : public Module {
  public:
-  explicit Scale(int64_t size) : weight(param("weight", ones({size}))), absent(param("bias", Tensor())), seen(buffer("seen", zeros({}, DType::int64))) {}
+  explicit Scale(int64_t size)
+      : weight(param("weight", ones({size}))), absent(param("bias", Tensor())), seen(buffer("seen", zeros({}, DType::int64))) {}
   Tensor forward(const Tensor& x) override { return reshape(x, {x.numel()}); }
   std::string options() const override { return std::to_string(weight.numel()); }
   Tensor weight, absent, seen;
 
  protected:
-  std::optional<Cost> own_cost(const Shape& input) const override { return ElementwiseGeometry{.numel = input.numel(), .parameters = weight.numel()}.cost(); }
+  std::optional<Cost> own_cost(const Shape& input) const override {
+    return ElementwiseGeometry{.numel = input.numel(), .parameters = weight.numel()}.cost();
+  }
 };
 
 class Two : public Module {
@@ -59,7 +62,8 @@ TEST_CASE("module: names are paths in PyTorch's order, and what is undefined is 
   Outer net;
   CHECK(names(net.named_parameters()) == "pair.shift pair.first.weight pair.second.weight last.weight ");
   CHECK(names(net.named_buffers()) == "pair.first.seen pair.second.seen last.seen ");
-  CHECK(names(state_dict(net)) == "pair.shift pair.first.weight pair.first.seen pair.second.weight pair.second.seen last.weight last.seen ");
+  CHECK(names(state_dict(net)) ==
+        "pair.shift pair.first.weight pair.first.seen pair.second.weight pair.second.seen last.weight last.seen ");
   CHECK(names(net.named_parameters("net")) == "net.pair.shift net.pair.first.weight net.pair.second.weight net.last.weight ");
   CHECK(net.parameter_count() == 4 + 2 + 3 + 5);
   CHECK(net.tree() == "Outer(\n  (pair): Two(\n    (first): Scale(2)\n    (second): Scale(3)\n  )\n  (last): Scale(5)\n)");
@@ -153,7 +157,8 @@ TEST_CASE("module: the cost of a module is that of the layers its forward calls,
   CHECK(cost.macs == 0);
   CHECK(cost.bytes == 4 * (4 * 24 + 2 + 2 + 3 + 5));
   CHECK(cost.parameters == 14);
-  CHECK(str(Cost{1234567, 2469134, 10, 3}) == "1,234,567 MACs; 2,469,134 FLOPs (a multiply-add counts as two); 10 bytes moved; 3 parameters");
+  CHECK(str(Cost{1234567, 2469134, 10, 3}) ==
+        "1,234,567 MACs; 2,469,134 FLOPs (a multiply-add counts as two); 10 bytes moved; 3 parameters");
 }
 
 TEST_CASE("state dict: loading copies values, converting their dtype, and is seen through every handle") {
@@ -179,8 +184,11 @@ TEST_CASE("state dict: one error lists everything that is wrong, and nothing is 
   state.add("tail.seen", zeros({}, DType::int64));
   state.add("last.weight", full({5}, 9));
   const std::string text = message_of([&] { load_state_dict(net, state); });
-  CHECK(text == "load_state_dict: missing \"pair.first.weight\", \"pair.first.seen\", \"pair.second.seen\", \"last.seen\"; unexpected \"pair.first.wieght\" (did you mean "
-                "\"pair.first.weight\"?), \"tail.seen\" (did you mean \"last.seen\"?); wrongly shaped: \"pair.second.weight\" is [4] where the module has [3]; 2 others match");
+  CHECK(text ==
+        "load_state_dict: missing \"pair.first.weight\", \"pair.first.seen\", \"pair.second.seen\", \"last.seen\"; unexpected "
+        "\"pair.first.wieght\" (did you mean "
+        "\"pair.first.weight\"?), \"tail.seen\" (did you mean \"last.seen\"?); wrongly shaped: \"pair.second.weight\" is [4] where the "
+        "module has [3]; 2 others match");
   CHECK(net.pair.shift.to_vector<float>() == std::vector<float>(4, 0.0f));
   CHECK(net.last.weight.to_vector<float>() == std::vector<float>(5, 1.0f));
   CHECK_THROWS_AS(load_state_dict(net, state, {.strict = false}), ValueError);       // a wrong shape is never right

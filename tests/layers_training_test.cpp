@@ -120,7 +120,9 @@ TEST_CASE("training: normalisation layers learn by heart") {
 TEST_CASE("training: what has no parameters passes gradients on") {
   manual_seed(13);
   const Tensor image = randn({4, 2, 6, 6});
-  auto behind_conv = [&](auto layer) { learns(Sequential(Conv2d({.in = 2, .out = 3, .kernel = 3, .padding = 1}), std::move(layer)), image); };
+  auto behind_conv = [&](auto layer) {
+    learns(Sequential(Conv2d({.in = 2, .out = 3, .kernel = 3, .padding = 1}), std::move(layer)), image);
+  };
   behind_conv(MaxPool2d(2));
   behind_conv(AvgPool2d(3, {.stride = 2, .padding = 1}));
   behind_conv(AdaptiveAvgPool2d({2, 3}));
@@ -186,7 +188,12 @@ TEST_CASE("training: every loss for labels goes to zero on a handful of samples"
   goes_to_zero(1, [&](const Tensor& s) { return HingeLoss()(s, signs); }, 1e-6);
   goes_to_zero(1, [&](const Tensor& s) { return BCEWithLogitsLoss()(s, (signs + 1) * 0.5); }, 2e-3);
   goes_to_zero(1, [&](const Tensor& s) { return SmoothL1Loss()(s, signs); }, 1e-5);
-  goes_to_zero(3, [&](const Tensor& s) { return KLDivLoss({.batch_mean = true})(log_softmax(s, 1), softmax(x[{ellipsis, slice(0, 3)}], 1)); }, 1e-5);
+  goes_to_zero(
+      3,
+      [&](const Tensor& s) {
+        return KLDivLoss({.batch_mean = true})(log_softmax(s, 1), softmax(x[{ellipsis, slice(0, 3)}], 1));
+      },
+      1e-5);
 }
 
 TEST_CASE("training: dropout loses what it should while training, and nothing in evaluation") {
@@ -235,7 +242,8 @@ TEST_CASE("training: frozen layers stay as they are while the rest learns") {
   manual_seed(19);
   Sequential net(Linear(4, 6), Tanh(), Linear(6, 2));
   net[0].freeze();
-  const Tensor first = clone(net.layer<Linear>("0").weight), last = clone(net.layer<Linear>("2").weight.detach()), x = randn({3, 4}), target = rand({3, 2});
+  const Tensor first = clone(net.layer<Linear>("0").weight), last = clone(net.layer<Linear>("2").weight.detach()), x = randn({3, 4}),
+               target = rand({3, 2});
   CHECK(descend(net.named_parameters(), [&] { return MSELoss()(net(x), target); }, 0.1) < 1e-4);
   CHECK(equal(net.layer<Linear>("0").weight, first));
   CHECK(!equal(net.layer<Linear>("2").weight.detach(), last));
