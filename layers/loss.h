@@ -2,6 +2,7 @@
 // with Reduction::none.
 #pragma once
 
+#include <fovea/autograd/ctc.h>
 #include <fovea/autograd/softmax.h>
 #include <fovea/layers/module.h>
 
@@ -133,6 +134,23 @@ class KLDivLoss : public Loss {
 
  private:
   KLDivOptions options_;
+};
+
+// Connectionist temporal classification, for scores [time, batch, classes] (logits or log-probabilities) and targets without an alignment; see autograd/ctc.h for
+// the arguments and the options (blank, reduction, zero_infinity).
+class CTCLoss : public Module {
+ public:
+  explicit CTCLoss(CtcOptions options = {}) : options_(options) {}
+  Tensor forward(const Tensor& scores, const Tensor& targets, const Tensor& input_lengths, const Tensor& target_lengths) {
+    return ctc_loss(scores, targets, input_lengths, target_lengths, options_);
+  }
+  Tensor operator()(const Tensor& scores, const Tensor& targets, const Tensor& input_lengths, const Tensor& target_lengths) {
+    return forward(scores, targets, input_lengths, target_lengths);
+  }
+
+ private:
+  using Module::forward;
+  CtcOptions options_;
 };
 
 }  // namespace fovea::layers

@@ -2,11 +2,7 @@
 
 #include <cmath>
 
-#include <fovea/autograd/activations.h>
-#include <fovea/autograd/elementwise.h>
-#include <fovea/autograd/matmul.h>
 #include <fovea/autograd/random.h>
-#include <fovea/autograd/shape.h>
 #include <fovea/layers/init.h>
 #include <fovea/tensor/creation.h>
 
@@ -126,35 +122,17 @@ Tensor RecurrentCell::zero_state(const Tensor& x) const {
   return zeros({x.size(0), weight_hh.size(1)}, {x.dtype(), x.device()});
 }
 
-void RecurrentCell::check_state(const Tensor& x, const Tensor& state, const char* name) const {
-  check<ShapeError>(x.rank() == 2 && x.size(1) == weight_ih.size(1), type_name(), ": takes x of [batch,", weight_ih.size(1), "], got ",
-                    x.shape());
-  const Shape expected{x.size(0), weight_hh.size(1)};
-  check<ShapeError>(state.shape() == expected, type_name(), ": ", name, " must be [batch,hidden] = ", expected, ", got ", state.shape());
-}
-
-Tensor RecurrentCell::from_input(const Tensor& x) const { return linear(x, alongside(x, weight_ih), alongside(x, bias_ih)); }
-Tensor RecurrentCell::from_state(const Tensor& h) const { return linear(h, alongside(h, weight_hh), alongside(h, bias_hh)); }
-
 LstmState LSTMCell::forward(const Tensor& x, const LstmState& state) {
-  check_state(x, state.h, "h");
-  check_state(x, state.c, "c");
-  const std::vector<Tensor> gates = chunk(from_input(x) + from_state(state.h), 4, 1);
-  const Tensor c = sigmoid(gates[1]) * state.c + sigmoid(gates[0]) * tanh(gates[2]);
-  return {sigmoid(gates[3]) * tanh(c), c};
+  return lstm_cell(x, state.h, state.c, alongside(x, weight_ih), alongside(x, weight_hh), alongside(x, bias_ih), alongside(x, bias_hh));
 }
 
 Tensor GRUCell::forward(const Tensor& x, const Tensor& h) {
-  check_state(x, h, "h");
-  const std::vector<Tensor> input = chunk(from_input(x), 3, 1), state = chunk(from_state(h), 3, 1);
-  const Tensor r = sigmoid(input[0] + state[0]), z = sigmoid(input[1] + state[1]), n = tanh(input[2] + r * state[2]);
-  return n + z * (h - n);
+  return gru_cell(x, h, alongside(x, weight_ih), alongside(x, weight_hh), alongside(x, bias_ih), alongside(x, bias_hh));
 }
 
 Tensor RNNCell::forward(const Tensor& x, const Tensor& h) {
-  check_state(x, h, "h");
-  const Tensor sum = from_input(x) + from_state(h);
-  return cell() == RnnCell::rnn_tanh ? tanh(sum) : relu(sum);
+  const RnnActivation activation = cell() == RnnCell::rnn_tanh ? RnnActivation::tanh : RnnActivation::relu;
+  return rnn_cell(x, h, alongside(x, weight_ih), alongside(x, weight_hh), alongside(x, bias_ih), alongside(x, bias_hh), activation);
 }
 
 }  // namespace fovea::layers

@@ -67,8 +67,8 @@ class RNN : public Recurrent {
       : Recurrent(activation == RnnActivation::tanh ? RnnCell::rnn_tanh : RnnCell::rnn_relu, options) {}
 };
 
-// One step. x [batch, input], states [batch, hidden]; parameters weight_ih, weight_hh, bias_ih, bias_hh. Put together from differentiable
-// operations, so that second derivatives follow. forward(x) starts from zero and gives h.
+// One step. x [batch, input], states [batch, hidden]; parameters weight_ih, weight_hh, bias_ih, bias_hh. Second derivatives follow.
+// forward(x) starts from zero and gives h.
 class RecurrentCell : public Module {
  public:
   struct Options {
@@ -82,18 +82,13 @@ class RecurrentCell : public Module {
   RecurrentCell(RnnCell cell, Options options);
   std::optional<Cost> own_cost(const Shape& input) const override;
   Tensor zero_state(const Tensor& x) const;
-  void check_state(const Tensor& x, const Tensor& state, const char* name) const;
-  Tensor from_input(const Tensor& x) const;                    // W_ih x + b_ih
-  Tensor from_state(const Tensor& h) const;                    // W_hh h + b_hh
   RnnCell cell() const { return cell_; }
 
  private:
   RnnCell cell_;
 };
 
-struct LstmState {
-  Tensor h, c;
-};
+using LstmState = LstmCellResult;            // h and c
 
 // c' = sigmoid(f) c + sigmoid(i) tanh(g), h' = sigmoid(o) tanh(c').
 class LSTMCell : public RecurrentCell {

@@ -75,6 +75,18 @@ TEST_CASE("loss: Kullback-Leibler divergence is PyTorch's") {
   });
 }
 
+TEST_CASE("loss: CTC is PyTorch's, from logits as from log-probabilities") {
+  const NamedTensors& v = values();
+  auto loss = [&](Reduction reduction, bool is_normalised) {
+    return [&v, reduction, is_normalised](const Tensor& x) {
+      return CTCLoss({.reduction = reduction})(is_normalised ? log_softmax(x, 2) : x, v["labels"], v["lengths"], v["label_lengths"]);
+    };
+  };
+  check_golden("ctc", v["scores"], loss(Reduction::mean, false));
+  check_golden("ctc", v["scores"], loss(Reduction::mean, true));
+  check_golden("ctc_none", v["scores"], loss(Reduction::none, false));
+}
+
 TEST_CASE("loss: hinge in both forms") {
   check_golden("hinge", HingeLoss(), "a", "signs");
   check_golden("hinge_squared", HingeLoss({.margin = 0.5, .squared = true}), "a", "signs");

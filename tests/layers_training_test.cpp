@@ -196,6 +196,19 @@ TEST_CASE("training: every loss for labels goes to zero on a handful of samples"
       1e-5);
 }
 
+TEST_CASE("training: a recognizer of sequences learns a few lines by heart") {
+  manual_seed(20);
+  Sequential net(Linear(4, 8), Tanh(), LSTM({.input = 8, .hidden = 12, .bidirectional = true}), Linear(24, 4));
+  const Tensor x = randn({8, 3, 4}), targets = from_vector<int64_t>({1, 2, 3, 2, 2, 0, 3, 0, 0}, {3, 3});
+  const Tensor steps = from_vector<int64_t>({8, 7, 5}), lengths = from_vector<int64_t>({3, 2, 1});
+  CTCLoss loss;
+  CHECK(descend(net.named_parameters(), [&] { return loss(net(x), targets, steps, lengths); }, 0.1, 3000, 5e-3) < 5e-3);
+  const std::vector<CtcReading> read = ctc_best_path(net(x), steps);
+  CHECK(read[0].labels() == std::vector<int64_t>{1, 2, 3});
+  CHECK(read[1].labels() == std::vector<int64_t>{2, 2});
+  CHECK(read[2].labels() == std::vector<int64_t>{3});
+}
+
 TEST_CASE("training: dropout loses what it should while training, and nothing in evaluation") {
   manual_seed(17);
   const Tensor x = ones({64, 32, 3, 3});
