@@ -127,9 +127,20 @@ Tensor adaptive_avg_backward(const AdaptivePoolGeometry& g, const Tensor& gradie
   return record("adaptive_avg_pool_backward", dx, {dy}, saving(), [g](const Saved&, const Tensor& gg) { return grads(adaptive_avg("adaptive_avg_pool", g, gg)); });
 }
 
+// Small windows of one size that do not overlap are plain pooling, which runs in vectors.
+bool is_plain(const AdaptivePoolGeometry& g) {
+  return g.out_h > 0 && g.out_w > 1 && g.h % g.out_h == 0 && g.w % g.out_w == 0 && g.h / g.out_h * (g.w / g.out_w) <= 64;
+}
+
+PoolGeometry plain(const AdaptivePoolGeometry& g) {
+  const int64_t kernel_h = g.h / g.out_h, kernel_w = g.w / g.out_w;
+  return {g.n, g.c, g.h, g.w, kernel_h, kernel_w, kernel_h, kernel_w};
+}
+
 Tensor adaptive_avg(const char* op, const Tensor& x, Pair output) {
   if (x.rank() == 3) return squeeze(adaptive_avg(op, unsqueeze(x, 0), output), 0);
-  return adaptive_avg(op, adaptive_geometry(op, x, output), x);
+  const AdaptivePoolGeometry g = adaptive_geometry(op, x, output);
+  return is_plain(g) ? avg_pool(op, plain(g), x) : adaptive_avg(op, g, x);
 }
 
 Tensor adaptive_max(const char* op, const Tensor& x_any, Pair output) {
@@ -137,7 +148,10 @@ Tensor adaptive_max(const char* op, const Tensor& x_any, Pair output) {
   const AdaptivePoolGeometry g = adaptive_geometry(op, x_any, output);
   const Tensor x = contiguous(x_any);
   return maxima(op, x, {g.n, g.c, g.out_h, g.out_w}, false,
-                [&](const View& values, const View& indices) { table_of(x).adaptive_max_pool(queue_of(x), g, x.view(), values, indices); }).values;
+                [&](const View& values, const View& indices) {
+                  if (is_plain(g)) table_of(x).max_pool(queue_of(x), plain(g), x.view(), values, indices);
+                  else table_of(x).adaptive_max_pool(queue_of(x), g, x.view(), values, indices);
+                }).values;
 }
 
 // --- one axis: an image of height 1 ---

@@ -124,7 +124,7 @@ TEST_CASE("max pooling hands on a NaN, and points into a window of -infinity") {
 
 TEST_CASE("adaptive pooling kernels agree with plain loops, windows overlapping or not") {
   const auto& t = kernels::cpu_table();
-  for (const AdaptivePoolGeometry& g : {AdaptivePoolGeometry{2, 3, 7, 9, 3, 4}, AdaptivePoolGeometry{1, 2, 14, 14, 1, 1}, AdaptivePoolGeometry{1, 1, 3, 3, 5, 7},
+  for (const AdaptivePoolGeometry& g : {AdaptivePoolGeometry{2, 3, 7, 9, 3, 4}, AdaptivePoolGeometry{1, 2, 14, 14, 1, 1}, AdaptivePoolGeometry{1, 1, 3, 3, 5, 7}, AdaptivePoolGeometry{2, 1, 2, 50, 3, 150},
                                         AdaptivePoolGeometry{0, 2, 4, 4, 2, 2}}) {
     for (const DType dtype : {DType::float32, DType::float64}) {
       const Tensor x = random_tensor({g.n, g.c, g.h, g.w}, dtype, 3), dy = random_tensor({g.n, g.c, g.out_h, g.out_w}, dtype, 4);
@@ -210,6 +210,9 @@ TEST_CASE("pooling operations give PyTorch's values") {
   CHECK(distance(adaptive_avg_pool2d(x, {3, 4}), clipped) < 1e-8);
   CHECK(values(max_pool1d(select(x, 1, 0), 3, {.stride = 2})) == values(max_pool2d(x, {1, 3}, {.stride = {1, 2}})));
   CHECK(values(avg_pool1d(select(select(x, 0, 0), 0, 0), 2)) == values(avg_pool2d(select(x, 0, 0), {1, 2})));
+  const Tensor even = pattern({2, 3, 6, 8});                                  // windows of one size: the same as plain pooling
+  CHECK(values(adaptive_avg_pool2d(even, {3, 4})) == values(avg_pool2d(even, 2)));
+  CHECK(values(adaptive_max_pool2d(even, {2, 2})) == values(max_pool2d(even, {3, 4})));
   CHECK(distance(global_avg_pool(x), values(adaptive_avg_pool2d(x, 1))) < 1e-12);
   CHECK(values(global_max_pool(x)) == std::vector<double>{5});
   CHECK(max_pool2d_with_indices(x, {5, 7}).indices.item<int64_t>() == 3);

@@ -18,21 +18,28 @@ HWY_BEFORE_NAMESPACE();
 namespace fovea::kernels::HWY_NAMESPACE {
 namespace {
 
+constexpr int64_t column_block = 64;
+
 struct Window {
   int64_t top, bottom, left, right;
   int64_t size() const { return (bottom - top) * (right - left); }
 };
 
-// f(plane, output, window) for every output of every plane, threads on different planes.
+// f(plane, output, window) for every output of every plane, threads on different planes. The bounds of a block of columns are worked out once for all planes.
 template <class F>
 void for_each_window(const AdaptivePoolGeometry& g, const F& f) {
   const int64_t plane_size = std::max<int64_t>(g.h * g.w + g.out_h * g.out_w, 1);
   parallel_for(g.n * g.c, std::max<int64_t>(1, 16384 / plane_size), [&](int64_t begin, int64_t end) {
-    for (int64_t plane = begin; plane < end; ++plane) {
-      for (int64_t i = 0; i < g.out_h; ++i) {
-        for (int64_t j = 0; j < g.out_w; ++j) {
-          f(plane, (plane * g.out_h + i) * g.out_w + j, Window{g.start(i, g.h, g.out_h), g.end(i, g.h, g.out_h), g.start(j, g.w, g.out_w), g.end(j, g.w, g.out_w)});
-        }
+    int64_t left[column_block], right[column_block];
+    for (int64_t first = 0; first < g.out_w; first += column_block) {
+      const int64_t count = std::min(column_block, g.out_w - first);
+      for (int64_t j = 0; j < count; ++j) {
+        left[j] = g.start(first + j, g.w, g.out_w);
+        right[j] = g.end(first + j, g.w, g.out_w);
+      }
+      for (int64_t row = begin * g.out_h; row < end * g.out_h; ++row) {
+        const int64_t i = row % g.out_h, top = g.start(i, g.h, g.out_h), bottom = g.end(i, g.h, g.out_h);
+        for (int64_t j = 0; j < count; ++j) f(row / g.out_h, row * g.out_w + first + j, Window{top, bottom, left[j], right[j]});
       }
     }
   });
