@@ -1,6 +1,8 @@
 // Everything: one line for each public header. The build links this file as <fovea/fovea.h> beside the folders, an installation copies it there.
 #pragma once
 
+#include <fovea/kernels/cpu/parallel.h>
+
 #include <fovea/tensor/allocator.h>
 #include <fovea/tensor/compare.h>
 #include <fovea/tensor/creation.h>

@@ -1,0 +1,72 @@
+#include "reading.h"
+
+#include <algorithm>
+#include <chrono>
+#include <numeric>
+
+using namespace fovea;
+
+namespace {
+
+// Paper and ink as the brightest and darkest tenth and hundredth of the pixels, and everything between them on a straight line.
+void stretch_contrast(Tensor& image) {
+  std::vector<float> sorted = image.to_vector<float>();
+  if (sorted.empty()) return;
+  const auto at = [&](double share) {
+    const auto position = sorted.begin() + static_cast<std::ptrdiff_t>(share * static_cast<double>(sorted.size() - 1));
+    std::nth_element(sorted.begin(), position, sorted.end());
+    return *position;
+  };
+  const float ink = at(0.01), paper = at(0.9), range = std::max(paper - ink, 0.06f);       // an empty line must not turn into a line of noise
+  float* pixels = image.mutable_data<float>();
+  for (int64_t i = 0; i < image.numel(); ++i) pixels[i] = std::clamp((paper - pixels[i]) / range, 0.0f, 1.0f);
+}
+
+}  // namespace
+
+data::Transform prepare(int64_t height) {
+  return data::compose({data::resize_to_height(height), [](data::Sample& sample, data::RandomStream&) { stretch_contrast(sample.image); }});
+}
+
+Tensor prepare_picture(const std::string& path, int64_t height) {
+  data::Sample sample;
+  sample.image = data::read_image_float(path, 1);
+  data::RandomStream unused(0);
+  prepare(height)(sample, unused);
+  return sample.image;
+}
+
+Tensor steps_of(const Tensor& widths) {
+  std::vector<int64_t> steps = widths.to_vector<int64_t>();
+  for (int64_t& s : steps) s = std::max<int64_t>(Recognizer::steps(s), 1);
+  return from_vector(steps);
+}
+
+std::vector<Reading> read_logits(const Tensor& logits, const Tensor& steps, const data::Alphabet& alphabet) {
+  std::vector<Reading> readings;
+  for (const CtcReading& best : ctc_best_path(logits, steps)) readings.push_back({alphabet.decode(best.labels()), best.confidence});
+  return readings;
+}
+
+Evaluation evaluate(const Model& model, const data::DatasetPtr& lines, int64_t batch_size) {
+  NoGrad no_grad;
+  const auto start = std::chrono::steady_clock::now();
+  const bool was_training = model.network->is_training();
+  model.network->eval();
+  Evaluation result;
+  result.readings.resize(static_cast<size_t>(lines->size()));
+  const int64_t all_batches = (lines->size() + batch_size - 1) / batch_size;
+  data::DataLoader loader(lines, {.batch_size = batch_size, .bucket_batches = all_batches, .width_multiple = 4, .transform = prepare(model.options.height)});
+  while (auto batch = loader.next()) {
+    const Tensor steps = steps_of(batch->widths);
+    const std::vector<Reading> readings = read_logits(model.network->forward(batch->images, steps), steps, model.alphabet);
+    for (size_t i = 0; i < readings.size(); ++i) {
+      result.characters += data::character_errors(batch->texts[i], readings[i].text);
+      result.words += data::word_errors(batch->texts[i], readings[i].text);
+      result.readings[static_cast<size_t>(batch->indices[i])] = readings[i];
+    }
+  }
+  model.network->train(was_training);
+  result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return result;
+}

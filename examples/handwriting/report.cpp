@@ -1,0 +1,72 @@
+#include "report.h"
+
+#include <algorithm>
+#include <cstdio>
+
+using namespace fovea;
+
+void write_history_csv(const std::string& path, const std::vector<HistoryRow>& history) {
+  std::string text = "step,loss,training_cer,held_out_cer,lr,lines_per_second\n";
+  for (const HistoryRow& r : history) {
+    char line[200];
+    std::snprintf(line, sizeof line, "%lld,%.6g,%.6g,%s,%.6g,%.4g\n", static_cast<long long>(r.step), r.loss, r.training_cer,
+                  r.held_out_cer < 0 ? "" : str(r.held_out_cer).c_str(), r.lr, r.lines_per_second);
+    text += line;
+  }
+  AtomicFile file(path, "write_history_csv");
+  file.write(text);
+  file.commit();
+}
+
+void draw_history(const std::string& path, const std::vector<HistoryRow>& history) {
+  viz::Curve loss{"loss", {}, {}}, training{"training lines", {}, {}}, held_out{"held-out lines", {}, {}}, lr{"learning rate", {}, {}};
+  const auto append = [](viz::Curve& curve, int64_t x, double y) {
+    curve.x.push_back(static_cast<double>(x));
+    curve.y.push_back(y);
+  };
+  for (const HistoryRow& r : history) {
+    append(loss, r.step, r.loss);
+    append(training, r.step, 100 * r.training_cer);
+    if (r.held_out_cer >= 0) append(held_out, r.step, 100 * r.held_out_cer);
+    append(lr, r.step, r.lr);
+  }
+  viz::plot({{"CTC loss", {loss}, true}, {"CER in %", {training, held_out}, true}, {"learning rate", {lr}, false}}, {.title = "Training of the recognizer", .x_label = "step"})
+      .write(path);
+}
+
+void draw_predictions(const std::string& path, const data::DatasetPtr& lines, const std::vector<Reading>& readings, int64_t count) {
+  constexpr int64_t margin = 12, text_scale = 2, scale = 2;
+  count = std::min({count, lines->size(), static_cast<int64_t>(readings.size())});
+  std::vector<data::Sample> samples;
+  int64_t width = 400, height = margin;
+  const int64_t text_rows = 2 * viz::text_height(text_scale);
+  for (int64_t i = 0; i < count; ++i) {
+    samples.push_back(lines->get(i));
+    const data::Sample& s = samples.back();
+    const int64_t text = viz::text_width("read   " + std::max(s.text, readings[static_cast<size_t>(i)].text), text_scale);
+    width = std::max({width, scale * s.image.size(2), text});
+    height += scale * s.image.size(1) + text_rows + 2 * margin;
+  }
+  viz::Canvas canvas(width + 2 * margin, height);
+  int64_t y = margin;
+  for (int64_t i = 0; i < count; ++i) {
+    const data::Sample& s = samples[static_cast<size_t>(i)];
+    const std::string& reading = readings[static_cast<size_t>(i)].text;
+    canvas.picture(margin, y, s.image, scale);
+    y += scale * s.image.size(1) + 4;
+    canvas.text(margin, y, "truth  " + s.text, viz::grey, text_scale);
+    y += viz::text_height(text_scale);
+    canvas.text(margin, y, "read   " + reading, reading == s.text ? viz::Color{0, 110, 40} : viz::Color{190, 20, 20}, text_scale);
+    y += viz::text_height(text_scale) + 2 * margin - 4;
+  }
+  canvas.write(path);
+}
+
+void print_predictions(const data::DatasetPtr& lines, const std::vector<Reading>& readings, int64_t count) {
+  count = std::min({count, lines->size(), static_cast<int64_t>(readings.size())});
+  for (int64_t i = 0; i < count; ++i) {
+    const Reading& r = readings[static_cast<size_t>(i)];
+    const std::string truth = lines->get(i).text;
+    std::printf("  truth  %s\n  read   %s%s  (confidence %.2f)\n", truth.c_str(), r.text.c_str(), r.text == truth ? "" : "   <-", r.confidence);
+  }
+}

@@ -1,0 +1,13 @@
+// What is left of a run for people to look at.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "trainer.h"
+
+void write_history_csv(const std::string& path, const std::vector<HistoryRow>& history);
+void draw_history(const std::string& path, const std::vector<HistoryRow>& history);       // loss, CER and learning rate over steps
+// The first `count` lines of a set, each with its truth and its reading under it.
+void draw_predictions(const std::string& path, const fovea::data::DatasetPtr& lines, const std::vector<Reading>& readings, int64_t count);
+void print_predictions(const fovea::data::DatasetPtr& lines, const std::vector<Reading>& readings, int64_t count);
