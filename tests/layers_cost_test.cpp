@@ -175,6 +175,21 @@ TEST_CASE("receptive field: nets from the literature") {
   CHECK(laia.receptive_field().width == reach(54, 8, -23));
 }
 
+// The published field of ResNet-50 is 483, stride 32, padding 239 (Araujo, Norris & Sim 2019): a bottleneck's 3x3 convolution carries the
+// stride, in the last block of each of the first three stages, and the shortcut picks every second place; the first pool is not padded.
+TEST_CASE("receptive field: ResNet-50, where branches meet in every block") {
+  auto block = [](int64_t stride) {
+    return Residual(Sequential(Conv2d({.in = 1, .out = 1}), Conv2d({.in = 1, .out = 1, .kernel = 3, .stride = stride, .padding = 1}),
+                               Conv2d({.in = 1, .out = 1})),
+                    MaxPool2d(1, {.stride = stride}));
+  };
+  Sequential net(Conv2d({.in = 1, .out = 1, .kernel = 7, .stride = 2, .padding = 3}), MaxPool2d(3, {.stride = 2}));
+  const int64_t stages[] = {3, 4, 6, 3};
+  for (int stage = 0; stage < 4; ++stage)
+    for (int64_t i = 0; i < stages[stage]; ++i) net.append(block(stage < 3 && i == stages[stage] - 1 ? 2 : 1));
+  CHECK(net.receptive_field() == ReceptiveField{reach(483, 32, -239), reach(483, 32, -239)});
+}
+
 TEST_CASE("receptive field: what sees everything says so") {
   Crnn crnn;
   CHECK(crnn.receptive_field().width.sees_everything());

@@ -96,6 +96,22 @@ TEST_CASE("module: moving keeps references to children and handles on parameters
   CHECK(list[0].output_shape({2, 3}) == Shape{6});
 }
 
+TEST_CASE("module: a parameter that two layers share counts once and stays shared") {
+  struct Tied : Module {
+    Tied() : first(add("first", Scale(3))), weight(param("weight", first.weight)) {}
+    Tensor forward(const Tensor& x) override { return first(x); }
+    Scale& first;
+    Tensor weight;
+  } net;
+  CHECK(net.parameter_count() == 3);
+  CHECK(net.named_parameters().size() == 2);
+  net.to(DType::float64);
+  CHECK(net.weight.is_same(net.first.weight));
+  CHECK(net.first.weight.dtype() == DType::float64);
+  load_state_dict(net, {{"weight", full({3}, 5)}}, {.strict = false});
+  CHECK(net.first.weight.to_vector<double>() == std::vector<double>(3, 5.0));
+}
+
 TEST_CASE("module: layers are found by path, with a suggestion where they are not") {
   Outer net;
   CHECK(&net.layer("") == &net);
