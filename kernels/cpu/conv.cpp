@@ -115,17 +115,20 @@ int64_t forward_workspace(const ConvGeometry& g) {
 
 // --- gradient of the input ---
 
-// to[group][c][k][tap] = weight[group][k][c][taps[tap]]
+// to[group][c][k][tap] = weight[group][k][c][taps[tap]]; sixteen channels at a time, which lie together in weight.
 template <class T>
 void gather_weight(const ConvGeometry& g, const T* weight, const int64_t* taps, int64_t num_taps, T* to) {
   const int64_t kernel = g.r * g.s, group_c = g.group_c(), group_k = g.group_k();
-  parallel_for(g.c, 1 + 16384 / std::max<int64_t>(1, group_k * num_taps), [&](int64_t begin, int64_t end) {
+  parallel_for(g.c, 16, [&](int64_t begin, int64_t end) {
     for (int64_t k = 0; k < group_k; ++k)
       for (int64_t channel = begin; channel < end; ++channel) {
-        const int64_t group = channel / group_c, c = channel % group_c;
-        const T* from = weight + ((group * group_k + k) * group_c + c) * kernel;
+        const T* from = weight + ((channel / group_c * group_k + k) * group_c + channel % group_c) * kernel;
         T* out = to + (channel * group_k + k) * num_taps;
-        for (int64_t t = 0; t < num_taps; ++t) out[t] = from[taps[t]];
+        if (num_taps == kernel) {
+          for (int64_t t = 0; t < kernel; ++t) out[t] = from[t];
+        } else {
+          for (int64_t t = 0; t < num_taps; ++t) out[t] = from[taps[t]];
+        }
       }
   });
 }
@@ -232,7 +235,7 @@ void backward_weight(const ConvGeometry& g, const T* x, const T* dy, T* dweight,
   const GemmShape shape = weight_shape(g);
   T* sums = arena.take<T>(g.groups * shape.m * shape.n);
   gemm<T>().run(shape, T(1), false, WeightProduct<T>(g, source, dy, sums), arena.rest(scratch));
-  parallel_for(g.k, 1 + 16384 / std::max<int64_t>(1, shape.m), [&](int64_t begin, int64_t end) {
+  parallel_for(g.k, 16, [&](int64_t begin, int64_t end) {                      // sixteen columns of sums share their cache lines
     for (int64_t k = begin; k < end;) {
       const int64_t group = k / shape.n, within = k % shape.n, count = std::min(end - k, shape.n - within);
       gemm<T>().transpose(sums + group * shape.m * shape.n + within, shape.n, shape.m, count, dweight + k * shape.m, shape.m);

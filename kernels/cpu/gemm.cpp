@@ -21,7 +21,7 @@ template <class T> constexpr int64_t lanes_of = hn::MaxLanes(Tag<T>());
 // 24 accumulators, 3 vectors of the right panel and a broadcast fit into AVX-512's 32 registers; 12 + 3 + 1 fill the 16 that the others have.
 constexpr int tile_vectors = 3;
 constexpr int tile_rows = HWY_TARGET == HWY_AVX3 ? 8 : 4;
-constexpr int64_t rows_per_block = 960;              // 960 x 192 floats are 720 KB of a 2 MB L2
+constexpr int64_t rows_per_block = 960;              // 960 x 208 floats are 780 KB of a 2 MB L2
 constexpr int64_t columns_per_task = 1008;           // a multiple of every panel width
 
 constexpr int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
@@ -218,8 +218,9 @@ void run_task(const GemmShape& s, T alpha, bool accumulate, const GemmOperands<T
               int64_t j_end, T* left_buffer, T* right_buffer) {
   const GemmOutput<T> target = operands.output(batch);
   // A product over nothing still has to be written: one block of depth 0.
-  for (int64_t k0 = 0; k0 < std::max<int64_t>(s.k, 1); k0 += gemm_depth) {
-    const int64_t depth = std::min(gemm_depth, s.k - k0);
+  const int64_t block = gemm_block(s.k);
+  for (int64_t k0 = 0; k0 < std::max<int64_t>(s.k, 1); k0 += block) {
+    const int64_t depth = std::min(block, s.k - k0);
     const bool is_first = k0 == 0;
     for (int64_t i0 = i_begin; i0 < i_end; i0 += rows_per_block) {
       const int64_t rows = std::min(rows_per_block, i_end - i0);
@@ -309,15 +310,16 @@ void transpose(const T* from, int64_t from_pitch, int64_t rows, int64_t columns,
     for (int64_t j = i < whole_rows ? whole_columns : 0; j < columns; ++j) to[j * to_pitch + i] = from[i * from_pitch + j];
 }
 
-// --- right operands packed once: block after block of gemm_depth, panel after panel within it ---
+// --- right operands packed once: block after block of k, panel after panel within it ---
 
 template <class T>
 int64_t packed_size(int64_t k, int64_t n) { return k * round_up(n, lanes_of<T>); }
 
 template <class T>
 void pack(const T* b, int64_t stride_k, int64_t stride_n, int64_t k, int64_t n, T* packed) {
-  for (int64_t k0 = 0; k0 < k; k0 += gemm_depth) {
-    const int64_t depth = std::min(gemm_depth, k - k0);
+  const int64_t block = gemm_block(k);
+  for (int64_t k0 = 0; k0 < k; k0 += block) {
+    const int64_t depth = std::min(block, k - k0);
     for (int64_t j = 0, width; j < n; j += width) {
       width = panel_vectors<T>(n - j) * lanes_of<T>;
       const int64_t columns = std::min(width, n - j);
@@ -336,8 +338,9 @@ void pack(const T* b, int64_t stride_k, int64_t stride_n, int64_t k, int64_t n, 
 
 template <class T>
 void run_packed(int64_t m, int64_t n, int64_t k, const T* a, int64_t a_pitch, const T* packed, const T* bias, bool accumulate, T* c, int64_t c_pitch) {
-  for (int64_t k0 = 0; k0 < std::max<int64_t>(k, 1); k0 += gemm_depth) {
-    const int64_t depth = std::min(gemm_depth, k - k0);
+  const int64_t block = gemm_block(k);
+  for (int64_t k0 = 0; k0 < std::max<int64_t>(k, 1); k0 += block) {
+    const int64_t depth = std::min(block, k - k0);
     const TileOutput<T> out{T(1), accumulate || k0 > 0, nullptr, k0 == 0 ? bias : nullptr, c, c_pitch};
     for (int64_t j = 0, width; j < n; j += width) {
       width = panel_vectors<T>(n - j) * lanes_of<T>;

@@ -1,13 +1,13 @@
 // The blocked matrix product that matmul, convolution and the recurrent layers share:  c[i,j] = alpha * sum_k a[i,k] b[k,j] (+ c[i,j]) (+ bias).
 // Source of the blocking: Goto & van de Geijn 2008, "Anatomy of high-performance matrix multiplication"; Van Zee & van de Geijn 2015 (BLIS).
 //
-// A tile of c (8 x 48 floats with AVX-512, 4 x 24 with AVX2) stays in registers while k runs over one block of `gemm_depth`; the right panel (48 wide)
+// A tile of c (8 x 48 floats with AVX-512, 4 x 24 with AVX2) stays in registers while k runs over one block of at most gemm_depth; the right panel (48 wide)
 // stays in the L1 cache while all rows of a pass by from L2. Operands hand out their blocks through GemmOperands, so that a convolution
 // packs straight from the image and no patch matrix is ever in memory.
 //
 // Note [The order of a sum]
-// An element of c is summed over k in order within a block of gemm_depth, and block after block into c. Neither the tiling nor the threads change that,
-// so results are the same for every thread count.
+// An element of c is summed over k in order within a block of gemm_block(k), and block after block into c. Neither the tiling nor the threads change
+// that, so results are the same for every thread count.
 #pragma once
 
 #include <algorithm>
@@ -19,8 +19,14 @@
 
 namespace fovea::kernels {
 
-inline constexpr int64_t gemm_depth = 192;           // k of one block; 192 x 48 floats are 36 KB of a 48 KB L1
+inline constexpr int64_t gemm_depth = 208;           // most k of one block; 208 x 48 floats are 39 KB of a 48 KB L1
 inline constexpr int64_t gemm_slack = 64;            // elements that a packed block may be overrun by
+
+// How much of k one block takes, so that no block is much smaller than the others: each one costs a pass over c.
+inline int64_t gemm_block(int64_t k) {
+  const int64_t blocks = (k + gemm_depth - 1) / gemm_depth;
+  return blocks <= 1 ? gemm_depth : ((k + blocks - 1) / blocks + 7) / 8 * 8;
+}
 
 // Left rows: element (i, k) is data[i * pitch + k].   Right panel: element (k, j) is data[k * pitch + j].
 template <class T>
