@@ -181,3 +181,62 @@ TEST_CASE("what the backward does not need is not kept") {
   weight.mutable_data<float>()[0] = 2;
   CHECK_THROWS_WITH_AS(grad({y}, {x}, {ones({4})}), doctest::Contains("'mul'"), AutogradError);
 }
+
+TEST_CASE("values and slopes of the activations are torch.nn.functional's") {
+  struct Golden {
+    const char* name;
+    Tensor (*f)(const Tensor&);
+    std::vector<double> values, slopes;
+  };
+  const Golden all[] = {
+      {"relu6", [](const Tensor& x) { return relu6(x); },
+       {0, 0, 0.3, 1.9},
+       {0, 0, 1, 1}},
+      {"leaky_relu", [](const Tensor& x) { return leaky_relu(x, 0.2); },
+       {-0.6, -0.14, 0.3, 1.9},
+       {0.2, 0.2, 1, 1}},
+      {"elu", [](const Tensor& x) { return elu(x, 1.3); },
+       {-1.23527681112178, -0.654439105071168, 0.3, 1.9},
+       {0.0647231888782231, 0.645560894928832, 1, 1}},
+      {"sigmoid", [](const Tensor& x) { return sigmoid(x); },
+       {0.0474258731775668, 0.331812227831834, 0.574442516811659, 0.869891525637002},
+       {0.0451766597309121, 0.221712873293109, 0.244458311690746, 0.113180259261931}},
+      {"tanh", [](const Tensor& x) { return fovea::tanh(x); },
+       {-0.99505475368673, -0.604367777117163, 0.291312612451591, 0.956237458127739},
+       {0.00986603716544017, 0.634739589982459, 0.915136961826629, 0.0856099236734005}},
+      {"softplus", [](const Tensor& x) { return softplus(x, 2, 3); },
+       {0.00123784256886522, 0.110208704959225, 0.518743975242943, 1.9},
+       {0.00247262315663477, 0.197816111441418, 0.645656306225795, 1}},
+      {"silu", [](const Tensor& x) { return silu(x); },
+       {-0.1422776195327, -0.232268559482284, 0.172332755043498, 1.6527938987103},
+       {-0.0881041060151696, 0.176613216526658, 0.647780010318883, 1.08493401823467}},
+      {"gelu", [](const Tensor& x) { return gelu(x); },
+       {-0.00404969409489031, -0.169374556556151, 0.185373426656686, 1.8454385363496},
+       {-0.0119456472041839, 0.0233858988663402, 0.73232776682711, 1.09595348825588}},
+      {"gelu tanh", [](const Tensor& x) { return gelu(x, Gelu::tanh); },
+       {-0.00363739208177299, -0.169429865294883, 0.185370923542759, 1.84545123445533},
+       {-0.0115841666309696, 0.0236427813438961, 0.732295451638802, 1.09678180809979}},
+      {"hardtanh", [](const Tensor& x) { return hardtanh(x, -1, 1.5); },
+       {-1, -0.7, 0.3, 1.5},
+       {0, 1, 1, 0}},
+      {"erf", [](const Tensor& x) { return erf(x); },
+       {-0.999977909503001, -0.677801193837418, 0.328626759459127, 0.992790429235258},
+       {0.000139253051946748, 0.691274860410539, 1.03126090961896, 0.0305247404354478}},
+      {"expm1", [](const Tensor& x) { return expm1(x); },
+       {-0.950212931632136, -0.50341469620859, 0.349858807576003, 5.68589444227927},
+       {0.049787068367864, 0.49658530379141, 1.349858807576, 6.68589444227927}},
+      {"remainder", [](const Tensor& x) { return remainder(x, 0.8); },
+       {0.2, 0.1, 0.3, 0.3},
+       {1, 1, 1, 1}},
+  };
+  for (const Golden& golden : all) {
+    CAPTURE(golden.name);
+    Tensor x = from_vector(std::vector<double>{-3, -0.7, 0.3, 1.9}).set_requires_grad();
+    const Tensor y = golden.f(x);
+    const std::vector<double> values = y.to_vector<double>(), slopes = grad({y}, {x}, {ones_like(y)})[0].to_vector<double>();
+    for (size_t i = 0; i < 4; ++i) {
+      CHECK(values[i] == doctest::Approx(golden.values[i]).epsilon(1e-12));
+      CHECK(slopes[i] == doctest::Approx(golden.slopes[i]).epsilon(1e-12));
+    }
+  }
+}

@@ -115,7 +115,7 @@ class Reduction {
   Partial<A> fold(const char* x, int64_t begin, int64_t end) const {
     const Axes& r = reduced_;
     const int64_t inner = r.size[r.rank - 1], stride = r.x_stride[r.rank - 1];
-    const bool is_direct = is_direct_type_ && (stride == x_bytes_ || inner == 1) && inner >= 16;
+    const bool is_direct = is_direct_type_ && stride == x_bytes_ && (inner >= 16 || r.rank == 1);
     if (is_direct && r.rank == 1 && end - begin <= row_block) return blocks_.row(op_, reinterpret_cast<const T*>(x + begin * stride), end - begin);
     Partial<A> result = identity_of<A>(op_);
     Cursor cursor(r.size, r.rank, begin);

@@ -1,6 +1,7 @@
 // Sums, products, extremes and logsumexp of one contiguous run, and of several rows into a row of accumulators; called by reduce.cpp.
-// max and min hand on NaN. A run is summed in sixteen or more interleaved sums that are added up in float64 at its end, in a fixed order.
+// max and min hand on NaN. A run is summed in interleaved sums, four vectors wide, that are added up at its end in a fixed order.
 #include <cmath>
+#include <cstring>
 
 #include <fovea/kernels/cpu/reduce_blocks.h>
 
@@ -15,40 +16,53 @@ namespace {
 namespace hn = hwy::HWY_NAMESPACE;
 namespace vm = vector_math;
 
-// f(accumulator, vector of x) over the run in four interleaved accumulators that start at `identity`; `join` puts the lanes together in float64.
-template <class T, class F, class J>
-HWY_INLINE double fold(const T* x, int64_t n, double identity, const F& f, const J& join) {
+// f(accumulator, vector of x) over the run, in four interleaved accumulators that start at `identity`. merge puts two accumulators together, join two lanes.
+template <class T, class F, class M, class J>
+HWY_INLINE double fold(const T* x, int64_t n, double identity, const F& f, const M& merge, const J& join) {
   const hn::ScalableTag<T> d;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
-  HWY_ALIGN T lane[hn::MaxLanes(d)];
-  double result = identity;
+  auto a0 = vm::constant(d, identity);
   int64_t i = 0;
-  if (n >= lanes) {
-    auto a0 = vm::constant(d, identity), a1 = a0, a2 = a0, a3 = a0;
+  if (n >= 4 * lanes) {
+    auto a1 = a0, a2 = a0, a3 = a0;
     for (; i + 4 * lanes <= n; i += 4 * lanes) {
       a0 = f(d, a0, hn::LoadU(d, x + i));
       a1 = f(d, a1, hn::LoadU(d, x + i + lanes));
       a2 = f(d, a2, hn::LoadU(d, x + i + 2 * lanes));
       a3 = f(d, a3, hn::LoadU(d, x + i + 3 * lanes));
     }
-    for (; i + lanes <= n; i += lanes) a0 = f(d, a0, hn::LoadU(d, x + i));
-    for (const auto& a : {a0, a1, a2, a3}) {
-      hn::Store(a, d, lane);
-      for (int64_t k = 0; k < lanes; ++k) result = join(result, static_cast<double>(lane[k]));
-    }
+    a0 = merge(d, merge(d, a0, a1), merge(d, a2, a3));
   }
-  if (i < n) {                                                 // the rest, padded with what changes nothing
-    for (int64_t k = 0; k < lanes; ++k) lane[k] = k < n - i ? x[i + k] : static_cast<T>(0);
-    hn::Store(f(d, vm::constant(d, identity), hn::Load(d, lane)), d, lane);
-    for (int64_t k = 0; k < n - i; ++k) result = join(result, static_cast<double>(lane[k]));
+  for (; i + lanes <= n; i += lanes) a0 = f(d, a0, hn::LoadU(d, x + i));
+  HWY_ALIGN T lane[hn::MaxLanes(d)] = {};
+  if (i < n) {                                                 // the rest, whose missing lanes change nothing
+    std::memcpy(lane, x + i, static_cast<size_t>(n - i) * sizeof(T));
+    a0 = hn::IfThenElse(hn::FirstN(d, static_cast<size_t>(n - i)), f(d, a0, hn::Load(d, lane)), a0);
   }
-  return result;
+  hn::Store(a0, d, lane);
+  double wide[hn::MaxLanes(d)];
+  for (int64_t k = 0; k < lanes; ++k) wide[k] = static_cast<double>(lane[k]);
+  for (int64_t half = lanes / 2; half > 0; half /= 2)
+    for (int64_t k = 0; k < half; ++k) wide[k] = join(wide[k], wide[k + half]);
+  return wide[0];
 }
 
 template <class T>
 HWY_INLINE double max_of(const T* x, int64_t n) {
-  return fold(x, n, lowest_of<double>(), [](auto d, auto a, auto v) HWY_ATTR { return vm::max_or_nan(d, a, v); },
-              [](double a, double v) HWY_ATTR { return a > v || a != a ? a : v; });
+  const auto larger = [](auto d, auto a, auto v) HWY_ATTR { return vm::max_or_nan(d, a, v); };
+  return fold(x, n, lowest_of<double>(), larger, larger, [](double a, double v) HWY_ATTR { return a > v || a != a ? a : v; });
+}
+
+template <class T>
+HWY_INLINE double min_of(const T* x, int64_t n) {
+  const auto smaller = [](auto d, auto a, auto v) HWY_ATTR { return vm::min_or_nan(d, a, v); };
+  return fold(x, n, highest_of<double>(), smaller, smaller, [](double a, double v) HWY_ATTR { return a < v || a != a ? a : v; });
+}
+
+// add_term(d, accumulator, x) over the run.
+template <class T, class F>
+HWY_INLINE double sum_of(const T* x, int64_t n, const F& add_term) {
+  return fold(x, n, 0, add_term, [](auto, auto a, auto b) HWY_ATTR { return hn::Add(a, b); }, [](double a, double b) HWY_ATTR { return a + b; });
 }
 
 template <class T>
@@ -56,24 +70,19 @@ Partial<double> logsumexp_of(const T* x, int64_t n) {
   const double maximum = max_of(x, n);
   if (!std::isfinite(maximum)) return {std::isnan(maximum) ? maximum : maximum > 0 ? 1.0 : 0.0, maximum};
   const T shift = static_cast<T>(maximum);
-  const double sum = fold(x, n, 0, [=](auto d, auto a, auto v) HWY_ATTR { return hn::Add(a, vm::exp(d, hn::Sub(v, hn::Set(d, shift)))); },
-                          [](double a, double v) HWY_ATTR { return a + v; });
-  return {sum, maximum};
+  return {sum_of(x, n, [=](auto d, auto a, auto v) HWY_ATTR { return hn::Add(a, vm::exp(d, hn::Sub(v, hn::Set(d, shift)))); }), maximum};
 }
 
 template <class T>
 Partial<double> row_real(Reduce op, const T* x, int64_t n) {
-  const auto plus = [](double a, double v) HWY_ATTR { return a + v; };
+  const auto times = [](auto, auto a, auto v) HWY_ATTR { return hn::Mul(a, v); };
   switch (op) {
     case Reduce::sum:
-    case Reduce::mean: return {fold(x, n, 0, [](auto, auto a, auto v) HWY_ATTR { return hn::Add(a, v); }, plus), 0};
-    case Reduce::sum_squares: return {fold(x, n, 0, [](auto, auto a, auto v) HWY_ATTR { return hn::MulAdd(v, v, a); }, plus), 0};
-    case Reduce::product:
-      return {fold(x, n, 1, [](auto, auto a, auto v) HWY_ATTR { return hn::Mul(a, v); }, [](double a, double v) HWY_ATTR { return a * v; }), 0};
+    case Reduce::mean: return {sum_of(x, n, [](auto, auto a, auto v) HWY_ATTR { return hn::Add(a, v); }), 0};
+    case Reduce::sum_squares: return {sum_of(x, n, [](auto, auto a, auto v) HWY_ATTR { return hn::MulAdd(v, v, a); }), 0};
+    case Reduce::product: return {fold(x, n, 1, times, times, [](double a, double v) HWY_ATTR { return a * v; }), 0};
     case Reduce::max: return {max_of(x, n), 0};
-    case Reduce::min:
-      return {fold(x, n, highest_of<double>(), [](auto d, auto a, auto v) HWY_ATTR { return vm::min_or_nan(d, a, v); },
-                   [](double a, double v) HWY_ATTR { return a < v || a != a ? a : v; }), 0};
+    case Reduce::min: return {min_of(x, n), 0};
     case Reduce::logsumexp: return logsumexp_of(x, n);
     case Reduce::any: {
       bool found = false;
