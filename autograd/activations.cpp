@@ -25,7 +25,8 @@ Tensor slope_product(const Slope& slope, const Tensor& g, const Tensor& v) {
   const Tensor product = detail::binary(slope.name, slope.op, g, v, g.dtype(), slope.scalars);
   return record(slope.name, product, {g, v}, saving(slope.curvature ? g : Tensor(), v), [slope](const Saved& s, const Tensor& gg) {
     const bool is_curved = slope.curvature && s.needs(1);
-    return grads(s.needs(0) ? slope_product(slope, gg, s[1]) : Tensor(), is_curved ? mul(mul(gg, s[0]), slope.curvature(s[1], slope.scalars)) : Tensor());
+    return grads(s.needs(0) ? slope_product(slope, gg, s[1]) : Tensor(),
+                 is_curved ? mul(mul(gg, s[0]), slope.curvature(s[1], slope.scalars)) : Tensor());
   });
 }
 
@@ -33,7 +34,8 @@ Tensor slope_product(const Slope& slope, const Tensor& g, const Tensor& v) {
 Tensor activation(const char* name, Unary op, const Tensor& x0, bool saves_y, const Slope& slope) {
   const Tensor x = as_floating(x0);
   const Tensor y = detail::unary(op, x, x.dtype(), slope.scalars);
-  return record(name, y, {x}, saving(saves_y ? y : x), [slope](const Saved& s, const Tensor& g) { return grads(slope_product(slope, g, s[0])); });
+  return record(name, y, {x}, saving(saves_y ? y : x),
+                [slope](const Saved& s, const Tensor& g) { return grads(slope_product(slope, g, s[0])); });
 }
 
 Tensor tanh_curvature(const Tensor& y, Scalars) { return mul(y, -2); }                         // slope 1 - y^2
@@ -68,10 +70,13 @@ Tensor gelu_tanh_curvature(const Tensor& x, Scalars) {
 }  // namespace
 
 Tensor relu(const Tensor& x) { return activation("relu", Unary::relu, x, true, {"relu_backward", Binary::relu_backward, {}, nullptr}); }
-Tensor relu6(const Tensor& x) { return activation("relu6", Unary::relu6, x, false, {"relu6_backward", Binary::hardtanh_backward, {0, 6}, nullptr}); }
+Tensor relu6(const Tensor& x) {
+  return activation("relu6", Unary::relu6, x, false, {"relu6_backward", Binary::hardtanh_backward, {0, 6}, nullptr});
+}
 
 Tensor leaky_relu(const Tensor& x, double negative_slope) {
-  return activation("leaky_relu", Unary::leaky_relu, x, false, {"leaky_relu_backward", Binary::leaky_relu_backward, {negative_slope, 0}, nullptr});
+  return activation("leaky_relu", Unary::leaky_relu, x, false,
+                    {"leaky_relu_backward", Binary::leaky_relu_backward, {negative_slope, 0}, nullptr});
 }
 
 Tensor elu(const Tensor& x, double alpha) {
@@ -82,14 +87,19 @@ Tensor sigmoid(const Tensor& x) {
   return activation("sigmoid", Unary::sigmoid, x, true, {"sigmoid_backward", Binary::sigmoid_backward, {}, sigmoid_curvature});
 }
 
-Tensor tanh(const Tensor& x) { return activation("tanh", Unary::tanh, x, true, {"tanh_backward", Binary::tanh_backward, {}, tanh_curvature}); }
+Tensor tanh(const Tensor& x) {
+  return activation("tanh", Unary::tanh, x, true, {"tanh_backward", Binary::tanh_backward, {}, tanh_curvature});
+}
 
 Tensor softplus(const Tensor& x, double beta, double threshold) {
   check<ValueError>(beta != 0, "softplus: beta cannot be 0");
-  return activation("softplus", Unary::softplus, x, false, {"softplus_backward", Binary::softplus_backward, {beta, threshold}, softplus_curvature});
+  return activation("softplus", Unary::softplus, x, false,
+                    {"softplus_backward", Binary::softplus_backward, {beta, threshold}, softplus_curvature});
 }
 
-Tensor silu(const Tensor& x) { return activation("silu", Unary::silu, x, false, {"silu_backward", Binary::silu_backward, {}, silu_curvature}); }
+Tensor silu(const Tensor& x) {
+  return activation("silu", Unary::silu, x, false, {"silu_backward", Binary::silu_backward, {}, silu_curvature});
+}
 
 Tensor gelu(const Tensor& x, Gelu approximation) {
   if (approximation == Gelu::tanh)

@@ -39,7 +39,8 @@ Tensor unary(Unary op, const Tensor& x, DType result, Scalars s) {
 }
 
 Tensor binary(const char* name, Binary op, const Tensor& a, const Tensor& b, DType result, Scalars s) {
-  check<DeviceError>(a.device() == b.device(), name, ": a is on ", a.device(), " but b is on ", b.device(), "; move one with to(x, device)");
+  check<DeviceError>(a.device() == b.device(), name, ": a is on ", a.device(), " but b is on ", b.device(),
+                     "; move one with to(x, device)");
   if (a.shape() == b.shape()) {
     Tensor y = empty_like(a, result);
     table_of(a).binary(queue_of(a), op, s, a.view(), b.view(), y.mutable_view());
@@ -122,16 +123,17 @@ Tensor scaled(const char* name, Unary op, const Tensor& x, double value, double 
 }
 
 Tensor clamp_backward(const Tensor& g, const Tensor& x, double low, double high) {
-  return record("clamp_backward", detail::binary("clamp_backward", Binary::hardtanh_backward, g, x, g.dtype(), {low, high}), {g, x}, saving(x),
-                [low, high](const Saved& s, const Tensor& gg) { return grads(clamp_backward(gg, s[0], low, high), Tensor()); });
+  return record("clamp_backward", detail::binary("clamp_backward", Binary::hardtanh_backward, g, x, g.dtype(), {low, high}), {g, x},
+                saving(x), [low, high](const Saved& s, const Tensor& gg) { return grads(clamp_backward(gg, s[0], low, high), Tensor()); });
 }
 
 Tensor ternary(const char* name, Ternary op, const Tensor& a, const Tensor& b, const Tensor& c, Scalars s) {
-  check<DeviceError>(a.device() == b.device() && b.device() == c.device(), name, ": the arguments are on ", a.device(), ", ", b.device(), " and ", c.device(),
-                     "; move them together with to(x, device)");
+  check<DeviceError>(a.device() == b.device() && b.device() == c.device(), name, ": the arguments are on ", a.device(), ", ", b.device(),
+                     " and ", c.device(), "; move them together with to(x, device)");
   const Shape shape = broadcast_shapes(broadcast_shapes(a.shape(), b.shape(), name), c.shape(), name);
   Tensor y = empty(shape, {c.dtype(), a.device()});
-  table_of(a).ternary(queue_of(a), op, s, detail::broadcast_view(a, shape), detail::broadcast_view(b, shape), detail::broadcast_view(c, shape), y.mutable_view());
+  table_of(a).ternary(queue_of(a), op, s, detail::broadcast_view(a, shape), detail::broadcast_view(b, shape),
+                      detail::broadcast_view(c, shape), y.mutable_view());
   return y;
 }
 
@@ -158,17 +160,19 @@ DType promote(const Tensor& a, const Tensor& b) {
 Tensor add(const Tensor& a0, const Tensor& b0) {
   const DType dtype = promote(a0, b0);
   const Tensor a = to(a0, dtype), b = to(b0, dtype);
-  return record("add", detail::binary("add", Binary::add, a, b, dtype), {a, b}, saving(), [sa = a.shape(), sb = b.shape()](const Saved& s, const Tensor& g) {
-    return grads(gradient_for(s, 0, sa, [&] { return g; }), gradient_for(s, 1, sb, [&] { return g; }));
-  });
+  return record("add", detail::binary("add", Binary::add, a, b, dtype), {a, b}, saving(),
+                [sa = a.shape(), sb = b.shape()](const Saved& s, const Tensor& g) {
+                  return grads(gradient_for(s, 0, sa, [&] { return g; }), gradient_for(s, 1, sb, [&] { return g; }));
+                });
 }
 
 Tensor sub(const Tensor& a0, const Tensor& b0) {
   const DType dtype = promote(a0, b0);
   const Tensor a = to(a0, dtype), b = to(b0, dtype);
-  return record("sub", detail::binary("sub", Binary::subtract, a, b, dtype), {a, b}, saving(), [sa = a.shape(), sb = b.shape()](const Saved& s, const Tensor& g) {
-    return grads(gradient_for(s, 0, sa, [&] { return g; }), s.needs(1) ? neg(sum_to(g, sb)) : Tensor());
-  });
+  return record("sub", detail::binary("sub", Binary::subtract, a, b, dtype), {a, b}, saving(),
+                [sa = a.shape(), sb = b.shape()](const Saved& s, const Tensor& g) {
+                  return grads(gradient_for(s, 0, sa, [&] { return g; }), s.needs(1) ? neg(sum_to(g, sb)) : Tensor());
+                });
 }
 
 Tensor mul(const Tensor& a0, const Tensor& b0) {
@@ -209,16 +213,18 @@ Tensor pow(const Tensor& a0, const Tensor& b0) {
   const Tensor y = detail::binary("pow", Binary::power, a, b, dtype);
   return record("pow", y, {a, b}, saving(a, b, saved_if(needs_grad(b), y)), [](const Saved& s, const Tensor& g) {
     const Tensor base = s[0], exponent = s[1];
-    return grads(gradient_for(s, 0, base.shape(), [&] { return where(eq(exponent, 0), 0, mul(g, mul(exponent, pow(base, sub(exponent, 1))))); }),
-                 gradient_for(s, 1, exponent.shape(), [&] {                   // 0 ^ b is 0 near any b > 0
-                   return where(logical_and(eq(base, 0), ge(exponent, 0)), 0, mul(g, mul(s[2], log(base))));
-                 }));
+    return grads(
+        gradient_for(s, 0, base.shape(), [&] { return where(eq(exponent, 0), 0, mul(g, mul(exponent, pow(base, sub(exponent, 1))))); }),
+        gradient_for(s, 1, exponent.shape(), [&] {  // 0 ^ b is 0 near any b > 0
+          return where(logical_and(eq(base, 0), ge(exponent, 0)), 0, mul(g, mul(s[2], log(base))));
+        }));
   });
 }
 
 Tensor pow(const Tensor& a, Scalar exponent) {
   const Tensor x = to(a, promote(a, exponent));
-  check<ValueError>(is_floating(x.dtype()) || exponent.value >= 0, "pow: integers cannot be raised to the negative power ", exponent.value, "; convert with to(x, DType::float32)");
+  check<ValueError>(is_floating(x.dtype()) || exponent.value >= 0, "pow: integers cannot be raised to the negative power ", exponent.value,
+                    "; convert with to(x, DType::float32)");
   const double p = exponent.value;
   return record("pow", detail::unary(Unary::pow_scalar, x, x.dtype(), {p, 0}), {x}, saving(x), [p](const Saved& s, const Tensor& g) {
     if (p == 0) return grads(Tensor());
@@ -234,7 +240,8 @@ Tensor atan2(const Tensor& y0, const Tensor& x0) {
   const Tensor y = to(y0, dtype), x = to(x0, dtype);
   return record("atan2", detail::binary("atan2", Binary::atan2, y, x, dtype), {y, x}, saving(y, x), [](const Saved& s, const Tensor& g) {
     const Tensor b = s[0], a = s[1], scaled_g = div(g, add(square(a), square(b)));
-    return grads(gradient_for(s, 0, b.shape(), [&] { return mul(scaled_g, a); }), gradient_for(s, 1, a.shape(), [&] { return neg(mul(scaled_g, b)); }));
+    return grads(gradient_for(s, 0, b.shape(), [&] { return mul(scaled_g, a); }),
+                 gradient_for(s, 1, a.shape(), [&] { return neg(mul(scaled_g, b)); }));
   });
 }
 
@@ -242,10 +249,12 @@ Tensor remainder(const Tensor& a0, const Tensor& b0) {
   const DType dtype = promote(a0, b0);
   const Tensor a = to(a0, dtype), b = to(b0, dtype);
   check<DTypeError>(dtype != DType::boolean, "remainder: takes numbers, got two bool tensors");
-  return record("remainder", detail::binary("remainder", Binary::remainder, a, b, dtype), {a, b}, saving(a, b), [](const Saved& s, const Tensor& g) {
-    const Tensor x = s[0], y = s[1];                           // a - floor(a / b) b
-    return grads(gradient_for(s, 0, x.shape(), [&] { return g; }), gradient_for(s, 1, y.shape(), [&] { return neg(mul(g, floor(div(x, y)))); }));
-  });
+  return record("remainder", detail::binary("remainder", Binary::remainder, a, b, dtype), {a, b}, saving(a, b),
+                [](const Saved& s, const Tensor& g) {
+                  const Tensor x = s[0], y = s[1];  // a - floor(a / b) b
+                  return grads(gradient_for(s, 0, x.shape(), [&] { return g; }),
+                               gradient_for(s, 1, y.shape(), [&] { return neg(mul(g, floor(div(x, y)))); }));
+                });
 }
 
 Tensor remainder(const Tensor& a, Scalar b) { return remainder(a, scalar(b.value, {promote(a, b), a.device()})); }
@@ -265,9 +274,8 @@ Tensor operator-(const Tensor& x) { return neg(x); }
 
 Tensor operator/(Scalar a, const Tensor& b) {
   const Tensor x = as_floating(b);
-  return record("rdiv", detail::unary(Unary::rdiv_scalar, x, x.dtype(), {a.value, 0}), {x}, saving(x), [a](const Saved& s, const Tensor& g) {
-    return grads(mul(g, -a.value / square(s[0])));
-  });
+  return record("rdiv", detail::unary(Unary::rdiv_scalar, x, x.dtype(), {a.value, 0}), {x}, saving(x),
+                [a](const Saved& s, const Tensor& g) { return grads(mul(g, -a.value / square(s[0]))); });
 }
 
 // --- comparisons and truth values ---
@@ -299,21 +307,25 @@ Tensor neg(const Tensor& x) {
 }
 
 Tensor abs(const Tensor& x) {
-  return record("abs", detail::unary(Unary::absolute, x, x.dtype()), {x}, saving(x), [](const Saved& s, const Tensor& g) { return grads(mul(g, sign(s[0]))); });
+  return record("abs", detail::unary(Unary::absolute, x, x.dtype()), {x}, saving(x),
+                [](const Saved& s, const Tensor& g) { return grads(mul(g, sign(s[0]))); });
 }
 
 Tensor square(const Tensor& x) {
-  return record("square", detail::unary(Unary::square, x, x.dtype()), {x}, saving(x), [](const Saved& s, const Tensor& g) { return grads(mul(mul(g, s[0]), 2)); });
+  return record("square", detail::unary(Unary::square, x, x.dtype()), {x}, saving(x),
+                [](const Saved& s, const Tensor& g) { return grads(mul(mul(g, s[0]), 2)); });
 }
 
 Tensor sqrt(const Tensor& x) {
   return real_function("sqrt", Unary::sqrt, x, false, true, [](const Saved& s, const Tensor& g) { return div(g, mul(s[1], 2)); });
 }
 Tensor rsqrt(const Tensor& x) {
-  return real_function("rsqrt", Unary::rsqrt, x, false, true, [](const Saved& s, const Tensor& g) { return mul(mul(g, pow(s[1], 3)), -0.5); });
+  return real_function("rsqrt", Unary::rsqrt, x, false, true,
+                       [](const Saved& s, const Tensor& g) { return mul(mul(g, pow(s[1], 3)), -0.5); });
 }
 Tensor reciprocal(const Tensor& x) {
-  return real_function("reciprocal", Unary::reciprocal, x, false, true, [](const Saved& s, const Tensor& g) { return neg(mul(g, square(s[1]))); });
+  return real_function("reciprocal", Unary::reciprocal, x, false, true,
+                       [](const Saved& s, const Tensor& g) { return neg(mul(g, square(s[1]))); });
 }
 Tensor exp(const Tensor& x) {
   return real_function("exp", Unary::exp, x, false, true, [](const Saved& s, const Tensor& g) { return mul(g, s[1]); });
@@ -335,7 +347,8 @@ Tensor cos(const Tensor& x) {
 }
 Tensor erf(const Tensor& x) {
   constexpr double two_over_root_pi = 1.12837916709551257390;
-  return real_function("erf", Unary::erf, x, true, false, [](const Saved& s, const Tensor& g) { return mul(g, mul(exp(neg(square(s[0]))), two_over_root_pi)); });
+  return real_function("erf", Unary::erf, x, true, false,
+                       [](const Saved& s, const Tensor& g) { return mul(g, mul(exp(neg(square(s[0]))), two_over_root_pi)); });
 }
 
 Tensor sign(const Tensor& x) { return step_function("sign", Unary::sign, x); }
@@ -357,12 +370,18 @@ Tensor where(const Tensor& condition, const Tensor& a0, const Tensor& b0) {
   check<DTypeError>(condition.dtype() == DType::boolean, "where: condition must be bool, got ", condition.dtype(), "; compare it with 0");
   const DType dtype = promote(a0, b0);
   const Tensor a = to(a0, dtype), b = to(b0, dtype);
-  return record("where", ternary("where", Ternary::where, condition, a, b, {}), {a, b}, saving(condition), [sa = a.shape(), sb = b.shape()](const Saved& s, const Tensor& g) {
-    return grads(gradient_for(s, 0, sa, [&] { return where(s[0], g, 0); }), gradient_for(s, 1, sb, [&] { return where(s[0], 0, g); }));
-  });
+  return record("where", ternary("where", Ternary::where, condition, a, b, {}), {a, b}, saving(condition),
+                [sa = a.shape(), sb = b.shape()](const Saved& s, const Tensor& g) {
+                  return grads(gradient_for(s, 0, sa, [&] { return where(s[0], g, 0); }),
+                               gradient_for(s, 1, sb, [&] { return where(s[0], 0, g); }));
+                });
 }
-Tensor where(const Tensor& condition, const Tensor& a, Scalar b) { return where(condition, a, scalar(b.value, {promote(a, b), a.device()})); }
-Tensor where(const Tensor& condition, Scalar a, const Tensor& b) { return where(condition, scalar(a.value, {promote(b, a), b.device()}), b); }
+Tensor where(const Tensor& condition, const Tensor& a, Scalar b) {
+  return where(condition, a, scalar(b.value, {promote(a, b), a.device()}));
+}
+Tensor where(const Tensor& condition, Scalar a, const Tensor& b) {
+  return where(condition, scalar(a.value, {promote(b, a), b.device()}), b);
+}
 
 Tensor lerp(const Tensor& start0, const Tensor& end0, const Tensor& weight0) {
   const DType dtype = promote(promote(start0, end0), weight0.dtype());
@@ -376,7 +395,9 @@ Tensor lerp(const Tensor& start0, const Tensor& end0, const Tensor& weight0) {
   });
 }
 
-Tensor lerp(const Tensor& start, const Tensor& end, double weight) { return lerp(start, end, scalar(weight, {promote(start, end), start.device()})); }
+Tensor lerp(const Tensor& start, const Tensor& end, double weight) {
+  return lerp(start, end, scalar(weight, {promote(start, end), start.device()}));
+}
 
 Tensor addcmul(const Tensor& x0, const Tensor& a0, const Tensor& b0, double value) {
   const DType dtype = promote(promote(x0, a0), b0.dtype());

@@ -1,7 +1,8 @@
 // Arithmetic element by element: functions of one, two and three tensors, with broadcasting (NumPy's rule), and the operators.
 //
-// Dtypes are promoted as in PyTorch: bool < integers < floating point; a rank-0 tensor or a number only decides between these three kinds, not within them.
-// Functions that need real numbers (exp, divide, ...) turn integers into float32. Gradients are summed back over the axes that were broadcast.
+// Dtypes are promoted as in PyTorch: bool < integers < floating point; a rank-0 tensor or a number only decides between these three kinds,
+// not within them. Functions that need real numbers (exp, divide, ...) turn integers into float32. Gradients are summed back over the axes
+// that were broadcast.
 #pragma once
 
 #include <type_traits>
@@ -50,8 +51,8 @@ Tensor operator/(const Tensor& a, Scalar b);
 Tensor operator/(Scalar a, const Tensor& b);
 Tensor operator-(const Tensor& x);
 
-// --- comparisons: bool tensors, without a gradient. NaN is unequal to everything. There is no operator==: `if (a == b)` would ask whether the result is
-//     defined. all(eq(a, b)) says whether two tensors are equal. ---
+// --- comparisons: bool tensors, without a gradient. NaN is unequal to everything. There is no operator==, because `if (a == b)` would ask
+//     whether the result is defined; all(eq(a, b)) says whether two tensors are equal. ---
 Tensor eq(const Tensor& a, const Tensor& b);
 Tensor eq(const Tensor& a, Scalar b);
 Tensor ne(const Tensor& a, const Tensor& b);

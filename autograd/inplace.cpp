@@ -22,14 +22,17 @@ bool has_repeats(const Tensor& x) {
 }
 
 void check_target(const char* op, const Tensor& x, DType value) {
-  check<DTypeError>(kind_of(value) <= kind_of(x.dtype()), op, ": the result is ", value, ", which does not fit into x of dtype ", x.dtype(), "; compute a new tensor instead");
+  check<DTypeError>(kind_of(value) <= kind_of(x.dtype()), op, ": the result is ", value, ", which does not fit into x of dtype ", x.dtype(),
+                    "; compute a new tensor instead");
   check<ShapeError>(!has_repeats(x), op, ": x ", x.shape(), " repeats elements (it was made by expand); change a contiguous(x) instead");
 }
 
 // The operand as the write may read it while x changes: a copy where it shares memory with x but is not x itself.
 Tensor operand(const char* op, const Tensor& x, const Tensor& b) {
-  check<DeviceError>(b.device() == x.device(), op, ": x is on ", x.device(), " but the operand is on ", b.device(), "; move it with to(b, device)");
-  check<ShapeError>(broadcast_shapes(x.shape(), b.shape(), op) == x.shape(), op, ": the operand ", b.shape(), " cannot be broadcast to x ", x.shape());
+  check<DeviceError>(b.device() == x.device(), op, ": x is on ", x.device(), " but the operand is on ", b.device(),
+                     "; move it with to(b, device)");
+  check<ShapeError>(broadcast_shapes(x.shape(), b.shape(), op) == x.shape(), op, ": the operand ", b.shape(), " cannot be broadcast to x ",
+                    x.shape());
   const bool is_same_view = b.offset() == x.offset() && b.shape() == x.shape() && b.strides() == x.strides() && b.dtype() == x.dtype();
   if (b.storage() != x.storage() || is_same_view) return b;
   NoGrad no_grad;
@@ -37,13 +40,15 @@ Tensor operand(const char* op, const Tensor& x, const Tensor& b) {
 }
 
 // Note [The recorded value is computed from a copy]
-// value(old, b) may save its arguments for the backward pass. If that were x itself, the saved value would change under it, and x would own itself through its
-// own node. So `old` is a clone of x, and so is b where it is x.
+// value(old, b) may save its arguments for the backward pass. If that were x itself, the saved value would change under it, and x would own
+// itself through its own node. So `old` is a clone of x, and so is b where it is x.
 template <class Value>
 const Tensor& change(const char* op, Binary kernel, const Tensor& x, const Tensor& b, DType result, const Value& value) {
   check_target(op, x, result);
   const Tensor other = operand(op, x, b);
-  const auto write = [&] { table_of(x).binary(queue_of(x), kernel, {}, x.view(), detail::broadcast_view(other, x.shape()), x.mutable_view()); };
+  const auto write = [&] {
+    table_of(x).binary(queue_of(x), kernel, {}, x.view(), detail::broadcast_view(other, x.shape()), x.mutable_view());
+  };
   change_in_place(op, x, {b}, write, [&] {
     const Tensor old = clone(x);
     return to(value(old, b.is_same(x) ? old : b), x.dtype());
@@ -54,36 +59,54 @@ const Tensor& change(const char* op, Binary kernel, const Tensor& x, const Tenso
 template <class Value>
 const Tensor& change(const char* op, Unary kernel, Scalars s, const Tensor& x, DType result, const Value& value) {
   check_target(op, x, result);
-  change_in_place(op, x, {}, [&] { table_of(x).unary(queue_of(x), kernel, s, x.view(), x.mutable_view()); }, [&] { return to(value(clone(x)), x.dtype()); });
+  change_in_place(
+      op, x, {}, [&] { table_of(x).unary(queue_of(x), kernel, s, x.view(), x.mutable_view()); },
+      [&] { return to(value(clone(x)), x.dtype()); });
   return x;
 }
 
-DType beside(const Tensor& x, Scalar b) { return b.is_integer ? (kind_of(x.dtype()) == 0 ? DType::int64 : x.dtype()) : is_floating(x.dtype()) ? x.dtype() : DType::float32; }
+DType beside(const Tensor& x, Scalar b) {
+  return b.is_integer ? (kind_of(x.dtype()) == 0 ? DType::int64 : x.dtype()) : is_floating(x.dtype()) ? x.dtype() : DType::float32;
+}
 
 }  // namespace
 
 const Tensor& add_(const Tensor& x, const Tensor& b, double alpha) {
-  if (alpha == 1) return change("add_", Binary::add, x, b, promote(x, b), [](const Tensor& old, const Tensor& other) { return add(old, other); });
-  if (alpha == -1) return change("sub_", Binary::subtract, x, b, promote(x, b), [](const Tensor& old, const Tensor& other) { return sub(old, other); });
+  if (alpha == 1)
+    return change("add_", Binary::add, x, b, promote(x, b), [](const Tensor& old, const Tensor& other) { return add(old, other); });
+  if (alpha == -1)
+    return change("sub_", Binary::subtract, x, b, promote(x, b), [](const Tensor& old, const Tensor& other) { return sub(old, other); });
   return addcmul_(x, b, scalar(1, {x.dtype(), x.device()}), alpha);
 }
-const Tensor& add_(const Tensor& x, Scalar b) { return change("add_", Unary::add_scalar, {b.value, 0}, x, beside(x, b), [b](const Tensor& old) { return add(old, b); }); }
+const Tensor& add_(const Tensor& x, Scalar b) {
+  return change("add_", Unary::add_scalar, {b.value, 0}, x, beside(x, b), [b](const Tensor& old) { return add(old, b); });
+}
 const Tensor& sub_(const Tensor& x, const Tensor& b, double alpha) { return add_(x, b, -alpha); }
-const Tensor& sub_(const Tensor& x, Scalar b) { return change("sub_", Unary::add_scalar, {-b.value, 0}, x, beside(x, b), [b](const Tensor& old) { return sub(old, b); }); }
-const Tensor& mul_(const Tensor& x, const Tensor& b) { return change("mul_", Binary::multiply, x, b, promote(x, b), [](const Tensor& old, const Tensor& other) { return mul(old, other); }); }
-const Tensor& mul_(const Tensor& x, Scalar b) { return change("mul_", Unary::mul_scalar, {b.value, 0}, x, beside(x, b), [b](const Tensor& old) { return mul(old, b); }); }
+const Tensor& sub_(const Tensor& x, Scalar b) {
+  return change("sub_", Unary::add_scalar, {-b.value, 0}, x, beside(x, b), [b](const Tensor& old) { return sub(old, b); });
+}
+const Tensor& mul_(const Tensor& x, const Tensor& b) {
+  return change("mul_", Binary::multiply, x, b, promote(x, b), [](const Tensor& old, const Tensor& other) { return mul(old, other); });
+}
+const Tensor& mul_(const Tensor& x, Scalar b) {
+  return change("mul_", Unary::mul_scalar, {b.value, 0}, x, beside(x, b), [b](const Tensor& old) { return mul(old, b); });
+}
 
 const Tensor& div_(const Tensor& x, const Tensor& b) {
   const DType common = promote(x, b);
-  return change("div_", Binary::divide, x, b, is_floating(common) ? common : DType::float32, [](const Tensor& old, const Tensor& other) { return div(old, other); });
+  return change("div_", Binary::divide, x, b, is_floating(common) ? common : DType::float32,
+                [](const Tensor& old, const Tensor& other) { return div(old, other); });
 }
-const Tensor& div_(const Tensor& x, Scalar b) { return div_(x, scalar(b.value, {is_floating(x.dtype()) ? x.dtype() : DType::float32, x.device()})); }
+const Tensor& div_(const Tensor& x, Scalar b) {
+  return div_(x, scalar(b.value, {is_floating(x.dtype()) ? x.dtype() : DType::float32, x.device()}));
+}
 
 const Tensor& addcmul_(const Tensor& x, const Tensor& a, const Tensor& b, double value) {
   check_target("addcmul_", x, promote(promote(x, a), b.dtype()));
   const Tensor u = operand("addcmul_", x, a), v = operand("addcmul_", x, b);
   const auto write = [&] {
-    table_of(x).ternary(queue_of(x), Ternary::add_product, {value, 0}, x.view(), detail::broadcast_view(u, x.shape()), detail::broadcast_view(v, x.shape()), x.mutable_view());
+    table_of(x).ternary(queue_of(x), Ternary::add_product, {value, 0}, x.view(), detail::broadcast_view(u, x.shape()),
+                        detail::broadcast_view(v, x.shape()), x.mutable_view());
   };
   change_in_place("addcmul_", x, {a, b}, write, [&] {
     const Tensor old = clone(x);
@@ -92,7 +115,9 @@ const Tensor& addcmul_(const Tensor& x, const Tensor& a, const Tensor& b, double
   return x;
 }
 
-const Tensor& clamp_(const Tensor& x, double low, double high) { return change("clamp_", Unary::clamp, {low, high}, x, x.dtype(), [=](const Tensor& old) { return clamp(old, low, high); }); }
+const Tensor& clamp_(const Tensor& x, double low, double high) {
+  return change("clamp_", Unary::clamp, {low, high}, x, x.dtype(), [=](const Tensor& old) { return clamp(old, low, high); });
+}
 const Tensor& relu_(const Tensor& x) { return change("relu_", Unary::relu, {}, x, x.dtype(), [](const Tensor& old) { return relu(old); }); }
 
 const Tensor& fill_(const Tensor& x, double value) {

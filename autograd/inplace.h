@@ -1,7 +1,7 @@
 // Changing a tensor where it lies. Each returns x. The new value keeps x's shape and dtype; the other operand is broadcast to it.
 //
-// While operations are recorded, a change of something that requires a gradient is recorded too, where that is possible: not of a leaf (use NoGrad to update
-// parameters), and not of memory that several tensors share. A backward pass that had saved the old value says so.
+// While operations are recorded, a change of something that requires a gradient is recorded too, where that is possible: not of a leaf (use
+// NoGrad to update parameters), and not of memory that several tensors share. A backward pass that had saved the old value says so.
 #pragma once
 
 #include <fovea/autograd/elementwise.h>

@@ -9,7 +9,8 @@ namespace {
 
 void check_probability(const char* op, const Tensor& x, double p) {
   check<ValueError>(p >= 0 && p <= 1, op, ": p must be in [0, 1], got ", p);
-  check<DTypeError>(is_floating(x.dtype()), op, ": takes a floating-point tensor, got ", x.dtype(), "; convert it with to(x, DType::float32)");
+  check<DTypeError>(is_floating(x.dtype()), op, ": takes a floating-point tensor, got ", x.dtype(),
+                    "; convert it with to(x, DType::float32)");
 }
 
 // Linear in x: its gradient is the same mask on g.

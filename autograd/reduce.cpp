@@ -56,7 +56,8 @@ Tensor restored(const Tensor& y, const Plan& plan) { return expand(reshape(y, pl
 DType sum_dtype(const Tensor& x) { return is_floating(x.dtype()) ? x.dtype() : DType::int64; }
 
 void check_real(const char* op, const Tensor& x) {
-  check<DTypeError>(is_floating(x.dtype()), op, ": takes a floating-point tensor, got ", x.dtype(), "; convert it with to(x, DType::float32)");
+  check<DTypeError>(is_floating(x.dtype()), op, ": takes a floating-point tensor, got ", x.dtype(),
+                    "; convert it with to(x, DType::float32)");
 }
 
 void check_not_empty(const char* op, const Plan& plan) {
@@ -89,12 +90,13 @@ Extremes extremes(const char* op, Reduce reduce, ArgReduce arg_reduce, const Ten
   const Plan plan(op, x, axis);
   const Tensor indices = arg_extreme(op, arg_reduce, x, axis, true);
   const int at = wrap_axis(axis, x.rank(), op);
-  const Tensor values = record(op, reduced(reduce, x, plan, keepdims, x.dtype()), {x}, saving(indices), [plan, at](const Saved& s, const Tensor& g) {
-    Shape line = Shape::filled(plan.full.rank(), 1);
-    line[at] = plan.full[at];
-    const Tensor positions = reshape(arange(plan.full[at], {DType::int64, g.device()}), line);
-    return grads(where(eq(positions, s[0]), reshape(g, plan.kept), 0));
-  });
+  const Tensor values =
+      record(op, reduced(reduce, x, plan, keepdims, x.dtype()), {x}, saving(indices), [plan, at](const Saved& s, const Tensor& g) {
+        Shape line = Shape::filled(plan.full.rank(), 1);
+        line[at] = plan.full[at];
+        const Tensor positions = reshape(arange(plan.full[at], {DType::int64, g.device()}), line);
+        return grads(where(eq(positions, s[0]), reshape(g, plan.kept), 0));
+      });
   return {values, keepdims ? indices : reshape(indices, plan.result(false))};
 }
 
@@ -117,14 +119,16 @@ Tensor product_along(const Tensor& x, int axis) {
 Tensor cumsum_along(const Tensor& x, int axis, bool is_reversed) {
   Tensor y = empty_like(x, sum_dtype(x));
   table_of(x).cumsum(queue_of(x), axis, is_reversed, x.view(), y.mutable_view());
-  return record("cumsum", y, {x}, saving(), [axis, is_reversed](const Saved&, const Tensor& g) { return grads(cumsum_along(g, axis, !is_reversed)); });
+  return record("cumsum", y, {x}, saving(),
+                [axis, is_reversed](const Saved&, const Tensor& g) { return grads(cumsum_along(g, axis, !is_reversed)); });
 }
 
 }  // namespace
 
 Tensor sum(const Tensor& x, const Axes& axes, bool keepdims) {
   const Plan plan("sum", x, axes);
-  return record("sum", reduced(Reduce::sum, x, plan, keepdims, sum_dtype(x)), {x}, saving(), [plan](const Saved&, const Tensor& g) { return grads(restored(g, plan)); });
+  return record("sum", reduced(Reduce::sum, x, plan, keepdims, sum_dtype(x)), {x}, saving(),
+                [plan](const Saved&, const Tensor& g) { return grads(restored(g, plan)); });
 }
 
 Tensor mean(const Tensor& x, const Axes& axes, bool keepdims) {
@@ -194,8 +198,12 @@ Tensor logsumexp(const Tensor& x, const Axes& axes, bool keepdims) {
   });
 }
 
-Tensor any(const Tensor& x, const Axes& axes, bool keepdims) { return reduced(Reduce::any, x, Plan("any", x, axes), keepdims, DType::boolean); }
-Tensor all(const Tensor& x, const Axes& axes, bool keepdims) { return reduced(Reduce::all, x, Plan("all", x, axes), keepdims, DType::boolean); }
+Tensor any(const Tensor& x, const Axes& axes, bool keepdims) {
+  return reduced(Reduce::any, x, Plan("any", x, axes), keepdims, DType::boolean);
+}
+Tensor all(const Tensor& x, const Axes& axes, bool keepdims) {
+  return reduced(Reduce::all, x, Plan("all", x, axes), keepdims, DType::boolean);
+}
 
 Tensor cumsum(const Tensor& x, int64_t axis) {
   if (x.rank() == 0) return reshape(cumsum(reshape(x, {1}), axis), {});

@@ -1,6 +1,7 @@
 // Reductions: what is left of a tensor when axes of it are summed, multiplied, searched ... away.
 //
-// Axes may be counted from the back. No axes means all of them. keepdims leaves the reduced axes in place with size 1. Sums of integers and bool are int64.
+// Axes may be counted from the back. No axes means all of them. keepdims leaves the reduced axes in place with size 1. Sums of integers and
+// bool are int64.
 #pragma once
 
 #include <initializer_list>

@@ -1,4 +1,5 @@
-// Elementary functions against the standard library in a wider type: error in units of the last place over their whole range, and special values.
+// Elementary functions against the standard library in a wider type: error in units of the last place over their whole range, and special
+// values.
 #include <doctest/doctest.h>
 
 #include <cmath>
@@ -127,8 +128,22 @@ TEST_CASE("negative tails that cancel are right to the last place of 1") {
 
 TEST_CASE_TEMPLATE("special values are those of the standard library", T, float, double) {
   const T inf = std::numeric_limits<T>::infinity(), nan = std::numeric_limits<T>::quiet_NaN(), tiny = std::numeric_limits<T>::denorm_min();
-  const std::vector<T> x = {0, static_cast<T>(-0.0), 1, -1, inf, -inf, nan, tiny, -tiny, std::numeric_limits<T>::max(), std::numeric_limits<T>::lowest(),
-                            static_cast<T>(0.5), static_cast<T>(-0.5), static_cast<T>(1.5), static_cast<T>(2.5), static_cast<T>(-2)};
+  const std::vector<T> x = {0,
+                            static_cast<T>(-0.0),
+                            1,
+                            -1,
+                            inf,
+                            -inf,
+                            nan,
+                            tiny,
+                            -tiny,
+                            std::numeric_limits<T>::max(),
+                            std::numeric_limits<T>::lowest(),
+                            static_cast<T>(0.5),
+                            static_cast<T>(-0.5),
+                            static_cast<T>(1.5),
+                            static_cast<T>(2.5),
+                            static_cast<T>(-2)};
   struct Special {
     const char* name;
     Unary op;

@@ -104,7 +104,8 @@ TEST_CASE("functions of two tensors: gradients with broadcasting") {
       {"addcmul", [](V x) { return addcmul(x[0], x[1], x[0], 0.5); }, 0.5, 2},
       {"addcdiv", [](V x) { return addcdiv(x[0], x[0], x[1], 0.5); }, 0.5, 2},
   };
-  const std::pair<Shape, Shape> shapes[] = {{{3, 4}, {3, 4}}, {{3, 4}, {4}}, {{3, 1}, {1, 4}}, {{2, 3, 2}, {3, 1}}, {{2, 3}, {}}, {{}, {}}, {{0, 3}, {1, 3}}, {{1}, {3}}};
+  const std::pair<Shape, Shape> shapes[] = {{{3, 4}, {3, 4}}, {{3, 4}, {4}}, {{3, 1}, {1, 4}}, {{2, 3, 2}, {3, 1}},
+                                            {{2, 3}, {}},     {{}, {}},      {{0, 3}, {1, 3}}, {{1}, {3}}};
   for (const Case& c : cases) {
     for (const auto& [a, b] : shapes) {
       CAPTURE(c.name);

@@ -128,8 +128,10 @@ TEST_CASE("ternary and unary: every layout") {
 }
 
 TEST_CASE("copy: every layout and every pair of dtypes") {
-  for (DType from : {DType::float32, DType::float64, DType::float16, DType::bfloat16, DType::int32, DType::int64, DType::uint8, DType::boolean}) {
-    for (DType to : {DType::float32, DType::float64, DType::float16, DType::bfloat16, DType::int32, DType::int64, DType::uint8, DType::boolean}) {
+  for (DType from :
+       {DType::float32, DType::float64, DType::float16, DType::bfloat16, DType::int32, DType::int64, DType::uint8, DType::boolean}) {
+    for (DType to :
+         {DType::float32, DType::float64, DType::float16, DType::bfloat16, DType::int32, DType::int64, DType::uint8, DType::boolean}) {
       CAPTURE(name_of(from));
       CAPTURE(name_of(to));
       const Tensor source = ramp(200);
@@ -138,7 +140,8 @@ TEST_CASE("copy: every layout and every pair of dtypes") {
       const ConstView xv = restrided(x, {19, 10}, {1, 19});
       const View yv = y.mutable_view(), yt = restrided(y, {19, 10}, {10, 1});
       cpu().copy(nullptr, x.view(), yv);
-      for (int64_t i = 0; i < 200; ++i) CHECK(at(yv, {i}) == (to == DType::boolean || from == DType::boolean ? 1.0 : static_cast<double>(i + 1)));
+      for (int64_t i = 0; i < 200; ++i)
+        CHECK(at(yv, {i}) == (to == DType::boolean || from == DType::boolean ? 1.0 : static_cast<double>(i + 1)));
       cpu().copy(nullptr, xv, yt);
       for_each_index({19, 10}, [&](const Shape& i) { CHECK(at(yt, i) == (to == DType::boolean ? 1.0 : at(xv, i))); });
     }
@@ -165,7 +168,8 @@ TEST_CASE("copy: transposes of many sizes, several matrices") {
 }
 
 TEST_CASE("fill and arange: any strides and dtypes") {
-  for (DType dtype : {DType::float32, DType::float64, DType::float16, DType::bfloat16, DType::int32, DType::int64, DType::uint8, DType::boolean}) {
+  for (DType dtype :
+       {DType::float32, DType::float64, DType::float16, DType::bfloat16, DType::int32, DType::int64, DType::uint8, DType::boolean}) {
     Tensor y = full({10, 10}, 0, dtype);
     cpu().fill(nullptr, 1, restrided(y, {10}, {11}));
     const std::vector<double> values = y.to_vector<double>();
@@ -173,7 +177,8 @@ TEST_CASE("fill and arange: any strides and dtypes") {
   }
   Tensor y = full({20}, -1, DType::float64);
   cpu().arange(nullptr, 5, -0.5, restrided(y, {10}, {2}));
-  for (int64_t i = 0; i < 20; ++i) CHECK(y.to_vector<double>()[static_cast<size_t>(i)] == (i % 2 == 0 ? 5 - 0.25 * static_cast<double>(i) : -1.0));
+  for (int64_t i = 0; i < 20; ++i)
+    CHECK(y.to_vector<double>()[static_cast<size_t>(i)] == (i % 2 == 0 ? 5 - 0.25 * static_cast<double>(i) : -1.0));
 }
 
 TEST_CASE("empty tensors are left alone") {
@@ -220,7 +225,8 @@ TEST_CASE("large transposes, aligned and not") {
       const std::vector<double> values = y.to_vector<double>();
       int64_t wrong = 0;
       for (int64_t r = 0; r < rows; ++r)
-        for (int64_t c = 0; c < columns; ++c) wrong += values[static_cast<size_t>(r * columns + c + offset)] != static_cast<double>(c * rows + r + 1);
+        for (int64_t c = 0; c < columns; ++c)
+          wrong += values[static_cast<size_t>(r * columns + c + offset)] != static_cast<double>(c * rows + r + 1);
       CHECK(wrong == 0);
       CHECK(values[offset == 0 ? values.size() - 1 : 0] == -1);
     }

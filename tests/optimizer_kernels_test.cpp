@@ -32,11 +32,16 @@ using Step = std::function<void(const State&, int64_t step)>;
 template <class T>
 void check_steps(const Step& step, const std::vector<double>& want, int64_t copies, double tolerance) {
   const std::vector<double> slope = {0.1, -0.2, 0.3, 1.0};
-  State s{repeated<T>({1, -2, 3, 0.5}, copies), {}, zeros({4 * copies}, dtype_of<T>), zeros({4 * copies}, dtype_of<T>), zeros({4 * copies}, dtype_of<T>)};
+  State s{repeated<T>({1, -2, 3, 0.5}, copies),
+          {},
+          zeros({4 * copies}, dtype_of<T>),
+          zeros({4 * copies}, dtype_of<T>),
+          zeros({4 * copies}, dtype_of<T>)};
   for (int64_t k = 1; k <= 3; ++k) {
     std::vector<T> gradient;
     const std::vector<T> p = s.parameter.to_vector<T>();
-    for (size_t i = 0; i < p.size(); ++i) gradient.push_back(static_cast<T>(slope[i % 4] * static_cast<double>(k)) - static_cast<T>(0.05) * p[i] * p[i]);
+    for (size_t i = 0; i < p.size(); ++i)
+      gradient.push_back(static_cast<T>(slope[i % 4] * static_cast<double>(k)) - static_cast<T>(0.05) * p[i] * p[i]);
     s.gradient = from_vector(gradient);
     step(s, k);
   }
@@ -48,18 +53,20 @@ void check_steps(const Step& step, const std::vector<double>& want, int64_t copi
 
 Step sgd(double momentum, double dampening, double weight_decay, bool nesterov) {
   return [=](const State& s, int64_t step) {
-    cpu().sgd(nullptr, {0.1, momentum, dampening, weight_decay, nesterov, step == 1}, s.parameter.mutable_view(), s.gradient.view(), s.a.mutable_view());
+    cpu().sgd(nullptr, {0.1, momentum, dampening, weight_decay, nesterov, step == 1}, s.parameter.mutable_view(), s.gradient.view(),
+              s.a.mutable_view());
   };
 }
 Step adam(double beta1, double beta2, double weight_decay, bool is_decoupled) {
   return [=](const State& s, int64_t step) {
-    cpu().adam(nullptr, {0.1, beta1, beta2, 1e-8, weight_decay, is_decoupled, step}, s.parameter.mutable_view(), s.gradient.view(), s.a.mutable_view(), s.b.mutable_view());
+    cpu().adam(nullptr, {0.1, beta1, beta2, 1e-8, weight_decay, is_decoupled, step}, s.parameter.mutable_view(), s.gradient.view(),
+               s.a.mutable_view(), s.b.mutable_view());
   };
 }
 Step rmsprop(double momentum, bool is_centered, double weight_decay) {
   return [=](const State& s, int64_t) {
-    cpu().rmsprop(nullptr, {0.1, 0.99, 1e-8, weight_decay, momentum, is_centered}, s.parameter.mutable_view(), s.gradient.view(), s.a.mutable_view(),
-                  momentum > 0 ? s.b.mutable_view() : View(), is_centered ? s.c.mutable_view() : View());
+    cpu().rmsprop(nullptr, {0.1, 0.99, 1e-8, weight_decay, momentum, is_centered}, s.parameter.mutable_view(), s.gradient.view(),
+                  s.a.mutable_view(), momentum > 0 ? s.b.mutable_view() : View(), is_centered ? s.c.mutable_view() : View());
   };
 }
 void adagrad(const State& s, int64_t step) {
@@ -76,12 +83,16 @@ TEST_CASE("three steps are torch.optim's, in vectors, rests and several pieces")
   };
   const Case cases[] = {
       {"sgd", sgd(0, 0, 0, false), {0.95475163623743753, -1.8227269488636799, 2.9554646597675691, -0.097740861056589523}},
-      {"sgd momentum dampening decay", sgd(0.9, 0.2, 0.01, false), {0.93836599449985691, -1.7297631618016938, 2.9674917079416976, -0.31238536479882767}},
+      {"sgd momentum dampening decay",
+       sgd(0.9, 0.2, 0.01, false),
+       {0.93836599449985691, -1.7297631618016938, 2.9674917079416976, -0.31238536479882767}},
       {"sgd nesterov", sgd(0.9, 0, 0, true), {0.89361335143342924, -1.5597664850288411, 2.9285504468410131, -0.95007465813202407}},
       {"adam", adam(0.9, 0.999, 0.01, false), {0.71488608469847947, -1.7014597410991288, 3.0197761897932232, 0.20779481539133296}},
       {"adamw", adam(0.8, 0.95, 0.05, true), {0.69933201084489061, -1.67134413147553, 2.9886068852409351, 0.19855249839237504}},
       {"rmsprop", rmsprop(0, false, 0), {-1.7471864115719131, 0.45934901869224398, 5.5147234657553383, -2.1925882266291534}},
-      {"rmsprop centered momentum", rmsprop(0.9, true, 0.01), {-4.0167554576573679, 2.8591984097742418, 8.2362916360658112, -4.7258984028194897}},
+      {"rmsprop centered momentum",
+       rmsprop(0.9, true, 0.01),
+       {-4.0167554576573679, 2.8591984097742418, 8.2362916360658112, -4.7258984028194897}},
       {"adagrad", adagrad, {0.74450246005673448, -1.764601197350915, 2.9517662544641592, 0.25172467336088317}},
   };
   for (const Case& c : cases) {

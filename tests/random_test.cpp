@@ -65,7 +65,8 @@ TEST_CASE("the same seed gives the same numbers, for any number of threads; anot
 
 TEST_CASE("a longer draw begins with the shorter one") {
   Generator g(3), h(3);
-  const std::vector<float> shorter = randn({777}, DType::float32, g).to_vector<float>(), longer = randn({5000}, DType::float32, h).to_vector<float>();
+  const std::vector<float> shorter = randn({777}, DType::float32, g).to_vector<float>(),
+                           longer = randn({5000}, DType::float32, h).to_vector<float>();
   CHECK(std::equal(shorter.begin(), shorter.end(), longer.begin()));
 }
 
@@ -90,7 +91,8 @@ TEST_CASE("moments and bounds of the distributions") {
   manual_seed(12);
   CHECK(mean_of(bernoulli(0.3, {n})) == doctest::Approx(0.3).epsilon(0.01));
   const Tensor dice = randint(1, 7, {n}, DType::int64, g);
-  for (int face = 1; face <= 6; ++face) CHECK(static_cast<double>(sum(eq(dice, face)).item<int64_t>()) == doctest::Approx(n / 6.0).epsilon(0.02));
+  for (int face = 1; face <= 6; ++face)
+    CHECK(static_cast<double>(sum(eq(dice, face)).item<int64_t>()) == doctest::Approx(n / 6.0).epsilon(0.02));
   CHECK(amin(dice).item() == 1);
   CHECK(amax(dice).item() == 6);
   const Tensor large = randint(-(int64_t{1} << 52), int64_t{1} << 52, {n}, DType::int64, g);
@@ -115,7 +117,8 @@ TEST_CASE("dropout: keeps 1 - p of the elements, scaled; the gradient has the sa
     Tensor x = ones({100001}, dtype).set_requires_grad();
     const Tensor y = dropout(x, 0.25, g);
     CHECK(mean_of(gt(y, 0)) == doctest::Approx(0.75).epsilon(0.01));
-    const double kept = dtype == DType::bfloat16 ? 1.3359375 : static_cast<double>(dtype == DType::float32 ? static_cast<double>(4.0f / 3) : 4.0 / 3);
+    const double kept =
+        dtype == DType::bfloat16 ? 1.3359375 : static_cast<double>(dtype == DType::float32 ? static_cast<double>(4.0f / 3) : 4.0 / 3);
     CHECK(amax(y).item() == doctest::Approx(kept));
     CHECK(grad({y}, {x}, {ones_like(y)})[0].to_vector<double>() == y.to_vector<double>());
   }

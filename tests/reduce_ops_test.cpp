@@ -23,7 +23,8 @@ using Values = std::vector<double>;
 Tensor sample(const Shape& shape) {
   std::vector<double> values;
   const int64_t n = shape.numel();
-  for (int64_t i = 0; i < n; ++i) values.push_back(0.3 + 1.7 * static_cast<double>((i * 37 + 11) % 101) / 101 + 1e-3 * static_cast<double>(i));
+  for (int64_t i = 0; i < n; ++i)
+    values.push_back(0.3 + 1.7 * static_cast<double>((i * 37 + 11) % 101) / 101 + 1e-3 * static_cast<double>(i));
   return from_vector(values, shape).set_requires_grad();
 }
 

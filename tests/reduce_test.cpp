@@ -97,20 +97,24 @@ int64_t wrong_outputs(Reduce op, const ConstView& x, DType result, double tolera
     const std::vector<double> got = y.to_vector<double>();
     for (size_t i = 0; i < groups.size(); ++i) {
       const double want = reference(op, groups[i]);
-      double magnitude = 0;                                    // sums of both signs cancel: their error is measured against the sum of magnitudes
+      double magnitude = 0;  // sums of both signs cancel: their error is measured against the sum of magnitudes
       for (double v : groups[i]) magnitude += std::abs(v);
       const bool is_close = std::abs(got[i] - want) <= tolerance * std::max({1.0, std::abs(want), 0.1 * magnitude}) || got[i] == want;
-      if (!is_close && wrong++ == 0) MESSAGE("op " << static_cast<int>(op) << " axes mask " << mask << ": got " << got[i] << ", want " << want);
+      if (!is_close && wrong++ == 0)
+        MESSAGE("op " << static_cast<int>(op) << " axes mask " << mask << ": got " << got[i] << ", want " << want);
     }
   }
   return wrong;
 }
 
-const Reduce all_ops[] = {Reduce::sum, Reduce::mean, Reduce::product, Reduce::max, Reduce::min, Reduce::sum_squares, Reduce::logsumexp, Reduce::any, Reduce::all};
+const Reduce all_ops[] = {Reduce::sum,         Reduce::mean,      Reduce::product, Reduce::max, Reduce::min,
+                          Reduce::sum_squares, Reduce::logsumexp, Reduce::any,     Reduce::all};
 
 DType result_dtype(Reduce op, DType dtype) {
   if (op == Reduce::any || op == Reduce::all) return DType::boolean;
-  return is_floating(dtype) ? (dtype == DType::float64 ? DType::float64 : DType::float32) : op == Reduce::mean ? DType::float64 : DType::int64;
+  return is_floating(dtype)   ? (dtype == DType::float64 ? DType::float64 : DType::float32)
+         : op == Reduce::mean ? DType::float64
+                              : DType::int64;
 }
 
 }  // namespace
@@ -118,8 +122,18 @@ DType result_dtype(Reduce op, DType dtype) {
 TEST_CASE("reduce: every operation over every set of axes, in several layouts and dtypes") {
   struct Layout { Shape shape; Strides strides; };
   const Layout layouts[] = {
-      {{}, {}}, {{1}, {1}}, {{37}, {1}}, {{5, 7}, {7, 1}}, {{5, 70}, {70, 1}}, {{70, 5}, {1, 70}}, {{4, 5, 6}, {30, 6, 1}}, {{4, 5, 6}, {1, 4, 20}},
-      {{3, 4, 20}, {160, 40, 2}}, {{3, 0, 2}, {0, 2, 1}}, {{2, 3, 4, 5}, {1, 2, 0, 6}}, {{9, 1, 17}, {17, 17, 1}},
+      {{}, {}},
+      {{1}, {1}},
+      {{37}, {1}},
+      {{5, 7}, {7, 1}},
+      {{5, 70}, {70, 1}},
+      {{70, 5}, {1, 70}},
+      {{4, 5, 6}, {30, 6, 1}},
+      {{4, 5, 6}, {1, 4, 20}},
+      {{3, 4, 20}, {160, 40, 2}},
+      {{3, 0, 2}, {0, 2, 1}},
+      {{2, 3, 4, 5}, {1, 2, 0, 6}},
+      {{9, 1, 17}, {17, 17, 1}},
   };
   for (DType dtype : {DType::float32, DType::float64, DType::bfloat16, DType::int32, DType::uint8, DType::boolean}) {
     const Tensor source = sample(2000, dtype);
@@ -131,7 +145,8 @@ TEST_CASE("reduce: every operation over every set of axes, in several layouts an
         if (is_empty) continue;                                                // undefined or refused above
         CAPTURE(l.shape);
         CAPTURE(name_of(dtype));
-        CHECK(wrong_outputs(op, restrided(source, l.shape, l.strides), result_dtype(op, dtype), dtype == DType::float64 ? 1e-13 : 2e-6) == 0);
+        CHECK(wrong_outputs(op, restrided(source, l.shape, l.strides), result_dtype(op, dtype), dtype == DType::float64 ? 1e-13 : 2e-6) ==
+              0);
       }
     }
   }

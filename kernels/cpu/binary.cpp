@@ -1,5 +1,6 @@
-// y[i] = f(a[i], b[i]) and y[i] = f(a[i], b[i], c[i]) over contiguous runs; called by elementwise.cpp, which see for layout and determinism.
-// maximum and minimum hand on NaN; remainder has the divisor's sign; comparisons with NaN are false. The *_backward rows are g f'(x), with f of unary.cpp.
+// y[i] = f(a[i], b[i]) and y[i] = f(a[i], b[i], c[i]) over contiguous runs; called by elementwise.cpp, which see for layout and
+// determinism. maximum and minimum hand on NaN; remainder has the divisor's sign; comparisons with NaN are false. The *_backward rows are g
+// f'(x), with f of unary.cpp.
 #include <cmath>
 #include <cstring>
 
@@ -26,7 +27,8 @@ HWY_INLINE void for_vectors(bool streams, const void* a_data, const void* b_data
   int64_t i = 0;
   if (streams && n >= 2 * lanes) {
     hn::StoreU(f(d, hn::LoadU(d, a), hn::LoadU(d, b)), d, y);
-    for (i = vm::elements_to_alignment(y, lanes); i + lanes <= n; i += lanes) hn::Stream(f(d, hn::LoadU(d, a + i), hn::LoadU(d, b + i)), d, y + i);
+    for (i = vm::elements_to_alignment(y, lanes); i + lanes <= n; i += lanes)
+      hn::Stream(f(d, hn::LoadU(d, a + i), hn::LoadU(d, b + i)), d, y + i);
     hwy::FlushStream();
   }
   for (; i + lanes <= n; i += lanes) hn::StoreU(f(d, hn::LoadU(d, a + i), hn::LoadU(d, b + i)), d, y + i);
@@ -134,8 +136,12 @@ void binary_real(Binary op, Scalars s, bool streams, const void* a, const void* 
 }
 
 HWY_INLINE int64_t wrapped_add(int64_t a, int64_t b) { return static_cast<int64_t>(static_cast<uint64_t>(a) + static_cast<uint64_t>(b)); }
-HWY_INLINE int64_t wrapped_subtract(int64_t a, int64_t b) { return static_cast<int64_t>(static_cast<uint64_t>(a) - static_cast<uint64_t>(b)); }
-HWY_INLINE int64_t wrapped_multiply(int64_t a, int64_t b) { return static_cast<int64_t>(static_cast<uint64_t>(a) * static_cast<uint64_t>(b)); }
+HWY_INLINE int64_t wrapped_subtract(int64_t a, int64_t b) {
+  return static_cast<int64_t>(static_cast<uint64_t>(a) - static_cast<uint64_t>(b));
+}
+HWY_INLINE int64_t wrapped_multiply(int64_t a, int64_t b) {
+  return static_cast<int64_t>(static_cast<uint64_t>(a) * static_cast<uint64_t>(b));
+}
 
 int64_t integer_power(int64_t x, int64_t exponent) {
   if (exponent < 0) return x == 1 ? 1 : x == -1 ? (exponent % 2 == 0 ? 1 : -1) : 0;
@@ -240,7 +246,8 @@ void ternary_real(Ternary op, Scalars s, bool streams, const void* a, const void
 
 void ternary_int64(Ternary op, Scalars s, bool, const void* a, const void* b, const void* c, void* y, int64_t n) {
   if (op == Ternary::where) return where<int64_t>(a, b, c, y, n);
-  check<DTypeError>(op == Ternary::add_product, "this elementwise operation takes floating-point tensors, got integers; convert with to(x, DType::float32)");
+  check<DTypeError>(op == Ternary::add_product,
+                    "this elementwise operation takes floating-point tensors, got integers; convert with to(x, DType::float32)");
   const int64_t alpha = static_cast<int64_t>(s.alpha);
   const int64_t* u = static_cast<const int64_t*>(a);
   const int64_t* v = static_cast<const int64_t*>(b);

@@ -20,12 +20,13 @@ int64_t float16_to_float32(const uint16_t* x, float* y, int64_t n) {
   const hn::Rebind<hwy::float16_t, decltype(d)> half;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
   int64_t i = 0;
-  for (; i + lanes <= n; i += lanes) hn::StoreU(hn::PromoteTo(d, hn::LoadU(half, reinterpret_cast<const hwy::float16_t*>(x + i))), d, y + i);
+  for (; i + lanes <= n; i += lanes)
+    hn::StoreU(hn::PromoteTo(d, hn::LoadU(half, reinterpret_cast<const hwy::float16_t*>(x + i))), d, y + i);
   return i;
 }
 
 int64_t float32_to_float16(const float* x, uint16_t* y, int64_t n) {
-#if HWY_TARGET <= HWY_AVX2                                   // F16C rounds to nearest even; Highway's emulation for older processors does not
+#if HWY_TARGET <= HWY_AVX2  // F16C rounds to nearest even; Highway's emulation for older processors does not
   const hn::ScalableTag<float> d;
   const hn::Rebind<hwy::float16_t, decltype(d)> half;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
@@ -79,7 +80,8 @@ inline To convert_value(From x) {
   } else if constexpr (std::is_same_v<To, bool>) {
     return x != From(0);
   } else if constexpr (is_real<From> && std::is_integral_v<To>) {
-    // A cast that does not fit is undefined in C++: whatever does not fit into 64 bits becomes the smallest integer, as x86 does, then wraps.
+    // A cast that does not fit is undefined in C++: whatever does not fit into 64 bits becomes the smallest integer, as x86 does, then
+    // wraps.
     const bool fits = x >= From(-0x1p63) && x < From(0x1p63);
     return static_cast<To>(fits ? static_cast<int64_t>(x) : std::numeric_limits<int64_t>::min());
   } else {

@@ -5,7 +5,8 @@
 
 namespace fovea::kernels {
 
-// y[i] = x[i] for i in [0, n); strides in bytes (any sign, zero repeats one element). Floating to integer truncates; anything to bool is x != 0 (NaN is true).
+// y[i] = x[i] for i in [0, n); strides in bytes (any sign, zero repeats one element). Floating to integer truncates; anything to bool is x
+// != 0 (NaN is true).
 using ConvertRun = void (*)(const void* x, int64_t x_stride, void* y, int64_t y_stride, int64_t n);
 
 ConvertRun convert_run(DType from, DType to);

@@ -14,9 +14,11 @@ namespace fovea::kernels {
 namespace {
 
 constexpr int64_t grain_bytes = 1 << 18;       // a piece of work for one thread
-constexpr int64_t stream_bytes = 8 << 20;      // a transpose as large as this writes past the caches: four times faster, as no line is read to be overwritten
+constexpr int64_t stream_bytes =
+    8 << 20;  // a transpose as large as this writes past the caches: four times faster, as no line is read to be overwritten
 
-// The axis, other than the innermost one, along which x lies contiguously while y does so along the innermost; -1 if the copy is no transpose.
+// The axis, other than the innermost one, along which x lies contiguously while y does so along the innermost; -1 if the copy is no
+// transpose.
 int transposed_axis(const StridedLoop<2>& loop, int64_t x_bytes, int64_t y_bytes) {
   if (loop.inner_stride(0) != y_bytes || std::abs(loop.inner_stride(1)) <= x_bytes || loop.inner() < 4) return -1;
   for (int i = 0; i < loop.rank - 1; ++i)
@@ -60,7 +62,8 @@ void copy(Queue, const ConstView& x, const View& y) {
   const int axis = x.dtype == y.dtype ? transposed_axis(loop, x_bytes, y_bytes) : -1;
   if (axis >= 0) return copy_transposed(loop, axis, x_bytes);
   parallel_for(loop.total, grain_bytes / y_bytes, [&](int64_t begin, int64_t end) {
-    for_each_run(loop, begin, end, [&](const std::array<char*, 2>& p, int64_t run) { convert(p[1], loop.inner_stride(1), p[0], loop.inner_stride(0), run); });
+    for_each_run(loop, begin, end,
+                 [&](const std::array<char*, 2>& p, int64_t run) { convert(p[1], loop.inner_stride(1), p[0], loop.inner_stride(0), run); });
   });
 }
 
@@ -76,7 +79,8 @@ void fill(Queue, double value, const View& y) {
   loop.set(0, y);
   loop.collapse(y.shape);
   parallel_for(n, grain_bytes / bytes, [&](int64_t begin, int64_t end) {
-    for_each_run(loop, begin, end, [&](const std::array<char*, 1>& p, int64_t run) { convert(&element, 0, p[0], loop.inner_stride(0), run); });
+    for_each_run(loop, begin, end,
+                 [&](const std::array<char*, 1>& p, int64_t run) { convert(&element, 0, p[0], loop.inner_stride(0), run); });
   });
 }
 

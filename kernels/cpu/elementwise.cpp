@@ -1,10 +1,12 @@
 // unary, binary, ternary: y = f(x, ...), element by element; the formulas stand in unary.cpp and binary.cpp.
-// Layout: any strides; operands already broadcast to y's shape. Overwrites y, which may be an operand itself. Computed in float32 (for float16 and bfloat16 too),
-// float64 or int64. Operands of another dtype than the one computed in are converted on the way. Deterministic. Floor: one read of each operand, one write.
+// Layout: any strides; operands already broadcast to y's shape. Overwrites y, which may be an operand itself. Computed in float32 (for
+// float16 and bfloat16 too), float64 or int64. Operands of another dtype than the one computed in are converted on the way. Deterministic.
+// Floor: one read of each operand, one write.
 //
 // Note [Blocks]
-// The arithmetic only exists for contiguous runs. Where an operand is not contiguous, repeats (broadcast) or has another dtype, pieces of at most
-// `block` elements are gathered into a buffer in the first-level cache, computed on, and scattered. A repeated scalar is gathered once.
+// The arithmetic only exists for contiguous runs. Where an operand is not contiguous, repeats (broadcast) or has another dtype, pieces of
+// at most `block` elements are gathered into a buffer in the first-level cache, computed on, and scattered. A repeated scalar is gathered
+// once.
 #include <fovea/kernels/table.h>
 
 #include <fovea/kernels/cpu/convert.h>
@@ -28,8 +30,12 @@ struct Operand {
 
   Operand() = default;
   Operand(DType stored, DType computed, bool is_flat)
-      : to_buffer(convert_run(stored, computed)), from_buffer(convert_run(computed, stored)), bytes(size_of(stored)), buffer_bytes(size_of(computed)),
-        is_flat(is_flat), has_same_type(stored == computed) {}
+      : to_buffer(convert_run(stored, computed)),
+        from_buffer(convert_run(computed, stored)),
+        bytes(size_of(stored)),
+        buffer_bytes(size_of(computed)),
+        is_flat(is_flat),
+        has_same_type(stored == computed) {}
 };
 
 // What of the loop one thread works on.
@@ -95,7 +101,9 @@ class Piece {
       repeated_[k] = is_repeated ? source : nullptr;
       repeated_count_[k] = n;
     } else {
-      for_rows(k, n, [&](char* source, char* buffer, int64_t count) { o.to_buffer(source, loop_.inner_stride(k), buffer, o.buffer_bytes, count); });
+      for_rows(k, n, [&](char* source, char* buffer, int64_t count) {
+        o.to_buffer(source, loop_.inner_stride(k), buffer, o.buffer_bytes, count);
+      });
     }
     return buffer_[k];
   }
@@ -105,7 +113,9 @@ class Piece {
     if (o.is_flat) {
       o.from_buffer(buffer_[0], o.buffer_bytes, loop_.base[0] + position_ * o.bytes, o.bytes, n);
     } else {
-      for_rows(0, n, [&](char* target, char* buffer, int64_t count) { o.from_buffer(buffer, o.buffer_bytes, target, loop_.inner_stride(0), count); });
+      for_rows(0, n, [&](char* target, char* buffer, int64_t count) {
+        o.from_buffer(buffer, o.buffer_bytes, target, loop_.inner_stride(0), count);
+      });
     }
   }
 
@@ -168,7 +178,8 @@ void unary(Queue, Unary op, Scalars s, const ConstView& x, const View& y) {
   if (n <= grain && is_plain(x, computed, n) && is_plain(y, result, n)) return f(op, s, false, x.data, y.data, n);
   const ConstView out = y;
   const bool streams = is_streamed(y, n, x);
-  for_blocks<2>({&out, &x}, {result, computed}, [=](char* const* p, bool is_final, int64_t count) { f(op, s, streams && is_final, p[1], p[0], count); });
+  for_blocks<2>({&out, &x}, {result, computed},
+                [=](char* const* p, bool is_final, int64_t count) { f(op, s, streams && is_final, p[1], p[0], count); });
 }
 
 void binary(Queue, Binary op, Scalars s, const ConstView& a, const ConstView& b, const View& y) {
@@ -176,7 +187,8 @@ void binary(Queue, Binary op, Scalars s, const ConstView& a, const ConstView& b,
   if (n == 0) return;
   const DType computed = compute_dtype(yields_bool(op) ? a.dtype : y.dtype), result = yields_bool(op) ? DType::boolean : computed;
   const BinaryBlock f = binary_blocks().of(computed);
-  if (n <= grain && is_plain(a, computed, n) && is_plain(b, computed, n) && is_plain(y, result, n)) return f(op, s, false, a.data, b.data, y.data, n);
+  if (n <= grain && is_plain(a, computed, n) && is_plain(b, computed, n) && is_plain(y, result, n))
+    return f(op, s, false, a.data, b.data, y.data, n);
   const ConstView out = y;
   const bool streams = is_streamed(y, n, a, b);
   for_blocks<3>({&out, &a, &b}, {result, computed, computed},

@@ -1,5 +1,5 @@
-// The arithmetic of elementwise kernels over contiguous runs of float32, float64 or int64 (uint8 where a truth value is meant). elementwise.cpp brings every
-// layout and dtype into this form; unary.cpp and binary.cpp do the sums.
+// The arithmetic of elementwise kernels over contiguous runs of float32, float64 or int64 (uint8 where a truth value is meant).
+// elementwise.cpp brings every layout and dtype into this form; unary.cpp and binary.cpp do the sums.
 #pragma once
 
 #include <fovea/kernels/table.h>

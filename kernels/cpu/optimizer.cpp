@@ -93,32 +93,38 @@ HWY_INLINE V squares(D d, V average, V g, double a) {
 
 template <class T>
 void sgd_of(const SgdStep& o, const View& parameter, const ConstView& gradient, const View& momentum_buffer) {
-  for_vectors(memory_of<T>(parameter, gradient, momentum_buffer), parameter.numel(), [&](auto d, auto& p, auto g, auto& buffer, auto&, auto&) HWY_ATTR {
-    g = decayed(d, g, p, o.weight_decay);
-    if (o.momentum != 0) {
-      buffer = o.is_first ? g : hn::MulAdd(g, constant(d, 1 - o.dampening), hn::Mul(buffer, constant(d, o.momentum)));
-      g = o.nesterov ? hn::MulAdd(buffer, constant(d, o.momentum), g) : buffer;
-    }
-    p = hn::MulAdd(g, constant(d, -o.lr), p);
-  });
+  for_vectors(memory_of<T>(parameter, gradient, momentum_buffer), parameter.numel(),
+              [&](auto d, auto& p, auto g, auto& buffer, auto&, auto&) HWY_ATTR {
+                g = decayed(d, g, p, o.weight_decay);
+                if (o.momentum != 0) {
+                  buffer = o.is_first ? g : hn::MulAdd(g, constant(d, 1 - o.dampening), hn::Mul(buffer, constant(d, o.momentum)));
+                  g = o.nesterov ? hn::MulAdd(buffer, constant(d, o.momentum), g) : buffer;
+                }
+                p = hn::MulAdd(g, constant(d, -o.lr), p);
+              });
 }
 
 template <class T>
 void adam_of(const AdamStep& o, const View& parameter, const ConstView& gradient, const View& exp_avg, const View& exp_avg_sq) {
-  const double correction1 = 1 - std::pow(o.beta1, static_cast<double>(o.step)), correction2 = std::sqrt(1 - std::pow(o.beta2, static_cast<double>(o.step)));
+  const double correction1 = 1 - std::pow(o.beta1, static_cast<double>(o.step)),
+               correction2 = std::sqrt(1 - std::pow(o.beta2, static_cast<double>(o.step)));
   const double step_size = o.lr / correction1;
-  for_vectors(memory_of<T>(parameter, gradient, exp_avg, exp_avg_sq), parameter.numel(), [&](auto d, auto& p, auto g, auto& mean, auto& square, auto&) HWY_ATTR {
-    if (o.is_decoupled) p = hn::Mul(p, constant(d, 1 - o.lr * o.weight_decay));
-    else g = decayed(d, g, p, o.weight_decay);
-    mean = lerp(d, mean, g, 1 - o.beta1);
-    square = squares(d, square, g, o.beta2);
-    const auto denominator = hn::Add(hn::Div(hn::Sqrt(square), constant(d, correction2)), constant(d, o.eps));
-    p = hn::Add(p, hn::Div(hn::Mul(constant(d, -step_size), mean), denominator));
-  });
+  for_vectors(memory_of<T>(parameter, gradient, exp_avg, exp_avg_sq), parameter.numel(),
+              [&](auto d, auto& p, auto g, auto& mean, auto& square, auto&) HWY_ATTR {
+                if (o.is_decoupled)
+                  p = hn::Mul(p, constant(d, 1 - o.lr * o.weight_decay));
+                else
+                  g = decayed(d, g, p, o.weight_decay);
+                mean = lerp(d, mean, g, 1 - o.beta1);
+                square = squares(d, square, g, o.beta2);
+                const auto denominator = hn::Add(hn::Div(hn::Sqrt(square), constant(d, correction2)), constant(d, o.eps));
+                p = hn::Add(p, hn::Div(hn::Mul(constant(d, -step_size), mean), denominator));
+              });
 }
 
 template <class T>
-void rmsprop_of(const RmspropStep& o, const View& parameter, const ConstView& gradient, const View& square_avg, const View& momentum_buffer, const View& grad_avg) {
+void rmsprop_of(const RmspropStep& o, const View& parameter, const ConstView& gradient, const View& square_avg, const View& momentum_buffer,
+                const View& grad_avg) {
   const Memory<T> m = memory_of<T>(parameter, gradient, square_avg, momentum_buffer, grad_avg);
   for_vectors(m, parameter.numel(), [&](auto d, auto& p, auto g, auto& square, auto& buffer, auto& mean) HWY_ATTR {
     g = decayed(d, g, p, o.weight_decay);
@@ -154,8 +160,10 @@ void sgd(Queue, const SgdStep& o, const View& parameter, const ConstView& gradie
 void adam(Queue, const AdamStep& o, const View& parameter, const ConstView& gradient, const View& exp_avg, const View& exp_avg_sq) {
   dispatch_real(parameter.dtype, "adam", [&](auto zero) { adam_of<decltype(zero)>(o, parameter, gradient, exp_avg, exp_avg_sq); });
 }
-void rmsprop(Queue, const RmspropStep& o, const View& parameter, const ConstView& gradient, const View& square_avg, const View& momentum_buffer, const View& grad_avg) {
-  dispatch_real(parameter.dtype, "rmsprop", [&](auto zero) { rmsprop_of<decltype(zero)>(o, parameter, gradient, square_avg, momentum_buffer, grad_avg); });
+void rmsprop(Queue, const RmspropStep& o, const View& parameter, const ConstView& gradient, const View& square_avg,
+             const View& momentum_buffer, const View& grad_avg) {
+  dispatch_real(parameter.dtype, "rmsprop",
+                [&](auto zero) { rmsprop_of<decltype(zero)>(o, parameter, gradient, square_avg, momentum_buffer, grad_avg); });
 }
 void adagrad(Queue, const AdagradStep& o, const View& parameter, const ConstView& gradient, const View& sum) {
   dispatch_real(parameter.dtype, "adagrad", [&](auto zero) { adagrad_of<decltype(zero)>(o, parameter, gradient, sum); });

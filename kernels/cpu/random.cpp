@@ -1,9 +1,10 @@
-// random: y[i] drawn from a distribution; dropout: y = x * mask / (1 - p), mask 1 with probability 1 - p (Srivastava et al. 2014, scaled in training).
-// Layout: contiguous, any dtype. Overwrites y. Deterministic: element i depends on (seed, offset, i) alone. Floor: one write (dropout: and one read).
+// random: y[i] drawn from a distribution; dropout: y = x * mask / (1 - p), mask 1 with probability 1 - p (Srivastava et al. 2014, scaled in
+// training). Layout: contiguous, any dtype. Overwrites y. Deterministic: element i depends on (seed, offset, i) alone. Floor: one write
+// (dropout: and one read).
 //
 // Note [Which words make element i]
-// Philox block offset + i / 4 holds four words of 32 bits; element i takes word i % 4. What needs 64 bits (float64 uniform and normal, wide integers)
-// takes two words, so block offset + i / 2. Normal numbers are made in pairs of neighbours by Box and Muller 1958.
+// Philox block offset + i / 4 holds four words of 32 bits; element i takes word i % 4. What needs 64 bits (float64 uniform and normal, wide
+// integers) takes two words, so block offset + i / 2. Normal numbers are made in pairs of neighbours by Box and Muller 1958.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -24,8 +25,8 @@ namespace {
 namespace hn = hwy::HWY_NAMESPACE;
 namespace vm = vector_math;
 
-// Philox::words of blocks first, first + 1, ... (a multiple of sixteen of them). Each lane is a block; the 32-bit words stand in the low halves of 64-bit lanes,
-// where the widening product wants them. What gathers in the high halves is never looked at.
+// Philox::words of blocks first, first + 1, ... (a multiple of sixteen of them). Each lane is a block; the 32-bit words stand in the low
+// halves of 64-bit lanes, where the widening product wants them. What gathers in the high halves is never looked at.
 void philox(uint64_t seed, uint64_t first, int64_t blocks, uint32_t* words) {
 #if HWY_TARGET == HWY_SCALAR
   for (int64_t block = 0; block < blocks; ++block) {

@@ -1,11 +1,12 @@
 // reduce: sum, mean, product, max, min, sum of squares, logsumexp, any, all over any axes.
-// Layout: any strides; y has x's rank with reduced axes of size 1. Overwrites y. float16, bfloat16 and float32 are added in float32 within blocks of `row_block`
-// elements (or `flush_rows` rows) and in float64 between blocks; integers in int64. Deterministic: blocks and their order depend on the shape alone, never on the
-// number of threads. Floor: one read of x.
+// Layout: any strides; y has x's rank with reduced axes of size 1. Overwrites y. float16, bfloat16 and float32 are added in float32 within
+// blocks of `row_block` elements (or `flush_rows` rows) and in float64 between blocks; integers in int64. Deterministic: blocks and their
+// order depend on the shape alone, never on the number of threads. Floor: one read of x.
 //
 // Note [Rows and columns]
-// Where x's innermost axis is reduced, each output is a fold over contiguous runs ("rows"). Where it is kept, rows of x are folded into a row of
-// accumulators ("columns"), so memory is still read in order. A fold too long for one thread is cut into fixed pieces whose results are joined in order.
+// Where x's innermost axis is reduced, each output is a fold over contiguous runs ("rows"). Where it is kept, rows of x are folded into a
+// row of accumulators ("columns"), so memory is still read in order. A fold too long for one thread is cut into fixed pieces whose results
+// are joined in order.
 #include <fovea/kernels/table.h>
 
 #include <cmath>
@@ -64,7 +65,8 @@ Partial<A> combine(Reduce op, const Partial<A>& a, const Partial<A>& b) {
       if (std::isnan(m1) || std::isnan(m2)) return std::isnan(m1) ? a : b;
       if (std::isinf(m1) || std::isinf(m2)) return m1 > m2 ? a : b;
       const double m = std::max(m1, m2);
-      return {static_cast<A>(static_cast<double>(a.value) * std::exp(m1 - m) + static_cast<double>(b.value) * std::exp(m2 - m)), static_cast<A>(m)};
+      return {static_cast<A>(static_cast<double>(a.value) * std::exp(m1 - m) + static_cast<double>(b.value) * std::exp(m2 - m)),
+              static_cast<A>(m)};
     }
     default:
       return {add(a.value, b.value), 0};
@@ -77,8 +79,13 @@ class Reduction {
   using A = Accumulator<T>;
 
   Reduction(Reduce op, const ConstView& x, const View& y)
-      : op_(op), x_bytes_(size_of(x.dtype)), is_direct_type_(x.dtype == dtype_of<T>), blocks_(reduce_blocks<T>()), to_buffer_(convert_run(x.dtype, dtype_of<T>)),
-        from_double_(convert_run(DType::float64, y.dtype)), from_int64_(convert_run(DType::int64, y.dtype)) {
+      : op_(op),
+        x_bytes_(size_of(x.dtype)),
+        is_direct_type_(x.dtype == dtype_of<T>),
+        blocks_(reduce_blocks<T>()),
+        to_buffer_(convert_run(x.dtype, dtype_of<T>)),
+        from_double_(convert_run(DType::float64, y.dtype)),
+        from_int64_(convert_run(DType::int64, y.dtype)) {
     StridedLoop<2> loop;
     Strides y_strides = y.strides;
     for (int i = 0; i < y.rank(); ++i)
@@ -102,7 +109,8 @@ class Reduction {
     if (op_ == Reduce::mean || op_ == Reduce::logsumexp || std::is_same_v<A, double>) {
       double value = static_cast<double>(p.value);
       if (op_ == Reduce::mean) value /= static_cast<double>(reduced_.total);
-      if (op_ == Reduce::logsumexp) value = static_cast<double>(p.maximum) + (std::isinf(static_cast<double>(p.maximum)) ? 0.0 : std::log(value));
+      if (op_ == Reduce::logsumexp)
+        value = static_cast<double>(p.maximum) + (std::isinf(static_cast<double>(p.maximum)) ? 0.0 : std::log(value));
       from_double_(&value, 0, y, 0, 1);
     } else {
       from_int64_(&p.value, 0, y, 0, 1);
@@ -116,7 +124,8 @@ class Reduction {
     const Axes& r = reduced_;
     const int64_t inner = r.size[r.rank - 1], stride = r.x_stride[r.rank - 1];
     const bool is_direct = is_direct_type_ && stride == x_bytes_ && (inner >= 16 || r.rank == 1);
-    if (is_direct && r.rank == 1 && end - begin <= row_block) return blocks_.row(op_, reinterpret_cast<const T*>(x + begin * stride), end - begin);
+    if (is_direct && r.rank == 1 && end - begin <= row_block)
+      return blocks_.row(op_, reinterpret_cast<const T*>(x + begin * stride), end - begin);
     Partial<A> result = identity_of<A>(op_);
     Cursor cursor(r.size, r.rank, begin);
     alignas(64) T buffer[gather_block];

@@ -16,7 +16,8 @@ namespace {
 namespace hn = hwy::HWY_NAMESPACE;
 namespace vm = vector_math;
 
-// f(accumulator, vector of x) over the run, in four interleaved accumulators that start at `identity`. merge puts two accumulators together, join two lanes.
+// f(accumulator, vector of x) over the run, in four interleaved accumulators that start at `identity`. merge puts two accumulators
+// together, join two lanes.
 template <class T, class F, class M, class J>
 HWY_INLINE double fold(const T* x, int64_t n, double identity, const F& f, const M& merge, const J& join) {
   const hn::ScalableTag<T> d;
@@ -62,7 +63,8 @@ HWY_INLINE double min_of(const T* x, int64_t n) {
 // add_term(d, accumulator, x) over the run.
 template <class T, class F>
 HWY_INLINE double sum_of(const T* x, int64_t n, const F& add_term) {
-  return fold(x, n, 0, add_term, [](auto, auto a, auto b) HWY_ATTR { return hn::Add(a, b); }, [](double a, double b) HWY_ATTR { return a + b; });
+  return fold(
+      x, n, 0, add_term, [](auto, auto a, auto b) HWY_ATTR { return hn::Add(a, b); }, [](double a, double b) HWY_ATTR { return a + b; });
 }
 
 template <class T>
@@ -99,7 +101,9 @@ Partial<double> row_real(Reduce op, const T* x, int64_t n) {
 }
 
 HWY_INLINE int64_t wrapped_add(int64_t a, int64_t b) { return static_cast<int64_t>(static_cast<uint64_t>(a) + static_cast<uint64_t>(b)); }
-HWY_INLINE int64_t wrapped_multiply(int64_t a, int64_t b) { return static_cast<int64_t>(static_cast<uint64_t>(a) * static_cast<uint64_t>(b)); }
+HWY_INLINE int64_t wrapped_multiply(int64_t a, int64_t b) {
+  return static_cast<int64_t>(static_cast<uint64_t>(a) * static_cast<uint64_t>(b));
+}
 
 HWY_INLINE int64_t combine(Reduce op, int64_t a, int64_t v) {
   switch (op) {
@@ -114,7 +118,8 @@ HWY_INLINE int64_t combine(Reduce op, int64_t a, int64_t v) {
 }
 
 Partial<int64_t> row_int64(Reduce op, const int64_t* x, int64_t n) {
-  check<DTypeError>(op != Reduce::logsumexp, "logsumexp: takes floating-point tensors, got an integer one; convert with to(x, DType::float32)");
+  check<DTypeError>(op != Reduce::logsumexp,
+                    "logsumexp: takes floating-point tensors, got an integer one; convert with to(x, DType::float32)");
   int64_t a = identity_of<int64_t>(op).value;
   for (int64_t i = 0; i < n; ++i) a = combine(op, a, x[i]);
   return {a, 0};

@@ -19,9 +19,13 @@ template <> struct AccumulatorOf<int64_t> { using type = int64_t; };
 template <class T> using Accumulator = typename AccumulatorOf<T>::type;
 
 template <class T>
-constexpr T lowest_of() { return std::numeric_limits<T>::has_infinity ? -std::numeric_limits<T>::infinity() : std::numeric_limits<T>::lowest(); }
+constexpr T lowest_of() {
+  return std::numeric_limits<T>::has_infinity ? -std::numeric_limits<T>::infinity() : std::numeric_limits<T>::lowest();
+}
 template <class T>
-constexpr T highest_of() { return std::numeric_limits<T>::has_infinity ? std::numeric_limits<T>::infinity() : std::numeric_limits<T>::max(); }
+constexpr T highest_of() {
+  return std::numeric_limits<T>::has_infinity ? std::numeric_limits<T>::infinity() : std::numeric_limits<T>::max();
+}
 
 // What reducing nothing gives.
 template <class A>

@@ -1,6 +1,7 @@
-// arg_reduce: the position of the largest or smallest element along an axis (the first of equals; NaN wins); cumsum: running sums along an axis.
-// Layout: any strides. Overwrites y. Running sums are kept in float64 (int64 for integers). Deterministic: an axis is always walked in order by one thread.
-// Floor: one read of x, one write of y. Where the axis is not x's innermost, neighbouring outputs are worked on together, so memory is read in order.
+// arg_reduce: the position of the largest or smallest element along an axis (the first of equals; NaN wins); cumsum: running sums along an
+// axis. Layout: any strides. Overwrites y. Running sums are kept in float64 (int64 for integers). Deterministic: an axis is always walked
+// in order by one thread. Floor: one read of x, one write of y. Where the axis is not x's innermost, neighbouring outputs are worked on
+// together, so memory is read in order.
 #include <fovea/kernels/table.h>
 
 #include <fovea/kernels/cpu/convert.h>
@@ -28,7 +29,9 @@ struct AlongAxis {
     rest.set(1, x);
     rest.collapse(shape);
   }
-  bool is_by_column(int64_t x_bytes) const { return rest.inner() >= 8 && std::abs(rest.inner_stride(1)) < std::max(std::abs(x_step), 2 * x_bytes); }
+  bool is_by_column(int64_t x_bytes) const {
+    return rest.inner() >= 8 && std::abs(rest.inner_stride(1)) < std::max(std::abs(x_step), 2 * x_bytes);
+  }
 
   // Calls rows(y, x) for each line along the axis, or columns(y, x, n) for n neighbouring lines.
   template <class Rows, class Columns>

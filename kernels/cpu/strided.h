@@ -1,7 +1,7 @@
 // Walking several tensors of one shape together, whatever their strides.
 //
-// StridedLoop drops axes of size one, puts the axes in the order of the first operand's memory (so a permuted output is written front to back), and merges
-// neighbours that every operand steps over evenly. Most loops end up with one axis, a broadcast row vector with two.
+// StridedLoop drops axes of size one, puts the axes in the order of the first operand's memory (so a permuted output is written front to
+// back), and merges neighbours that every operand steps over evenly. Most loops end up with one axis, a broadcast row vector with two.
 #pragma once
 
 #include <algorithm>
@@ -50,7 +50,9 @@ struct StridedLoop {
   int64_t inner() const { return size[rank - 1]; }
   int64_t inner_stride(int operand) const { return stride[operand][rank - 1]; }
   // All elements of an operand lie one after the other, in the order of the loop.
-  bool is_flat(int operand, int64_t element_bytes) const { return total <= 1 || (rank == 1 && stride[operand][0] == element_bytes) || is_flat_over_axes(operand, element_bytes); }
+  bool is_flat(int operand, int64_t element_bytes) const {
+    return total <= 1 || (rank == 1 && stride[operand][0] == element_bytes) || is_flat_over_axes(operand, element_bytes);
+  }
 
  private:
   bool is_flat_over_axes(int operand, int64_t expected) const {

@@ -1,6 +1,7 @@
 // Tiles of a matrix, transposed. Floor: one read and one write. Deterministic.
-// Sixteen by sixteen elements at a time: whole cache lines of x are copied together, turned over in registers, and written as whole lines of y. Reading and
-// writing lines piecemeal is what makes transposes slow where rows are a power of two apart, as those lines all compete for the same few places in the cache.
+// Sixteen by sixteen elements at a time: whole cache lines of x are copied together, turned over in registers, and written as whole lines
+// of y. Reading and writing lines piecemeal is what makes transposes slow where rows are a power of two apart, as those lines all compete
+// for the same few places in the cache.
 #include <fovea/kernels/cpu/transpose.h>
 
 #include <algorithm>
@@ -23,7 +24,8 @@ constexpr int64_t side = 16;
 HWY_INLINE void turn(const uint32_t* block, int64_t r, char* y, int64_t y_row) {
   const hn::FixedTag<uint32_t, 4> d;
   const hn::FixedTag<uint64_t, 2> wide;
-  const auto a = hn::LoadU(d, block + r), b = hn::LoadU(d, block + side + r), c = hn::LoadU(d, block + 2 * side + r), e = hn::LoadU(d, block + 3 * side + r);
+  const auto a = hn::LoadU(d, block + r), b = hn::LoadU(d, block + side + r), c = hn::LoadU(d, block + 2 * side + r),
+             e = hn::LoadU(d, block + 3 * side + r);
   const auto ab_low = hn::BitCast(wide, hn::InterleaveLower(d, a, b)), ab_high = hn::BitCast(wide, hn::InterleaveUpper(d, a, b));
   const auto ce_low = hn::BitCast(wide, hn::InterleaveLower(d, c, e)), ce_high = hn::BitCast(wide, hn::InterleaveUpper(d, c, e));
   hn::StoreU(hn::BitCast(d, hn::InterleaveLower(wide, ab_low, ce_low)), d, reinterpret_cast<uint32_t*>(y));
@@ -67,7 +69,8 @@ HWY_INLINE void turn_block(bool streams, const char* x, int64_t x_column, char* 
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
   for (int64_t r = 0; r < side; ++r)
     for (int64_t i = 0; i < row_bytes; i += lanes)
-      hn::Stream(hn::Load(d, reinterpret_cast<const uint8_t*>(turned) + r * row_bytes + i), d, reinterpret_cast<uint8_t*>(y + r * y_row + i));
+      hn::Stream(hn::Load(d, reinterpret_cast<const uint8_t*>(turned) + r * row_bytes + i), d,
+                 reinterpret_cast<uint8_t*>(y + r * y_row + i));
 }
 
 template <class T>

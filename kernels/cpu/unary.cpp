@@ -1,6 +1,7 @@
-// y[i] = f(x[i]) over contiguous runs; called by elementwise.cpp, which see for layout and determinism. NaN in gives NaN out (sign: 0), as PyTorch.
-// Formulas: gelu x Phi(x) (Hendrycks & Gimpel 2016), gelu_tanh their tanh approximation; silu x sigmoid(x); softplus ln(1 + e^(alpha x)) / alpha, linear where
-// alpha x > beta; elu alpha (e^x - 1) below zero. Error against float64, in units of the last place: see tests/elementwise_test.cpp.
+// y[i] = f(x[i]) over contiguous runs; called by elementwise.cpp, which see for layout and determinism. NaN in gives NaN out (sign: 0), as
+// PyTorch. Formulas: gelu x Phi(x) (Hendrycks & Gimpel 2016), gelu_tanh their tanh approximation; silu x sigmoid(x); softplus ln(1 +
+// e^(alpha x)) / alpha, linear where alpha x > beta; elu alpha (e^x - 1) below zero. Error against float64, in units of the last place: see
+// tests/elementwise_test.cpp.
 #include <cmath>
 #include <cstring>
 
@@ -92,7 +93,8 @@ void unary_real(Unary op, Scalars s, bool streams, const void* x, void* y, int64
     case Unary::negative: return FOVEA_MAP(hn::Neg(v));
     case Unary::absolute: return FOVEA_MAP(hn::Abs(v));
     case Unary::sign:
-      return FOVEA_MAP(hn::Sub(hn::IfThenElseZero(hn::Gt(v, hn::Zero(d)), vm::constant(d, 1)), hn::IfThenElseZero(hn::Lt(v, hn::Zero(d)), vm::constant(d, 1))));
+      return FOVEA_MAP(hn::Sub(hn::IfThenElseZero(hn::Gt(v, hn::Zero(d)), vm::constant(d, 1)),
+                               hn::IfThenElseZero(hn::Lt(v, hn::Zero(d)), vm::constant(d, 1))));
     case Unary::square: return FOVEA_MAP(hn::Mul(v, v));
     case Unary::sqrt: return FOVEA_MAP(hn::Sqrt(v));
     case Unary::rsqrt: return FOVEA_MAP(hn::Div(vm::constant(d, 1), hn::Sqrt(v)));
@@ -132,7 +134,9 @@ void unary_real(Unary op, Scalars s, bool streams, const void* x, void* y, int64
 
 // Integers wrap: sums and products are made without a sign.
 HWY_INLINE int64_t wrapped_add(int64_t a, int64_t b) { return static_cast<int64_t>(static_cast<uint64_t>(a) + static_cast<uint64_t>(b)); }
-HWY_INLINE int64_t wrapped_multiply(int64_t a, int64_t b) { return static_cast<int64_t>(static_cast<uint64_t>(a) * static_cast<uint64_t>(b)); }
+HWY_INLINE int64_t wrapped_multiply(int64_t a, int64_t b) {
+  return static_cast<int64_t>(static_cast<uint64_t>(a) * static_cast<uint64_t>(b));
+}
 
 int64_t integer_power(int64_t x, int64_t exponent) {
   if (exponent < 0) return x == 1 ? 1 : x == -1 ? (exponent % 2 == 0 ? 1 : -1) : 0;
@@ -169,7 +173,8 @@ void unary_int64(Unary op, Scalars s, bool, const void* x, void* y, int64_t n) {
     case Unary::logical_not: return FOVEA_TEST(v == 0);
     case Unary::is_nan: return FOVEA_TEST((void(v), false));
     case Unary::is_finite: return FOVEA_TEST((void(v), true));
-    default: fail<DTypeError>("this elementwise operation takes floating-point tensors, got an integer one; convert with to(x, DType::float32)");
+    default:
+      fail<DTypeError>("this elementwise operation takes floating-point tensors, got an integer one; convert with to(x, DType::float32)");
   }
 }
 

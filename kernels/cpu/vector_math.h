@@ -1,5 +1,6 @@
-// Elementary functions on vectors, right for NaN, infinities, zeros and subnormals, which Highway's are not: its functions do the inner range, what is here mends
-// the rest. Error in units of the last place, measured in tests/elementwise_test.cpp. Included once for each instruction set, after simd.h.
+// Elementary functions on vectors, right for NaN, infinities, zeros and subnormals, which Highway's are not: its functions do the inner
+// range, what is here mends the rest. Error in units of the last place, measured in tests/elementwise_test.cpp. Included once for each
+// instruction set, after simd.h.
 #if defined(FOVEA_KERNELS_CPU_VECTOR_MATH_H) == defined(HWY_TARGET_TOGGLE)
 #ifdef FOVEA_KERNELS_CPU_VECTOR_MATH_H
 #undef FOVEA_KERNELS_CPU_VECTOR_MATH_H
@@ -86,7 +87,8 @@ HWY_INLINE V log1p(D d, V x) {
 template <class D, class V>
 HWY_INLINE V tanh(D d, V x) {
   const V tiny = constant(d, 1e-30);
-  return hn::IfThenElse(hn::Or(hn::IsNaN(x), hn::Lt(hn::Abs(x), tiny)), x, hn::Tanh(d, hn::Min(hn::Max(x, constant(d, -30)), constant(d, 30))));
+  return hn::IfThenElse(hn::Or(hn::IsNaN(x), hn::Lt(hn::Abs(x), tiny)), x,
+                        hn::Tanh(d, hn::Min(hn::Max(x, constant(d, -30)), constant(d, 30))));
 }
 
 template <class D, class V>
@@ -99,7 +101,8 @@ HWY_INLINE V sigmoid(D d, V x) {
 template <class D, class V>
 HWY_INLINE V sin(D d, V x) {
   const V limit = constant(d, sizeof(T<D>) == 4 ? 30000.0 : 1e6);
-  if (HWY_LIKELY(hn::AllTrue(d, hn::Lt(hn::Abs(x), limit)))) return hn::IfThenElse(hn::Lt(hn::Abs(x), constant(d, 1e-30)), x, hn::Sin(d, x));
+  if (HWY_LIKELY(hn::AllTrue(d, hn::Lt(hn::Abs(x), limit))))
+    return hn::IfThenElse(hn::Lt(hn::Abs(x), constant(d, 1e-30)), x, hn::Sin(d, x));
   return lane_by_lane(d, x, [](T<D> v) HWY_ATTR { return std::sin(v); });
 }
 
@@ -110,8 +113,8 @@ HWY_INLINE V cos(D d, V x) {
   return lane_by_lane(d, x, [](T<D> v) HWY_ATTR { return std::cos(v); });
 }
 
-// float32: x (1 + P(x^2)) up to |x| = 1, 1 - e^Q(|x|) beyond, with polynomials fitted to erf and ln erfc at Chebyshev nodes (error below 1e-9).
-// float64: the standard function.
+// float32: x (1 + P(x^2)) up to |x| = 1, 1 - e^Q(|x|) beyond, with polynomials fitted to erf and ln erfc at Chebyshev nodes (error below
+// 1e-9). float64: the standard function.
 template <class D, class V>
 HWY_INLINE V erf(D d, V x) {
   if constexpr (sizeof(T<D>) == 8) {
@@ -119,10 +122,12 @@ HWY_INLINE V erf(D d, V x) {
   } else {
     const V magnitude = hn::Min(hn::Abs(x), constant(d, 4)), squared = hn::Mul(x, x);
     V p = constant(d, -9.673590989e-06);
-    for (const double c : {0.0001126825396, -0.0008484396559, 0.005221053413, -0.02686543831, 0.1128378262, -0.3761263848, 0.1283791671}) p = hn::MulAdd(p, squared, constant(d, c));
+    for (const double c : {0.0001126825396, -0.0008484396559, 0.005221053413, -0.02686543831, 0.1128378262, -0.3761263848, 0.1283791671})
+      p = hn::MulAdd(p, squared, constant(d, c));
     const V near = hn::MulAdd(p, x, x);
     V q = constant(d, 1.614061634e-06);
-    for (const double c : {-4.559062309e-05, 0.0005927695436, -0.00474022237, 0.02636471745, -0.1099782453, -0.6319370935, -1.130166676, 0.0003032130004})
+    for (const double c :
+         {-4.559062309e-05, 0.0005927695436, -0.00474022237, 0.02636471745, -0.1099782453, -0.6319370935, -1.130166676, 0.0003032130004})
       q = hn::MulAdd(q, magnitude, constant(d, c));
     const V far = hn::CopySign(hn::Sub(constant(d, 1), hn::Exp(d, q)), x);
     return hn::IfThenElse(hn::IsNaN(x), x, hn::IfThenElse(hn::Lt(magnitude, constant(d, 1)), near, far));
