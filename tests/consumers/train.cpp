@@ -9,7 +9,7 @@ int main() {
   manual_seed(1);
   layers::Sequential net(layers::Linear(2, 16), layers::Tanh(), layers::Linear(16, 1));
   optim::Adam adam(net.named_parameters(), {.lr = 0.05});
-  const Tensor x = tensor({{0, 0}, {0, 1}, {1, 0}, {1, 1}}), y = tensor({{0}, {1}, {1}, {0}});
+  const Tensor x = tensor({{0, 0}, {0, 1}, {1, 0}, {1, 1}}), y = reshape(tensor({0, 1, 1, 0}), {4, 1});
   double loss = 0;
   for (int step = 0; step < 300; ++step) {
     adam.zero_grad();
