@@ -186,7 +186,7 @@ TEST_CASE("one thread and several give the same bits") {
       one = run_with_gradients(row, sample, inputs);
     }
     {
-      Threads threads(3);
+      Threads threads(2);
       several = run_with_gradients(row, sample, inputs);
     }
     REQUIRE(one.size() == several.size());

@@ -129,6 +129,8 @@ FUNCTIONS |= {
     "cross_entropy/each": lambda x, t: F.cross_entropy(x, t, reduction="none"),
     "cross_entropy/smoothed": lambda x, t: F.cross_entropy(x, t, reduction="sum", label_smoothing=0.2),
     "cross_entropy/ignored": lambda x, t: F.cross_entropy(x, t, ignore_index=1),
+    "ctc_loss": lambda x, *rest: F.ctc_loss(x.log_softmax(-1), *rest),
+    "ctc_loss/each": lambda x, *rest: F.ctc_loss(x.log_softmax(-1), *rest, reduction="none"),
     "cross_entropy/weighted": lambda x, t, w: F.cross_entropy(x, t, w),
 }
 
