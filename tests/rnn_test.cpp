@@ -2,6 +2,7 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -378,4 +379,30 @@ TEST_CASE("rnn: a cell taken step by step is the layer") {
       }
       if (cell == RnnCell::lstm) CHECK(distance(c, select(layer.c_n, 0, 0)) <= 1e-14);
     }
+}
+
+TEST_CASE("rnn: float32 sigmoid and tanh are good to the last places, at both ends and for NaN") {
+  std::vector<float> points = {0.0f, -0.0f, 1e-30f, -1e-30f, 1e-6f, 0.49999f, 0.50001f, -88, 88, -200, 200, 1e30f, -1e30f};
+  for (int i = -4000; i <= 4000; ++i) points.push_back(static_cast<float>(i) * 0.0051f);
+  for (int i = 0; i < 400; ++i) points.push_back(std::ldexp(1.3f, -i % 40) * (i % 2 ? 1.0f : -1.0f));
+  const int64_t n = static_cast<int64_t>(points.size());
+  const Tensor x = from_vector(points, {1, n, 1}), one = ones({1, 1}), zero = zeros({1, 1});
+  const std::vector<float> tanhs = rnn(x, {one, zero}).output.to_vector<float>();
+  // c = f c0 + i tanh(0) = sigmoid(x) for a forget gate that sees x alone.
+  const Tensor gates = from_vector<float>({0, 1, 0, 0}, {4, 1});
+  const std::vector<float> sigmoids = lstm(x, {gates, zeros({4, 1})}, {.c0 = ones({1, n, 1})}).c_n.to_vector<float>();
+  for (size_t i = 0; i < points.size(); ++i) {
+    const double p = points[i], t = std::tanh(p), s = 1 / (1 + std::exp(-p));
+    CAPTURE(p);
+    CHECK(std::abs(tanhs[i] - t) <= 3.6e-7 * std::abs(t));
+    CHECK(std::abs(tanhs[i]) <= 1);
+    CHECK(std::abs(sigmoids[i] - s) <= 3.6e-7 * s + 2e-38);
+    CHECK(sigmoids[i] <= 1);
+  }
+  const float infinity = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
+  const std::vector<float> special = rnn(from_vector<float>({infinity, -infinity, nan}, {1, 3, 1}), {one, zero}).output.to_vector<float>();
+  CHECK(special[0] == 1);
+  CHECK(special[1] == -1);
+  CHECK(std::isnan(special[2]));
+  CHECK(std::isnan(lstm(from_vector<float>({nan}, {1, 1, 1}), {gates, zeros({4, 1})}, {.c0 = ones({1, 1, 1})}).c_n.item()));
 }

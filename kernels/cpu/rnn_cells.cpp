@@ -3,7 +3,7 @@
 //   GRU   r, z = sigmoid;  n = tanh(n_input + r n_hidden);  h' = (1 - z) n + z h              (Cho et al. 2014, with the reset gate behind the product, as PyTorch)
 //   RNN   h = tanh or relu                                                                    (Elman 1990)
 // Source of the conventions: PyTorch's torch.nn.LSTM, GRU and RNN. In the element type. tanh(c') is worked out again going back instead of being kept.
-// Deterministic; a unit's value does not depend on where in a vector it stands.
+// Deterministic; a unit's value does not depend on where in a vector it stands. float32 sigmoid and tanh are within 3 units of the last place.
 #include <fovea/kernels/cpu/rnn_cells.h>
 
 #include <algorithm>
@@ -34,6 +34,64 @@ HWY_INLINE void for_units(int64_t count, const F& f) {
 template <class D, class T>
 HWY_INLINE hn::Vec<D> load_or_zero(D d, const T* p, int64_t j) { return p ? hn::LoadU(d, p + j) : hn::Zero(d); }
 
+// Sigmoid and tanh are most of a step's arithmetic, and three of four instructions of the general functions guard ranges that do not occur here, or wait for
+// divisions. For float32: e^x = scale (1 + p) with scale = 2^n, n = round(x / ln 2), and p = e^r - 1 by its series, |r| <= ln 2 / 2; |x| must be at most 87.
+template <class D, class V>
+HWY_INLINE void split_exponential(D d, V x, V& scale, V& p) {
+  const hn::RebindToUnsigned<D> du;
+  const V magic = hn::Set(d, 12582912.0f);   // 1.5 * 2^23: a small number added to it ends up as an integer in the last bits
+  const V shifted = hn::MulAdd(x, hn::Set(d, 1.44269504f), magic), n = hn::Sub(shifted, magic);
+  const V r = hn::NegMulAdd(n, hn::Set(d, -2.12194440e-4f), hn::NegMulAdd(n, hn::Set(d, 0.693359375f), x));
+  V series = hn::MulAdd(r, hn::Set(d, 1.0f / 5040), hn::Set(d, 1.0f / 720));
+  series = hn::MulAdd(series, r, hn::Set(d, 1.0f / 120));
+  series = hn::MulAdd(series, r, hn::Set(d, 1.0f / 24));
+  series = hn::MulAdd(series, r, hn::Set(d, 1.0f / 6));
+  series = hn::MulAdd(series, r, hn::Set(d, 0.5f));
+  p = hn::MulAdd(hn::Mul(series, r), r, r);
+  scale = hn::BitCast(d, hn::Add(hn::ShiftLeft<23>(hn::BitCast(du, shifted)), hn::Set(du, 0x3F800000u)));
+}
+
+// 1 / x for x in [1, 2^126], by Newton's method.
+template <class D, class V>
+HWY_INLINE V reciprocal(D d, V x) {
+  const V one = hn::Set(d, 1.0f);
+  V y = hn::ApproximateReciprocal(x);
+  y = hn::MulAdd(y, hn::NegMulAdd(x, y, one), y);
+  return hn::MulAdd(y, hn::NegMulAdd(x, y, one), y);
+}
+
+// NaN goes through.
+template <class D, class V>
+HWY_INLINE V clamped(D d, V x, float limit) {
+  return hn::IfThenElse(hn::IsNaN(x), x, hn::Min(hn::Max(x, hn::Set(d, -limit)), hn::Set(d, limit)));
+}
+
+template <class D, class V>
+HWY_INLINE V sigmoid(D d, V x) {
+  if constexpr (sizeof(hn::TFromD<D>) == 4) {
+    V scale, p;
+    split_exponential(d, hn::Neg(clamped(d, x, 87.0f)), scale, p);
+    return reciprocal(d, hn::Add(hn::MulAdd(p, scale, scale), hn::Set(d, 1.0f)));
+  } else {
+    return vector_math::sigmoid(d, x);
+  }
+}
+
+// With E = e^(2|x|) - 1: E / (E + 2), which is exact near 0, and 1 - 2 / (E + 2), which is never above 1.
+template <class D, class V>
+HWY_INLINE V tanh(D d, V x) {
+  if constexpr (sizeof(hn::TFromD<D>) == 4) {
+    const V one = hn::Set(d, 1.0f), two = hn::Set(d, 2.0f), twice = hn::Mul(hn::Abs(clamped(d, x, 10.0f)), two);
+    V scale, p;
+    split_exponential(d, twice, scale, p);
+    const V e = hn::MulAdd(p, scale, hn::Sub(scale, one)), inverse = reciprocal(d, hn::Add(e, two));
+    const V y = hn::IfThenElse(hn::Lt(twice, one), hn::Mul(e, inverse), hn::NegMulAdd(two, inverse, one));
+    return hn::CopySignToAbs(y, x);
+  } else {
+    return vector_math::tanh(d, x);
+  }
+}
+
 // s (1 - s), the slope of the sigmoid, and 1 - t^2, that of tanh, from their values.
 template <class D, class V>
 HWY_INLINE V sigmoid_slope(D, V s) { return hn::NegMulAdd(s, s, s); }
@@ -44,10 +102,10 @@ template <class T>
 void lstm_forward(int64_t hidden, T* gates, T* c, T* c_saved, T* h, T* y) {
   T *const i_gate = gates, *const f_gate = gates + hidden, *const g_gate = gates + 2 * hidden, *const o_gate = gates + 3 * hidden;
   for_units<T>(hidden, [&](auto d, int64_t j) HWY_ATTR {
-    const auto i = vector_math::sigmoid(d, hn::LoadU(d, i_gate + j)), f = vector_math::sigmoid(d, hn::LoadU(d, f_gate + j));
-    const auto g = vector_math::tanh(d, hn::LoadU(d, g_gate + j)), o = vector_math::sigmoid(d, hn::LoadU(d, o_gate + j));
+    const auto i = sigmoid(d, hn::LoadU(d, i_gate + j)), f = sigmoid(d, hn::LoadU(d, f_gate + j));
+    const auto g = tanh(d, hn::LoadU(d, g_gate + j)), o = sigmoid(d, hn::LoadU(d, o_gate + j));
     const auto cell = hn::MulAdd(f, hn::LoadU(d, c + j), hn::Mul(i, g));
-    const auto out = hn::Mul(o, vector_math::tanh(d, cell));
+    const auto out = hn::Mul(o, tanh(d, cell));
     hn::StoreU(i, d, i_gate + j);
     hn::StoreU(f, d, f_gate + j);
     hn::StoreU(g, d, g_gate + j);
@@ -64,7 +122,7 @@ void lstm_backward(int64_t hidden, const T* gates, const T* c_previous, const T*
   for_units<T>(hidden, [&](auto d, int64_t j) HWY_ATTR {
     const auto i = hn::LoadU(d, gates + j), f = hn::LoadU(d, gates + hidden + j);
     const auto g = hn::LoadU(d, gates + 2 * hidden + j), o = hn::LoadU(d, gates + 3 * hidden + j);
-    const auto tanh_c = vector_math::tanh(d, hn::LoadU(d, c + j));
+    const auto tanh_c = tanh(d, hn::LoadU(d, c + j));
     const auto out = hn::Add(hn::LoadU(d, dh + j), load_or_zero(d, dy, j));
     const auto cell = hn::MulAdd(hn::Mul(out, o), tanh_slope(d, tanh_c), hn::LoadU(d, dc + j));
     hn::StoreU(hn::Mul(hn::Mul(cell, g), sigmoid_slope(d, i)), d, dgates + j);
@@ -79,8 +137,8 @@ template <class T>
 void gru_forward(int64_t hidden, T* gates, const T* hidden_n, T* h, T* y) {
   T *const r_gate = gates, *const z_gate = gates + hidden, *const n_gate = gates + 2 * hidden;
   for_units<T>(hidden, [&](auto d, int64_t j) HWY_ATTR {
-    const auto r = vector_math::sigmoid(d, hn::LoadU(d, r_gate + j)), z = vector_math::sigmoid(d, hn::LoadU(d, z_gate + j));
-    const auto n = vector_math::tanh(d, hn::MulAdd(r, hn::LoadU(d, hidden_n + j), hn::LoadU(d, n_gate + j)));
+    const auto r = sigmoid(d, hn::LoadU(d, r_gate + j)), z = sigmoid(d, hn::LoadU(d, z_gate + j));
+    const auto n = tanh(d, hn::MulAdd(r, hn::LoadU(d, hidden_n + j), hn::LoadU(d, n_gate + j)));
     const auto out = hn::MulAdd(z, hn::Sub(hn::LoadU(d, h + j), n), n);
     hn::StoreU(r, d, r_gate + j);
     hn::StoreU(z, d, z_gate + j);
@@ -112,7 +170,7 @@ template <class T>
 void rnn_forward(int64_t hidden, bool is_relu, const T* gates, T* h, T* y) {
   for_units<T>(hidden, [&](auto d, int64_t j) HWY_ATTR {
     const auto x = hn::LoadU(d, gates + j);
-    const auto out = is_relu ? vector_math::max_or_nan(d, x, hn::Zero(d)) : vector_math::tanh(d, x);
+    const auto out = is_relu ? vector_math::max_or_nan(d, x, hn::Zero(d)) : tanh(d, x);
     hn::StoreU(out, d, h + j);
     hn::StoreU(out, d, y + j);
   });
