@@ -3,46 +3,9 @@
 #include <charconv>
 
 #include <fovea/kernels/error.h>
+#include <fovea/tensor/utf8.h>
 
 namespace fovea {
-namespace {
-
-void append_utf8(std::string& out, uint32_t c) {
-  const auto tail = [&](int shift) { out += static_cast<char>(0x80 | ((c >> shift) & 0x3f)); };
-  if (c < 0x80) {
-    out += static_cast<char>(c);
-  } else if (c < 0x800) {
-    out += static_cast<char>(0xc0 | (c >> 6));
-    tail(0);
-  } else if (c < 0x10000) {
-    out += static_cast<char>(0xe0 | (c >> 12));
-    tail(6), tail(0);
-  } else {
-    out += static_cast<char>(0xf0 | (c >> 18));
-    tail(12), tail(6), tail(0);
-  }
-}
-
-}  // namespace
-
-// RFC 3629: no surrogates, nothing above 10FFFF, and no character written longer than it need be.
-bool is_utf8(std::string_view text) {
-  for (size_t i = 0; i < text.size();) {
-    const uint8_t first = static_cast<uint8_t>(text[i]);
-    const int length = first < 0x80 ? 1 : first < 0xc2 ? 0 : first < 0xe0 ? 2 : first < 0xf0 ? 3 : first < 0xf5 ? 4 : 0;
-    if (length == 0 || i + static_cast<size_t>(length) > text.size()) return false;
-    uint32_t c = length == 1 ? first : first & (0x7fu >> length);
-    for (int k = 1; k < length; ++k) {
-      const uint8_t next = static_cast<uint8_t>(text[i + k]);
-      if ((next & 0xc0) != 0x80) return false;
-      c = c << 6 | (next & 0x3fu);
-    }
-    const bool is_too_long = (length == 3 && c < 0x800) || (length == 4 && c < 0x10000);
-    if (is_too_long || (c >= 0xd800 && c < 0xe000) || c > 0x10ffff) return false;
-    i += static_cast<size_t>(length);
-  }
-  return true;
-}
 
 std::string json_quoted(std::string_view text) {
   std::string out = "\"";
@@ -149,7 +112,8 @@ void JsonReader::escape(std::string& out) {
     if (low < 0xdc00 || low >= 0xe000) fail_here("half a surrogate pair");
     value = 0x10000 + ((value - 0xd800) << 10) + (low - 0xdc00);
   }
-  append_utf8(out, value);
+  const char32_t code_point = value;
+  out += encode_utf8({&code_point, 1});
 }
 
 int64_t JsonReader::integer() {

@@ -34,7 +34,6 @@ class JsonReader {
   size_t at_ = 0;
 };
 
-bool is_utf8(std::string_view text);
 std::string json_quoted(std::string_view text);                        // with its quotes; the text must be UTF-8
 
 }  // namespace fovea

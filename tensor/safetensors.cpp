@@ -6,6 +6,7 @@
 #include <fovea/tensor/elements.h>
 #include <fovea/tensor/file.h>
 #include <fovea/tensor/json.h>
+#include <fovea/tensor/utf8.h>
 
 namespace fovea {
 namespace {

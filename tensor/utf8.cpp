@@ -21,21 +21,41 @@ bool is_code_point(uint32_t value, size_t length) {
   return value >= least[length] && value <= 0x10FFFF && !(value >= 0xD800 && value <= 0xDFFF);
 }
 
+// The code point at text[at] and how many bytes it takes; none, if there is no valid one.
+struct CodePoint {
+  uint32_t value = 0;
+  size_t length = 0;
+};
+
+CodePoint code_point_at(std::string_view text, size_t at) {
+  const auto byte = [&](size_t i) { return static_cast<uint8_t>(text[i]); };
+  const size_t length = utf8_length(byte(at));
+  if (length == 0 || at + length > text.size()) return {};
+  uint32_t value = length == 1 ? byte(at) : byte(at) & (0x7Fu >> length);
+  for (size_t i = 1; i < length; ++i) {
+    if ((byte(at + i) & 0xC0) != 0x80) return {};
+    value = value << 6 | (byte(at + i) & 0x3Fu);
+  }
+  return is_code_point(value, length) ? CodePoint{value, length} : CodePoint{};
+}
+
 }  // namespace
 
 char32_t next_code_point(std::string_view text, size_t& at) {
-  const auto byte = [&](size_t i) { return static_cast<uint8_t>(text[i]); };
-  const size_t length = utf8_length(byte(at));
-  bool valid = length > 0 && at + length <= text.size();
-  uint32_t value = valid ? (length == 1 ? byte(at) : byte(at) & (0x7Fu >> length)) : 0;
-  for (size_t i = 1; valid && i < length; ++i) {
-    valid = (byte(at + i) & 0xC0) == 0x80;
-    value = value << 6 | (byte(at + i) & 0x3Fu);
-  }
-  check<ValueError>(valid && is_code_point(value, length), "decode_utf8: byte ", at, " (value ", int{byte(at)}, ") of a text of ", text.size(),
+  const CodePoint next = code_point_at(text, at);
+  check<ValueError>(next.length > 0, "decode_utf8: byte ", at, " (value ", int{static_cast<uint8_t>(text[at])}, ") of a text of ", text.size(),
                     " bytes is not UTF-8; convert the text first");
-  at += length;
-  return value;
+  at += next.length;
+  return next.value;
+}
+
+bool is_utf8(std::string_view text) {
+  for (size_t at = 0; at < text.size();) {
+    const size_t length = code_point_at(text, at).length;
+    if (length == 0) return false;
+    at += length;
+  }
+  return true;
 }
 
 std::u32string decode_utf8(std::string_view text) {

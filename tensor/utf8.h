@@ -10,6 +10,8 @@ namespace fovea {
 // surrogates, nothing above U+10FFFF).
 char32_t next_code_point(std::string_view text, size_t& at);
 
+bool is_utf8(std::string_view text);
+
 std::u32string decode_utf8(std::string_view text);
 std::string encode_utf8(std::u32string_view code_points);
 

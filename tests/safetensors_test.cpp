@@ -2,6 +2,7 @@
 
 #include <fovea/tensor/json.h>
 #include <fovea/tensor/safetensors.h>
+#include <fovea/tensor/utf8.h>
 
 #include "file_cases.h"
 #include "temporary_folder.h"
