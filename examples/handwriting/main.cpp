@@ -3,7 +3,7 @@
 #include <iostream>
 
 #include "arguments.h"
-#include "trainer.h"
+#include "report.h"
 
 using namespace fovea;
 
@@ -13,6 +13,7 @@ constexpr const char* usage = R"(fovea-handwriting train [--data FOLDER] [--out 
 fovea-handwriting read --model FILE line.png ...                        print the text and the confidence of each line
 fovea-handwriting evaluate --model FILE [--data FOLDER]                 character and word error rate
 fovea-handwriting describe [--model FILE]                               the network: layers, cost, receptive field
+fovea-handwriting draw --out DIR [--lines N] [--height N] [--seed N]    drawn lines as a folder: pictures and lines.tsv, ten lines a page
 
 train, without --data, learns from lines that the program draws itself. With it: a folder that holds pictures and lines.tsv (columns file, page,
 line_no, hand, text).
@@ -20,7 +21,7 @@ line_no, hand, text).
   --steps N          training steps (drawn lines: 2500; folders: 60 times through)
   --batch N          lines of a step (16; folders: 8)
   --lr X             highest learning rate (0.002)
-  --height N         pixels that lines are scaled to (32), a multiple of 16
+  --height N         pixels that lines are scaled to, a multiple of 16 (drawn lines: 32; folders: 48)
   --hidden N         units of the LSTM, each direction (128)
   --layers N         layers of the LSTM (1)
   --dropout P        before and after the LSTM (drawn lines: 0; folders: 0.3)
@@ -38,7 +39,7 @@ TrainingOptions training_options(const Arguments& a) {
   o.data = a.text("data", "");
   const bool is_drawn = o.data.empty();
   o.split_by = a.text("split", "auto");
-  o.network.height = a.integer("height", 32, 16);
+  o.network.height = a.integer("height", is_drawn ? 32 : 48, 16);
   o.network.hidden = a.integer("hidden", 128, 1);
   o.network.rnn_layers = a.integer("layers", 1, 1);
   o.network.dropout = a.number("dropout", is_drawn ? 0 : 0.3);
@@ -88,20 +89,37 @@ int describe_network(const Arguments& a) {
   return 0;
 }
 
+int draw(const Arguments& a) {
+  const std::string out = a.text("out", "out");
+  const data::SyntheticHandwritingOptions drawing{.height = a.integer("height", 32, 16)};
+  make_output_folder(out);
+  std::string table = "file\tpage\tline_no\thand\ttext\n";
+  for (long i = 0; i < a.integer("lines", 100, 1); ++i) {
+    const data::HandwritingLine line = data::draw_handwriting(drawing, static_cast<uint64_t>(a.integer("seed", 1, 0)), static_cast<uint64_t>(i));
+    char name[32];
+    std::snprintf(name, sizeof name, "%05ld.png", i);
+    write_image_bytes(out + "/" + name, line.image);
+    table += str(name, "\tpage ", i / 10, "\t", i % 10 + 1, "\tdrawn\t", line.text, "\n");
+  }
+  write_text_file(out + "/lines.tsv", table);
+  return 0;
+}
+
 int run(const std::vector<std::string>& words) {
   if (words.empty() || words[0] == "--help" || words[0] == "help") {
     std::cout << usage;
     return words.empty() ? 2 : 0;
   }
   const Arguments a({words.begin() + 1, words.end()},
-                    {"data", "out", "steps", "batch", "lr", "height", "hidden", "layers", "dropout", "split", "held-out", "evaluate-every", "seed", "threads", "model"},
+                    {"data", "out", "steps", "batch", "lr", "height", "hidden", "layers", "dropout", "split", "held-out", "evaluate-every", "seed", "threads", "model", "lines"},
                     {"resume"});
   if (a.has("threads")) set_num_threads(static_cast<int>(a.integer("threads", 1, 1)));
   if (words[0] == "train") return train(training_options(a));
   if (words[0] == "read") return read(a);
   if (words[0] == "evaluate") return evaluate_model(a);
   if (words[0] == "describe") return describe_network(a);
-  fail<ValueError>("unknown command \"", words[0], "\"; known are train, read, evaluate and describe");
+  if (words[0] == "draw") return draw(a);
+  fail<ValueError>("unknown command \"", words[0], "\"; known are train, read, evaluate, describe and draw");
 }
 
 }  // namespace

@@ -1,9 +1,24 @@
 #include "report.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
 
 using namespace fovea;
+
+void make_output_folder(const std::string& path) {
+  std::error_code error;
+  std::filesystem::create_directories(path, error);
+  check<FileError>(!error && access(path.c_str(), W_OK) == 0, path, ": the output folder cannot be written to", error ? ": " + error.message() : "");
+}
+
+void write_text_file(const std::string& path, const std::string& text) {
+  AtomicFile file(path, "fovea-handwriting");
+  file.write(text);
+  file.commit();
+}
 
 void write_history_csv(const std::string& path, const std::vector<HistoryRow>& history) {
   std::string text = "step,loss,training_cer,held_out_cer,lr,lines_per_second\n";
@@ -13,9 +28,7 @@ void write_history_csv(const std::string& path, const std::vector<HistoryRow>& h
                   r.held_out_cer < 0 ? "" : str(r.held_out_cer).c_str(), r.lr, r.lines_per_second);
     text += line;
   }
-  AtomicFile file(path, "write_history_csv");
-  file.write(text);
-  file.commit();
+  write_text_file(path, text);
 }
 
 void draw_history(const std::string& path, const std::vector<HistoryRow>& history) {

@@ -6,6 +6,9 @@
 
 #include "trainer.h"
 
+void make_output_folder(const std::string& path);           // FileError if it is not there afterwards, or cannot be written to
+void write_text_file(const std::string& path, const std::string& text);
+
 void write_history_csv(const std::string& path, const std::vector<HistoryRow>& history);
 void draw_history(const std::string& path, const std::vector<HistoryRow>& history);       // loss, CER and learning rate over steps
 // The first `count` lines of a set, each with its truth and its reading under it.

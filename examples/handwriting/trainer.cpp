@@ -185,8 +185,9 @@ class Trainer {
   void resume() {
     const std::string path = checkpoint_path();
     check<FileError>(std::filesystem::exists(path), path, ": there is no checkpoint to resume from");
+    check<FileError>(optim::read_checkpoint(path).state.metadata == describe(model_), path,
+                     ": was written for another network or alphabet; give the options of the run it comes from");
     const optim::TrainingState state = optim::load_checkpoint(path, *model_.network, optimizer_);
-    check<FileError>(state.metadata == describe(model_), path, ": was written for another network or alphabet; give the options of the run it comes from");
     const auto at = [&](const char* name) {
       const auto found = state.position.find(name);
       check<FileError>(found != state.position.end(), path, ": does not say \"", name, "\"");
@@ -234,9 +235,7 @@ class Trainer {
 data::DatasetPtr held_out_lines(const TrainingOptions& options) { return lines_of(options).held_out; }
 
 int train(TrainingOptions options) {
-  std::error_code error;
-  std::filesystem::create_directories(options.out, error);
-  check<FileError>(!error && access(options.out.c_str(), W_OK) == 0, options.out, ": the output folder cannot be written to", error ? ": " + error.message() : "");
+  make_output_folder(options.out);
   manual_seed(options.seed);
   Lines lines = lines_of(options);
   if (options.steps == 0) options.steps = std::max<int64_t>(default_epochs * lines.training->size() / options.batch_size, 1);
