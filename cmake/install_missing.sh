@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what building Fovea needs and this machine lacks, through apt, and says what. Usage: cmake/install_missing.sh [tests] [fuzzers] [benchmarks]
+# Installs what building Fovea needs and this machine lacks, through apt, and says what. Usage: cmake/install_missing.sh [tests] [fuzzers] [consumers] [benchmarks]
 set -euo pipefail
 
 missing=()
@@ -21,8 +21,9 @@ for part in "$@"; do
   case $part in
     tests) need_header doctest/doctest.h doctest-dev ;;
     fuzzers) need_program clang++ clang; dpkg -s libclang-rt-14-dev libclang-rt-dev >/dev/null 2>&1 || missing+=(libclang-rt-dev) ;;
+    consumers) need_program pkg-config pkg-config ;;
     benchmarks) need_header benchmark/benchmark.h libbenchmark-dev ;;
-    *) echo "install_missing.sh: no part is called '$part' (tests, fuzzers, benchmarks)" >&2; exit 2 ;;
+    *) echo "install_missing.sh: no part is called '$part' (tests, fuzzers, consumers, benchmarks)" >&2; exit 2 ;;
   esac
 done
 [ ${#missing[@]} -eq 0 ] && exit 0
