@@ -1,13 +1,18 @@
-// parallel_for on a pool of our own threads: where OpenMP is missing, and under the thread sanitizer, which cannot see into OpenMP's runtime.
+// parallel_for on a pool of our own threads.
+//
+// Note [A caller waits for tasks, not for threads]
+// Tasks are handed out one at a time, and the caller takes its share. Once none is left it waits for the helpers that are inside one, and for nobody else: a helper
+// that the system has not given a core yet (another program, a data loader's worker) misses the job instead of holding it up.
+// Helpers spin for some microseconds after a job, because the next one mostly follows at once, and then sleep.
 #include <fovea/kernels/cpu/parallel.h>
 
 #include <atomic>
-#include <condition_variable>
 #include <cstdlib>
 #include <exception>
-#include <memory>
+
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include <fovea/kernels/error.h>
@@ -17,76 +22,94 @@ namespace {
 
 thread_local bool is_serial = false;
 
-struct Job {
-  int64_t count;
-  void (*task)(const void*, int64_t);
-  const void* context;
-  std::atomic<int64_t> next{0};
-  std::exception_ptr error;
-  std::mutex error_mutex;
+constexpr int spins_before_sleep = 2000;                   // of about 40 cycles: some 30 microseconds
 
-  void run() {
-    for (int64_t i; (i = next.fetch_add(1)) < count;) {
-      try {
-        task(context, i);
-      } catch (...) {
-        std::lock_guard lock(error_mutex);
-        if (!error) error = std::current_exception();
-      }
-    }
-  }
-};
+void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
 
 class Pool {
  public:
   ~Pool() {
-    {
-      std::lock_guard lock(mutex_);
-      is_stopping_ = true;
-    }
-    wake_.notify_all();
+    is_stopping_ = true;
+    ++generation_;
+    generation_.notify_all();
     for (std::thread& t : threads_) t.join();
   }
 
-  void run(Job& job, int helpers) {
-    std::unique_lock caller(callers_);                     // one job at a time
-    {
-      std::lock_guard lock(mutex_);
-      while (static_cast<int>(threads_.size()) < helpers) threads_.emplace_back([this] { work(); });
-      job_ = &job;
-      wanted_ = helpers;
+  void run(int64_t count, void (*task)(const void*, int64_t), const void* context, int helpers) {
+    std::unique_lock one_at_a_time(callers_, std::try_to_lock);
+    if (!one_at_a_time) {                                  // another thread has the helpers: do without them
+      for (int64_t i = 0; i < count; ++i) task(context, i);
+      return;
     }
-    wake_.notify_all();
-    job.run();
-    std::unique_lock lock(mutex_);
-    wanted_ = 0;
-    done_.wait(lock, [&] { return active_ == 0; });
-    job_ = nullptr;
+    while (static_cast<int>(threads_.size()) < helpers) threads_.emplace_back([this, id = static_cast<int>(threads_.size())] { help(id); });
+    count_ = count;
+    task_ = task;
+    context_ = context;
+    helpers_ = helpers;
+    error_ = nullptr;
+    next_ = 0;
+    is_open_ = true;
+    ++generation_;
+    generation_.notify_all();
+    take_tasks();
+    is_open_ = false;                                      // from here on nobody joins; see help()
+    for (int spins = 0; inside_ != 0; ++spins) {
+      if (spins < spins_before_sleep) relax();
+      else std::this_thread::yield();
+    }
+    if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
   }
 
  private:
-  void work() {
-    is_serial = true;
-    std::unique_lock lock(mutex_);
-    while (true) {
-      wake_.wait(lock, [&] { return is_stopping_ || wanted_ > 0; });
-      if (is_stopping_) return;
-      --wanted_;
-      ++active_;
-      Job* job = job_;
-      lock.unlock();
-      job->run();
-      lock.lock();
-      if (--active_ == 0) done_.notify_all();
+  void take_tasks() {
+    for (int64_t i; (i = next_.fetch_add(1)) < count_;) {
+      try {
+        task_(context_, i);
+      } catch (...) {
+        std::lock_guard lock(error_mutex_);
+        if (!error_) error_ = std::current_exception();
+      }
     }
   }
 
-  std::mutex callers_, mutex_;
-  std::condition_variable wake_, done_;
+  void help(int id) {
+    is_serial = true;                                      // a parallel_for inside a task runs on its own thread
+    uint32_t seen = 0;
+    while (!is_stopping_) {
+      wait_for_change(seen);
+      seen = generation_;
+      // Joining comes before looking whether the job is open, closing before looking whether anyone has joined: so either the caller sees us or we see it closed.
+      ++inside_;
+      if (is_open_ && id < helpers_) take_tasks();
+      --inside_;
+    }
+  }
+
+  void wait_for_change(uint32_t seen) {
+    for (int spins = 0; spins < spins_before_sleep; ++spins) {
+      if (generation_ != seen) return;
+      relax();
+    }
+    generation_.wait(seen);
+  }
+
+  std::mutex callers_, error_mutex_;
   std::vector<std::thread> threads_;
-  Job* job_ = nullptr;
-  int wanted_ = 0, active_ = 0;
-  bool is_stopping_ = false;
+  std::atomic<uint32_t> generation_{0};
+  std::atomic<bool> is_open_{false}, is_stopping_{false};
+  std::atomic<int> inside_{0};
+  std::atomic<int64_t> next_{0};
+  std::exception_ptr error_;
+
+  // The job; written while it is closed and nobody is inside.
+  int64_t count_ = 0;
+  void (*task_)(const void*, int64_t) = nullptr;
+  const void* context_ = nullptr;
+  int helpers_ = 0;
 };
 
 Pool& pool() {
@@ -96,7 +119,7 @@ Pool& pool() {
 
 std::atomic<int>& thread_limit() {
   static std::atomic<int> limit{[] {
-    const char* wish = std::getenv("OMP_NUM_THREADS");
+    const char* wish = std::getenv("OMP_NUM_THREADS");     // the customary name, whatever the threads are made of
     const int threads = wish ? std::atoi(wish) : static_cast<int>(std::thread::hardware_concurrency());
     return threads > 0 ? threads : 1;
   }()};
@@ -121,10 +144,8 @@ void kernels::parallel_tasks(int64_t count, void (*task)(const void*, int64_t), 
     for (int64_t i = 0; i < count; ++i) task(context, i);
     return;
   }
-  Job job{count, task, context, {}, {}, {}};
   SerialScope no_nesting;
-  pool().run(job, threads - 1);
-  if (job.error) std::rethrow_exception(job.error);
+  pool().run(count, task, context, threads - 1);
 }
 
 }  // namespace fovea
