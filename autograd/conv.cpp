@@ -3,6 +3,7 @@
 // So second and higher derivatives need nothing new, and a transposed convolution is dx with its arguments renamed.
 #include <fovea/autograd/conv.h>
 
+#include <fovea/autograd/arguments.h>
 #include <fovea/autograd/shape.h>
 #include <fovea/tensor/creation.h>
 
@@ -10,12 +11,9 @@ namespace fovea {
 namespace {
 
 void check_arguments(const char* op, const Tensor& x, const Tensor& weight, const Tensor& bias) {
-  check<DTypeError>(x.dtype() == DType::float32 || x.dtype() == DType::float64, op, ": x is ", x.dtype(), "; takes float32 or float64, convert with to(x, DType::float32)");
-  check<DTypeError>(x.dtype() == weight.dtype(), op, ": x is ", x.dtype(), " but weight is ", weight.dtype(), "; convert one with to()");
-  check<DeviceError>(x.device() == weight.device(), op, ": x is on ", x.device(), " but weight is on ", weight.device(), "; copy one with to()");
-  if (!bias) return;
-  check<DTypeError>(x.dtype() == bias.dtype(), op, ": x is ", x.dtype(), " but bias is ", bias.dtype(), "; convert one with to()");
-  check<DeviceError>(x.device() == bias.device(), op, ": x is on ", x.device(), " but bias is on ", bias.device(), "; copy one with to()");
+  detail::check_real(op, "x", x);
+  detail::check_alike(op, "x", x, "weight", weight);
+  if (bias) detail::check_alike(op, "x", x, "bias", bias);
 }
 
 void check_options(const char* op, Pair stride, Pair padding, Pair dilation, int64_t groups) {
@@ -76,11 +74,6 @@ Tensor backward_data(const char* name, const ConvGeometry& g, const Tensor& dy_a
                 });
 }
 
-// The size along one axis of a transposed convolution's result.
-int64_t transposed_size(int64_t size, int64_t kernel, int64_t stride, int64_t padding, int64_t output_padding, int64_t dilation) {
-  return (size - 1) * stride - 2 * padding + dilation * (kernel - 1) + output_padding + 1;
-}
-
 Tensor convolution(const char* op, const Tensor& x, const Tensor& weight, const Tensor& bias, const Conv2dOptions& o) {
   if (x.rank() == 3) return squeeze(convolution(op, unsqueeze(x, 0), weight, bias, o), 0);
   const ConvGeometry g{x.size(0), x.size(1), x.size(2), x.size(3), weight.size(0), weight.size(2), weight.size(3), o.stride.h, o.stride.w, o.padding.h, o.padding.w,
@@ -105,8 +98,8 @@ Tensor transposed_convolution(const char* op, const Tensor& x, const Tensor& wei
                     ": output_padding must be at least 0 and smaller than stride or dilation, got ", o.output_padding, " with stride ", o.stride, " and dilation ", o.dilation);
   ConvGeometry g{x.size(0), weight.size(1) * o.groups, 0, 0, weight.size(0), weight.size(2), weight.size(3), o.stride.h, o.stride.w, o.padding.h, o.padding.w,
                  o.dilation.h, o.dilation.w, o.groups};
-  g.h = transposed_size(x.size(2), g.r, g.stride_h, g.pad_h, o.output_padding.h, g.dilation_h);
-  g.w = transposed_size(x.size(3), g.s, g.stride_w, g.pad_w, o.output_padding.w, g.dilation_w);
+  g.h = transposed_outputs(x.size(2), g.r, g.stride_h, g.pad_h, o.output_padding.h, g.dilation_h);
+  g.w = transposed_outputs(x.size(3), g.s, g.stride_w, g.pad_w, o.output_padding.w, g.dilation_w);
   check<ShapeError>(x.size(2) >= 1 && x.size(3) >= 1 && g.h >= 1 && g.w >= 1, op, ": the result would be ", Pair(g.h, g.w), " for x ", x.shape(), " with padding ", o.padding,
                     "; pad less");
   check_bias(op, bias, g.c);

@@ -38,6 +38,11 @@ Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias = {}, Co
 // out = (l - 1) stride - 2 padding + dilation (s - 1) + output_padding + 1
 Tensor conv_transpose1d(const Tensor& x, const Tensor& weight, const Tensor& bias = {}, ConvTranspose1dOptions options = {});
 
+// The size of a transposed convolution's result along one axis.
+inline int64_t transposed_outputs(int64_t size, int64_t kernel, int64_t stride, int64_t padding, int64_t output_padding, int64_t dilation) {
+  return (size - 1) * stride - 2 * padding + dilation * (kernel - 1) + output_padding + 1;
+}
+
 // x [n,k,h,w], weight [k,c/groups,r,s], bias [c] or nothing -> [n,c,out_h,out_w]
 Tensor conv_transpose2d(const Tensor& x, const Tensor& weight, const Tensor& bias = {}, ConvTranspose2dOptions options = {});
 

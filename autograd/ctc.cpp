@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include <fovea/autograd/arguments.h>
 #include <fovea/autograd/elementwise.h>
 #include <fovea/autograd/reduce.h>
 #include <fovea/autograd/shape.h>
@@ -12,7 +13,7 @@ namespace fovea {
 namespace {
 
 void check_logits(const char* op, const Tensor& logits, int64_t blank) {
-  check<DTypeError>(logits.dtype() == DType::float32 || logits.dtype() == DType::float64, op, ": logits must be float32 or float64, got ", logits.dtype());
+  detail::check_real(op, "logits", logits);
   check<ShapeError>(logits.rank() == 3, op, ": logits must be [time, batch, classes], got ", logits.shape());
   check<IndexError>(blank >= 0 && blank < logits.size(2), op, ": blank is ", blank, " but logits ", logits.shape(), " have classes 0 to ", logits.size(2) - 1);
 }
@@ -91,7 +92,7 @@ Tensor ctc_loss(const Tensor& logits, const Tensor& targets, const Tensor& input
   {
     const Scratch scratch(table_of(logits).ctc_workspace(g, logits.dtype()), logits.device());
     table_of(logits).ctc_loss(queue_of(logits), g, scores.view(), labels.view(), times.view(), lengths.view(), losses.mutable_view(),
-                              dlogits ? dlogits.mutable_view() : View(), scratch);
+                              detail::mutable_view_or_none(dlogits), scratch);
   }
   const Tensor weights = loss_weights(options.reduction, lengths, losses);
   const Tensor result = weights ? sum(losses * weights) : losses;             // of what no gradient reaches: nothing is recorded here

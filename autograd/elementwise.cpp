@@ -3,7 +3,7 @@
 #include <cmath>
 #include <limits>
 
-#include <fovea/autograd/activations.h>
+#include <fovea/autograd/arguments.h>
 #include <fovea/autograd/shape.h>
 #include <fovea/tensor/creation.h>
 
@@ -57,16 +57,10 @@ Tensor binary(const char* name, Binary op, const Tensor& a, const Tensor& b, DTy
 namespace {
 
 using detail::as_floating;
+using detail::kind_of;
 using detail::needs_grad;
 
-int kind_of(DType dtype) { return dtype == DType::boolean ? 0 : is_floating(dtype) ? 2 : 1; }
-
-// The dtype of x beside a number: an integer tensor beside a fraction, and a bool beside any number, change kind.
-DType promote(const Tensor& x, Scalar s) {
-  const int kind = kind_of(x.dtype());
-  if (kind == 2 || (kind == 1 && s.is_integer)) return x.dtype();
-  return s.is_integer ? DType::int64 : DType::float32;
-}
+DType promote(const Tensor& x, Scalar s) { return detail::dtype_beside(x, s.is_integer); }
 
 // g summed to the shape of input i, or nothing if nobody wants it.
 template <class F>

@@ -1,6 +1,6 @@
 #include <fovea/autograd/image.h>
 
-#include <fovea/autograd/elementwise.h>
+#include <fovea/autograd/arguments.h>
 #include <fovea/autograd/matmul.h>
 #include <fovea/autograd/shape.h>
 #include <fovea/tensor/creation.h>
@@ -8,12 +8,7 @@
 namespace fovea {
 namespace {
 
-TensorOptions options_of(const Tensor& x) { return {x.dtype(), x.device()}; }
-
-void check_dtype(const char* op, const char* name, const Tensor& x) {
-  check<DTypeError>(x.dtype() == DType::float32 || x.dtype() == DType::float64, op, ": ", name, " is ", x.dtype(),
-                    "; takes float32 or float64, convert with to(x, DType::float32)");
-}
+using detail::options_of;
 
 // --- resizing: the backward pass is linear too, and its own backward pass is the resizing again ---
 
@@ -47,7 +42,7 @@ Grads grid_sample_backward(const Saved& s, const Tensor& gradient, bool align_co
   check<AutogradError>(!grad_mode(), "grid_sample: a second derivative is not offered; call backward() or grad() without create_graph");
   const Tensor dy = contiguous(gradient), x = s[0], grid = s[1];
   const Tensor dx = s.needs(0) ? empty_like(x) : Tensor(), dgrid = s.needs(1) ? empty_like(grid) : Tensor();
-  table_of(x).grid_sample_backward(queue_of(x), align_corners, dy.view(), x.view(), grid.view(), dx ? dx.mutable_view() : View(), dgrid ? dgrid.mutable_view() : View());
+  table_of(x).grid_sample_backward(queue_of(x), align_corners, dy.view(), x.view(), grid.view(), detail::mutable_view_or_none(dx), detail::mutable_view_or_none(dgrid));
   return grads(dx, dgrid);
 }
 
@@ -61,7 +56,7 @@ Tensor pixel_positions(int64_t size, bool align_corners, TensorOptions options) 
 }  // namespace
 
 Tensor interpolate(const Tensor& x, Pair output, const InterpolateOptions& o) {
-  check_dtype("interpolate", "x", x);
+  detail::check_real("interpolate", "x", x);
   check<ShapeError>(x.rank() == 4, "interpolate: x must be [n, channels, h, w], got ", x.shape());
   check<ValueError>(output.h >= 1 && output.w >= 1, "interpolate: the output size must be at least 1, got ", output);
   check<ShapeError>(x.size(2) >= 1 && x.size(3) >= 1, "interpolate: x ", x.shape(), " has no pixels");
@@ -71,12 +66,11 @@ Tensor interpolate(const Tensor& x, Pair output, const InterpolateOptions& o) {
 }
 
 Tensor grid_sample(const Tensor& x_any, const Tensor& grid_any, bool align_corners) {
-  check_dtype("grid_sample", "x", x_any);
+  detail::check_real("grid_sample", "x", x_any);
   check<ShapeError>(x_any.rank() == 4, "grid_sample: x must be [n, channels, h, w], got ", x_any.shape());
   check<ShapeError>(grid_any.rank() == 4 && grid_any.size(3) == 2 && grid_any.size(0) == x_any.size(0), "grid_sample: grid must be [", x_any.size(0),
                     ", out_h, out_w, 2] for x ", x_any.shape(), ", got ", grid_any.shape());
-  check<DTypeError>(x_any.dtype() == grid_any.dtype(), "grid_sample: grid is ", grid_any.dtype(), " but x is ", x_any.dtype(), "; convert one with to()");
-  check<DeviceError>(x_any.device() == grid_any.device(), "grid_sample: grid is on ", grid_any.device(), " but x is on ", x_any.device(), "; copy one with to()");
+  detail::check_alike("grid_sample", "grid", grid_any, "x", x_any);
   const Tensor x = contiguous(x_any), grid = contiguous(grid_any);
   const Tensor y = empty({x.size(0), x.size(1), grid.size(1), grid.size(2)}, options_of(x));
   table_of(x).grid_sample(queue_of(x), align_corners, x.view(), grid.view(), y.mutable_view());
@@ -85,7 +79,7 @@ Tensor grid_sample(const Tensor& x_any, const Tensor& grid_any, bool align_corne
 }
 
 Tensor affine_grid(const Tensor& theta, Pair size, bool align_corners) {
-  check_dtype("affine_grid", "theta", theta);
+  detail::check_real("affine_grid", "theta", theta);
   check<ShapeError>(theta.rank() == 3 && theta.size(1) == 2 && theta.size(2) == 3, "affine_grid: theta must be [n, 2, 3], got ", theta.shape());
   check<ValueError>(size.h >= 0 && size.w >= 0, "affine_grid: the size cannot be negative, got ", size);
   const TensorOptions options = options_of(theta);

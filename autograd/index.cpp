@@ -1,28 +1,15 @@
 #include <fovea/autograd/index.h>
 
+#include <fovea/autograd/arguments.h>
 #include <fovea/autograd/elementwise.h>
 #include <fovea/autograd/shape.h>
+#include <fovea/tensor/coordinates.h>
 #include <fovea/tensor/creation.h>
 
 namespace fovea {
 namespace {
 
-TensorOptions options_of(const Tensor& x) { return {x.dtype(), x.device()}; }
-
-// [2,0,1] for the row-major position of an element.
-Shape coordinates(const Shape& shape, int64_t position) {
-  Shape at = shape;
-  for (int i = shape.rank() - 1; i >= 0; --i) {
-    at[i] = position % shape[i];
-    position /= shape[i];
-  }
-  return at;
-}
-
-void check_same_kind(const char* op, const Tensor& x, const Tensor& source) {
-  check<DTypeError>(x.dtype() == source.dtype(), op, ": source is ", source.dtype(), " but x is ", x.dtype(), "; convert one with to()");
-  check<DeviceError>(x.device() == source.device(), op, ": source is on ", source.device(), " but x is on ", x.device(), "; copy one with to()");
-}
+using detail::options_of;
 
 Tensor checked_along(const char* op, const Tensor& x, int axis, const Tensor& index) {
   bool fits = index.rank() == x.rank();
@@ -118,7 +105,7 @@ Tensor checked_index(const char* op, const char* name, const Tensor& index, cons
   const int64_t position = table_of(wide).first_out_of_range(queue_of(wide), size, wide.view());
   if (position >= 0) {
     const int64_t value = to(wide, Device::cpu()).to_vector<int64_t>()[static_cast<size_t>(position)];
-    fail<IndexError>(op, ": ", name, coordinates(wide.shape(), position), " is ", value, ", out of range [0, ", size, ") for ", what);
+    fail<IndexError>(op, ": ", name, coordinates_of(position, wide.shape()), " is ", value, ", out of range [0, ", size, ") for ", what);
   }
   return wide;
 }
@@ -140,7 +127,7 @@ Tensor take_along(const Tensor& x, const Tensor& index, int64_t axis) {
 
 Tensor scatter_add(const Tensor& x, int64_t axis, const Tensor& index, const Tensor& source) {
   const int at = wrap_axis(axis, x.rank(), "scatter_add");
-  check_same_kind("scatter_add", x, source);
+  detail::check_alike("scatter_add", "source", source, "x", x);
   check<ShapeError>(source.shape() == index.shape(), "scatter_add: source ", source.shape(), " must have the shape of index ", index.shape());
   return scatter_add_checked(x, at, checked_along("scatter_add", x, at, index), source);
 }
@@ -152,7 +139,7 @@ Tensor index_select(const Tensor& x, int64_t axis, const Tensor& index) {
 
 Tensor index_add(const Tensor& x, int64_t axis, const Tensor& index, const Tensor& source) {
   const int at = wrap_axis(axis, x.rank(), "index_add");
-  check_same_kind("index_add", x, source);
+  detail::check_alike("index_add", "source", source, "x", x);
   const Tensor list = checked_list("index_add", x, at, index);
   Shape shape = x.shape();
   shape[at] = list.numel();
@@ -197,7 +184,7 @@ Tensor nonzero(const Tensor& x) {
   std::vector<int64_t> positions;
   for (size_t i = 0; i < flags.size(); ++i) {
     if (!flags[i]) continue;
-    const Shape at = coordinates(x.shape(), static_cast<int64_t>(i));
+    const Shape at = coordinates_of(static_cast<int64_t>(i), x.shape());
     positions.insert(positions.end(), at.begin(), at.end());
   }
   int64_t count = 0;

@@ -5,6 +5,7 @@
 
 #include <fovea/autograd/index.h>
 #include <fovea/autograd/shape.h>
+#include <fovea/tensor/coordinates.h>
 #include <fovea/tensor/creation.h>
 
 namespace fovea {
@@ -47,11 +48,8 @@ std::vector<AxisPick> picks_of_mask(const Tensor& mask, const Tensor& x, int axi
   const std::vector<uint8_t> values = mask.to_vector<uint8_t>();
   for (size_t flat = 0; flat < values.size(); ++flat) {
     if (!values[flat]) continue;
-    int64_t rest = static_cast<int64_t>(flat);
-    for (int i = mask.rank() - 1; i >= 0; --i) {
-      picks[static_cast<size_t>(i)].positions.push_back(rest % mask.shape()[i]);
-      rest /= mask.shape()[i];
-    }
+    const Shape at = coordinates_of(static_cast<int64_t>(flat), mask.shape());
+    for (int i = 0; i < mask.rank(); ++i) picks[static_cast<size_t>(i)].positions.push_back(at[i]);
   }
   for (AxisPick& pick : picks) pick.shape = {static_cast<int64_t>(pick.positions.size())};
   return picks;

@@ -1,6 +1,7 @@
 #include <fovea/autograd/inplace.h>
 
 #include <fovea/autograd/activations.h>
+#include <fovea/autograd/arguments.h>
 #include <fovea/autograd/shape.h>
 #include <fovea/tensor/creation.h>
 
@@ -12,9 +13,7 @@ using kernels::Scalars;
 using kernels::Ternary;
 using kernels::Unary;
 
-int kind_of(DType dtype) { return dtype == DType::boolean ? 0 : is_floating(dtype) ? 2 : 1; }
-
-// Every element of x has a place of its own, so that writing one does not change another.
+// Several elements of x lie in one place, so that writing one changes others.
 bool has_repeats(const Tensor& x) {
   for (int i = 0; i < x.rank(); ++i)
     if (x.strides()[i] == 0 && x.shape()[i] > 1) return true;
@@ -22,8 +21,8 @@ bool has_repeats(const Tensor& x) {
 }
 
 void check_target(const char* op, const Tensor& x, DType value) {
-  check<DTypeError>(kind_of(value) <= kind_of(x.dtype()), op, ": the result is ", value, ", which does not fit into x of dtype ", x.dtype(),
-                    "; compute a new tensor instead");
+  check<DTypeError>(detail::kind_of(value) <= detail::kind_of(x.dtype()), op, ": the result is ", value, ", which does not fit into x of dtype ",
+                    x.dtype(), "; compute a new tensor instead");
   check<ShapeError>(!has_repeats(x), op, ": x ", x.shape(), " repeats elements (it was made by expand); change a contiguous(x) instead");
 }
 
@@ -65,9 +64,7 @@ const Tensor& change(const char* op, Unary kernel, Scalars s, const Tensor& x, D
   return x;
 }
 
-DType beside(const Tensor& x, Scalar b) {
-  return b.is_integer ? (kind_of(x.dtype()) == 0 ? DType::int64 : x.dtype()) : is_floating(x.dtype()) ? x.dtype() : DType::float32;
-}
+DType beside(const Tensor& x, Scalar b) { return detail::dtype_beside(x, b.is_integer); }
 
 }  // namespace
 

@@ -1,17 +1,11 @@
 #include <fovea/autograd/matmul.h>
 
+#include <fovea/autograd/arguments.h>
 #include <fovea/autograd/shape.h>
 #include <fovea/tensor/creation.h>
 
 namespace fovea {
 namespace {
-
-void check_operands(const char* op, const char* name_a, const Tensor& a, const char* name_b, const Tensor& b) {
-  check<DTypeError>(a.dtype() == DType::float32 || a.dtype() == DType::float64, op, ": ", name_a, " is ", a.dtype(),
-                    "; takes float32 or float64, convert with to(x, DType::float32)");
-  check<DTypeError>(a.dtype() == b.dtype(), op, ": ", name_a, " is ", a.dtype(), " but ", name_b, " is ", b.dtype(), "; convert one with to()");
-  check<DeviceError>(a.device() == b.device(), op, ": ", name_a, " is on ", a.device(), " but ", name_b, " is on ", b.device(), "; copy one with to()");
-}
 
 // The axes before the matrices.
 Shape batch_shape(const Tensor& x) {
@@ -40,7 +34,7 @@ void run_kernel(const Tensor& a, const Tensor& b, const Tensor& bias, const Shap
   const MatmulGeometry g{batch.numel(), a.size(-2), b.size(-1), a.size(-1)};
   const kernels::KernelTable& table = table_of(y);
   const Scratch scratch(table.matmul_workspace(g, y.dtype()), y.device());
-  table.matmul(queue_of(y), g, {1, 0}, broadcast_view(a, batch), broadcast_view(b, batch), bias ? bias.view() : ConstView(), y.mutable_view(), scratch);
+  table.matmul(queue_of(y), g, {1, 0}, broadcast_view(a, batch), broadcast_view(b, batch), detail::view_or_none(bias), y.mutable_view(), scratch);
 }
 
 // Of two stacks of matrices.
@@ -78,7 +72,8 @@ Shape with_last(Shape shape, int64_t size) {
 
 Tensor matmul(const Tensor& a, const Tensor& b) {
   check<ShapeError>(a.rank() >= 1 && b.rank() >= 1, "matmul: takes tensors with at least one axis, got a ", a.shape(), " and b ", b.shape(), "; use a * b for scalars");
-  check_operands("matmul", "a", a, "b", b);
+  detail::check_real("matmul", "a", a);
+  detail::check_alike("matmul", "a", a, "b", b);
   const int64_t inner = b.rank() == 1 ? b.size(0) : b.size(-2);
   check<ShapeError>(a.size(-1) == inner, "matmul: a ", a.shape(), " has ", a.size(-1), " columns but b ", b.shape(), " has ", inner, " rows");
   if (b.rank() == 1) return squeeze(matmul(a, unsqueeze(b, 1)), -1);
@@ -102,10 +97,11 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
   check<ShapeError>(weight.rank() == 2, "linear: weight must be [out,in], got ", weight.shape());
   check<ShapeError>(x.rank() >= 1 && x.size(-1) == weight.size(1), "linear: x ", x.shape(), " should have a last axis of ", weight.size(1), ", as weight ",
                     weight.shape(), " expects");
-  check_operands("linear", "x", x, "weight", weight);
+  detail::check_real("linear", "x", x);
+  detail::check_alike("linear", "x", x, "weight", weight);
   if (bias) {
     check<ShapeError>(bias.rank() == 1 && bias.size(0) == weight.size(0), "linear: bias must be [", weight.size(0), "] to go with weight ", weight.shape(), ", got ", bias.shape());
-    check_operands("linear", "x", x, "bias", bias);
+    detail::check_alike("linear", "x", x, "bias", bias);
   }
   if (x.rank() != 2) {
     Shape shape = with_last(x.shape(), weight.size(0));

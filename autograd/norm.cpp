@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include <fovea/autograd/arguments.h>
 #include <fovea/autograd/elementwise.h>
 #include <fovea/autograd/shape.h>
 #include <fovea/tensor/creation.h>
@@ -12,20 +13,18 @@
 namespace fovea {
 namespace {
 
+using detail::mutable_view_or_none;
+using detail::view_or_none;
 using kernels::KernelTable;
-
-ConstView view_or_none(const Tensor& x) { return x ? x.view() : ConstView(); }
-View mutable_view_or_none(const Tensor& x) { return x ? x.mutable_view() : View(); }
 
 void check_argument(const char* op, const char* name, const Tensor& x, const Tensor& argument, const Shape& shape) {
   if (!argument) return;
   check<ShapeError>(argument.shape() == shape, op, ": ", name, " must be ", shape, " for x ", x.shape(), ", got ", argument.shape());
-  check<DTypeError>(argument.dtype() == x.dtype(), op, ": ", name, " is ", argument.dtype(), " but x is ", x.dtype(), "; convert one with to()");
-  check<DeviceError>(argument.device() == x.device(), op, ": ", name, " is on ", argument.device(), " but x is on ", x.device(), "; copy one with to()");
+  detail::check_alike(op, name, argument, "x", x);
 }
 
 void check_x(const char* op, const Tensor& x, int least_rank) {
-  check<DTypeError>(x.dtype() == DType::float32 || x.dtype() == DType::float64, op, ": x is ", x.dtype(), "; takes float32 or float64, convert with to(x, DType::float32)");
+  detail::check_real(op, "x", x);
   check<ShapeError>(x.rank() >= least_rank, op, ": x must have at least ", least_rank, " axes", least_rank == 2 ? ", [n, channels, ...]" : "", ", got ", x.shape());
 }
 

@@ -13,6 +13,10 @@ struct Pair {
   bool operator==(const Pair&) const = default;
 };
 
-inline std::ostream& operator<<(std::ostream& out, const Pair& pair) { return out << '[' << pair.h << ',' << pair.w << ']'; }
+// 3, or [3,1] where the two differ.
+inline std::ostream& operator<<(std::ostream& out, const Pair& pair) {
+  if (pair.h == pair.w) return out << pair.h;
+  return out << '[' << pair.h << ',' << pair.w << ']';
+}
 
 }  // namespace fovea

@@ -3,19 +3,16 @@
 // forward one again (for max pooling: a gather at the indices), so derivatives of any order need nothing new.
 #include <fovea/autograd/pool.h>
 
-#include <fovea/autograd/index.h>
+#include <fovea/autograd/arguments.h>
 #include <fovea/autograd/elementwise.h>
+#include <fovea/autograd/index.h>
 #include <fovea/autograd/shape.h>
 #include <fovea/tensor/creation.h>
 
 namespace fovea {
 namespace {
 
-TensorOptions options_of(const Tensor& x) { return {x.dtype(), x.device()}; }
-
-void check_dtype(const char* op, const Tensor& x) {
-  check<DTypeError>(x.dtype() == DType::float32 || x.dtype() == DType::float64, op, ": x is ", x.dtype(), "; takes float32 or float64, convert with to(x, DType::float32)");
-}
+using detail::options_of;
 
 // Does every window of the axis meet the input? With a dilation its taps may step over it.
 bool all_windows_meet(int64_t size, int64_t outputs, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
@@ -32,7 +29,7 @@ bool all_windows_meet(int64_t size, int64_t outputs, int64_t kernel, int64_t str
 
 PoolGeometry geometry_of(const char* op, const Tensor& x, Pair kernel, Pair stride, Pair padding, Pair dilation, bool ceil_mode, bool count_include_pad) {
   if (stride == Pair(0)) stride = kernel;
-  check_dtype(op, x);
+  detail::check_real(op, "x", x);
   check<ShapeError>(x.rank() == 4, op, ": x must have a batch axis or not, channels and positions; got ", x.shape());
   check<ValueError>(kernel.h >= 1 && kernel.w >= 1, op, ": kernel must be at least 1, got ", kernel);
   check<ValueError>(stride.h >= 1 && stride.w >= 1, op, ": stride must be at least 1, got ", stride);
@@ -106,7 +103,7 @@ Tensor avg_pool(const char* op, const Tensor& x, Pair kernel, const AvgPool2dOpt
 // --- adaptive ---
 
 AdaptivePoolGeometry adaptive_geometry(const char* op, const Tensor& x, Pair output) {
-  check_dtype(op, x);
+  detail::check_real(op, "x", x);
   check<ShapeError>(x.rank() == 4, op, ": x must have a batch axis or not, channels and positions; got ", x.shape());
   check<ValueError>(output.h >= 0 && output.w >= 0, op, ": the output size cannot be negative, got ", output);
   check<ShapeError>(x.size(2) > 0 && x.size(3) > 0, op, ": x ", x.shape(), " has no positions to pool");
@@ -194,7 +191,7 @@ Tensor adaptive_max_pool1d(const Tensor& x, int64_t output) { return squeeze(ada
 Tensor adaptive_avg_pool1d(const Tensor& x, int64_t output) { return squeeze(adaptive_avg("adaptive_avg_pool1d", as_image("adaptive_avg_pool1d", x), {1, output}), -2); }
 
 Tensor global_avg_pool(const Tensor& x) {
-  check_dtype("global_avg_pool", x);
+  detail::check_real("global_avg_pool", "x", x);
   const Tensor planes = flat_positions("global_avg_pool", x);
   const int64_t n = planes.size(0), channels = planes.size(1);
   return reshape(sum_to(planes, {n, channels, 1, 1}), {n, channels}) / static_cast<double>(planes.size(3));

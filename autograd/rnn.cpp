@@ -4,6 +4,7 @@
 #include <array>
 
 #include <fovea/autograd/activations.h>
+#include <fovea/autograd/arguments.h>
 #include <fovea/autograd/backward.h>
 #include <fovea/autograd/elementwise.h>
 #include <fovea/autograd/matmul.h>
@@ -13,6 +14,8 @@
 namespace fovea {
 namespace {
 
+using detail::mutable_view_or_none;
+using detail::view_or_none;
 using kernels::KernelTable;
 
 const char* name_of(RnnCell cell) { return cell == RnnCell::lstm ? "lstm" : cell == RnnCell::gru ? "gru" : "rnn"; }
@@ -25,17 +28,15 @@ constexpr const char* weight_names[4] = {"weight_ih", "weight_hh", "bias_ih", "b
 enum Slot { slot_x, slot_h0, slot_c0, slot_weights, slot_lengths = slot_weights + 8, slot_y, slot_reserve };
 
 KernelTable::RnnWeights weight_views(const LayerWeights& w) {
-  const auto view = [&](int i) { return w[static_cast<size_t>(i)] ? w[static_cast<size_t>(i)].view() : ConstView(); };
+  const auto view = [&](size_t i) { return view_or_none(w[i]); };
   return {{view(0), view(4)}, {view(1), view(5)}, {view(2), view(6)}, {view(3), view(7)}};
 }
 
 KernelTable::RnnGradients gradient_views(const LayerWeights& w) {
-  const auto view = [&](int i) { return w[static_cast<size_t>(i)] ? w[static_cast<size_t>(i)].mutable_view() : View(); };
+  const auto view = [&](size_t i) { return mutable_view_or_none(w[i]); };
   return {{view(0), view(4)}, {view(1), view(5)}, {view(2), view(6)}, {view(3), view(7)}};
 }
 
-ConstView view_or_null(const Tensor& x) { return x ? x.view() : ConstView(); }
-View mutable_view_or_null(const Tensor& x) { return x ? x.mutable_view() : View(); }
 Tensor contiguous_or_undefined(const Tensor& x) { return x ? contiguous(x) : x; }
 
 // --- the same layer put together from differentiable operations ---
@@ -109,9 +110,9 @@ Grads layer_backward(const RnnGeometry& g, const Saved& s, const Grads& gradient
   const Tensor dy = contiguous_or_undefined(gradients[0]), dh_n = contiguous_or_undefined(gradients[1]);
   const Tensor dc_n = g.has_cell_state() ? contiguous_or_undefined(gradients[2]) : Tensor();
   const Scratch scratch(table_of(x).rnn_workspace(g, x.dtype()), x.device());
-  table_of(x).rnn_backward(queue_of(x), g, x.view(), view_or_null(s[slot_lengths]), view_or_null(h0), view_or_null(c0), weight_views(weights), y.view(),
-                           {reserve.mutable_view().data, reserve.nbytes()}, view_or_null(dy), view_or_null(dh_n), view_or_null(dc_n), mutable_view_or_null(dx),
-                           mutable_view_or_null(dh0), mutable_view_or_null(dc0), gradient_views(dweights), scratch);
+  table_of(x).rnn_backward(queue_of(x), g, x.view(), view_or_none(s[slot_lengths]), view_or_none(h0), view_or_none(c0), weight_views(weights), y.view(),
+                           {reserve.mutable_view().data, reserve.nbytes()}, view_or_none(dy), view_or_none(dh_n), view_or_none(dc_n), mutable_view_or_none(dx),
+                           mutable_view_or_none(dh0), mutable_view_or_none(dc0), gradient_views(dweights), scratch);
   Grads result = {dx, dh0, dc0};
   result.insert(result.end(), dweights.begin(), dweights.end());
   return result;
@@ -128,8 +129,8 @@ RnnResult run_layer(const RnnGeometry& g, const Tensor& x, const Tensor& lengths
   {
     const Scratch scratch(table_of(x).rnn_workspace(g, x.dtype()), x.device());
     const kernels::Workspace kept = reserve ? kernels::Workspace{reserve.mutable_view().data, reserve.nbytes()} : kernels::Workspace{};
-    table_of(x).rnn_forward(queue_of(x), g, x.view(), view_or_null(lengths), view_or_null(h0), view_or_null(c0), weight_views(w), r.output.mutable_view(),
-                            r.h_n.mutable_view(), mutable_view_or_null(r.c_n), kept, scratch);
+    table_of(x).rnn_forward(queue_of(x), g, x.view(), view_or_none(lengths), view_or_none(h0), view_or_none(c0), weight_views(w), r.output.mutable_view(),
+                            r.h_n.mutable_view(), mutable_view_or_none(r.c_n), kept, scratch);
   }
   std::vector<Tensor*> outputs = {&r.output, &r.h_n};
   if (r.c_n) outputs.push_back(&r.c_n);
@@ -141,8 +142,7 @@ RnnResult run_layer(const RnnGeometry& g, const Tensor& x, const Tensor& lengths
 void check_like(const char* op, const std::string& argument, const Tensor& t, const Shape& shape, const Tensor& x) {
   check<ShapeError>(t.defined(), op, ": ", argument, " is undefined, expected shape ", shape);
   check<ShapeError>(t.shape() == shape, op, ": ", argument, " has shape ", t.shape(), ", expected ", shape, " (x is ", x.shape(), ")");
-  check<DTypeError>(t.dtype() == x.dtype(), op, ": ", argument, " is ", t.dtype(), " but x is ", x.dtype());
-  check<DeviceError>(t.device() == x.device(), op, ": ", argument, " is on ", t.device(), " but x is on ", x.device());
+  detail::check_alike(op, argument.c_str(), t, "x", x);
 }
 
 void check_lengths(const char* op, const Tensor& lengths, int64_t time, int64_t batch) {
@@ -180,7 +180,7 @@ size_t weights_per_direction(const char* op, const std::vector<Tensor>& weights,
 RnnResult run_layers(RnnCell cell, const Tensor& input, const std::vector<Tensor>& weights, const RnnOptions& options) {
   const char* op = name_of(cell);
   check<ShapeError>(input.rank() == 3, op, ": x must be ", options.batch_first ? "[batch, time, input]" : "[time, batch, input]", ", got ", input.shape());
-  check<DTypeError>(input.dtype() == DType::float32 || input.dtype() == DType::float64, op, ": takes float32 or float64, got ", input.dtype());
+  detail::check_real(op, "x", input);
   const size_t per_direction = weights_per_direction(op, weights, options);
   check<ShapeError>(weights[1].defined() && weights[1].rank() == 2, op, ": weight_hh_l0 must be a matrix [gates * hidden, hidden]");
   Tensor x = options.batch_first ? transpose(input, 0, 1) : input;

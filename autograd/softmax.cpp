@@ -1,5 +1,6 @@
 #include <fovea/autograd/softmax.h>
 
+#include <fovea/autograd/arguments.h>
 #include <fovea/autograd/elementwise.h>
 #include <fovea/autograd/index.h>
 #include <fovea/autograd/shape.h>
@@ -7,11 +8,6 @@
 
 namespace fovea {
 namespace {
-
-void check_dtype(const char* op, const char* name, const Tensor& x) {
-  check<DTypeError>(x.dtype() == DType::float32 || x.dtype() == DType::float64, op, ": ", name, " is ", x.dtype(),
-                    "; takes float32 or float64, convert with to(x, DType::float32)");
-}
 
 AxisGeometry along(const Shape& shape, int axis) {
   AxisGeometry g;
@@ -35,7 +31,7 @@ Tensor softmax_backward(bool is_log, int axis, const Tensor& gradient, const Ten
 }
 
 Tensor softmax(const char* name, bool is_log, const Tensor& x_any, int64_t axis) {
-  check_dtype(name, "x", x_any);
+  detail::check_real(name, "x", x_any);
   const int at = wrap_axis(axis, x_any.rank(), name);
   const Tensor x = contiguous(x_any), y = empty_like(x);
   table_of(x).softmax(queue_of(x), along(x.shape(), at), is_log, x.view(), y.mutable_view());
@@ -52,8 +48,8 @@ struct RowLoss {
 // Loss of each row, and (where dlogits is given) d loss / d logits.
 Tensor run_rows(const RowLoss& loss, const Tensor& logits, const Tensor& labels, const Tensor& weight, const Tensor& dlogits) {
   const Tensor losses = empty({logits.size(0)}, {logits.dtype(), logits.device()});
-  table_of(logits).cross_entropy(queue_of(logits), loss.label_smoothing, loss.ignore_index, logits.view(), labels.view(), weight ? weight.view() : ConstView(),
-                                 losses.mutable_view(), dlogits ? dlogits.mutable_view() : View());
+  table_of(logits).cross_entropy(queue_of(logits), loss.label_smoothing, loss.ignore_index, logits.view(), labels.view(), detail::view_or_none(weight),
+                                 losses.mutable_view(), detail::mutable_view_or_none(dlogits));
   return losses;
 }
 
@@ -89,7 +85,7 @@ Tensor row_losses(const RowLoss& loss, const Tensor& logits, const Tensor& label
 }
 
 void check_arguments(const Tensor& logits, const Tensor& labels, const CrossEntropyOptions& o) {
-  check_dtype("cross_entropy", "logits", logits);
+  detail::check_real("cross_entropy", "logits", logits);
   check<ShapeError>(logits.rank() >= 1, "cross_entropy: logits must be [n, classes, ...] or [classes], got ", logits.shape());
   Shape expected = logits.shape();
   expected.erase(logits.rank() == 1 ? 0 : 1);
@@ -98,8 +94,7 @@ void check_arguments(const Tensor& logits, const Tensor& labels, const CrossEntr
   if (!o.weight) return;
   const int64_t classes = logits.size(logits.rank() == 1 ? 0 : 1);
   check<ShapeError>(o.weight.shape() == Shape{classes}, "cross_entropy: weight must be [", classes, "] for logits ", logits.shape(), ", got ", o.weight.shape());
-  check<DTypeError>(o.weight.dtype() == logits.dtype(), "cross_entropy: weight is ", o.weight.dtype(), " but logits are ", logits.dtype(), "; convert one with to()");
-  check<DeviceError>(o.weight.device() == logits.device(), "cross_entropy: weight is on ", o.weight.device(), " but logits are on ", logits.device());
+  detail::check_alike("cross_entropy", "weight", o.weight, "logits", logits);
 }
 
 // The labels as int64, each in [0, classes) or ignore_index.

@@ -19,6 +19,7 @@
 #include <fovea/tensor/utf8.h>
 
 #include <fovea/autograd/activations.h>
+#include <fovea/autograd/arguments.h>
 #include <fovea/autograd/backward.h>
 #include <fovea/autograd/conv.h>
 #include <fovea/autograd/ctc.h>

@@ -27,11 +27,10 @@ Tensor make_bias(bool has_bias, int64_t out) { return has_bias ? empty({out}) : 
 
 // What differs from the defaults.
 std::string describe(int64_t in, int64_t out, Pair kernel, Pair stride, Pair padding, Pair dilation, int64_t groups, bool has_bias) {
-  const auto text = [](Pair pair) { return pair.h == pair.w ? std::to_string(pair.h) : str(pair); };
-  std::string result = str(in, ", ", out, ", kernel=", text(kernel));
-  if (stride != Pair(1)) result += ", stride=" + text(stride);
-  if (padding != Pair(0)) result += ", padding=" + text(padding);
-  if (dilation != Pair(1)) result += ", dilation=" + text(dilation);
+  std::string result = str(in, ", ", out, ", kernel=", kernel);
+  if (stride != Pair(1)) result += str(", stride=", stride);
+  if (padding != Pair(0)) result += str(", padding=", padding);
+  if (dilation != Pair(1)) result += str(", dilation=", dilation);
   if (groups != 1) result += ", groups=" + std::to_string(groups);
   if (!has_bias) result += ", no bias";
   return result;
@@ -151,7 +150,7 @@ std::string ConvTranspose1d::options() const {
 std::optional<Cost> ConvTranspose1d::own_cost(const Shape& input) const {
   const Options& o = options_;
   const Image x = image_of(input, o.in, 1, "ConvTranspose1d");
-  const int64_t out_w = (x.w - 1) * o.stride - 2 * o.padding + (o.kernel - 1) * o.dilation + 1 + o.output_padding;
+  const int64_t out_w = transposed_outputs(x.w, o.kernel, o.stride, o.padding, o.output_padding, o.dilation);
   return geometry_of(x.n, o.out, 1, out_w, o.in, {1, o.kernel}, {1, o.stride}, {0, o.padding}, {1, o.dilation}, o.groups)
       .transposed_cost(o.bias);
 }
@@ -185,8 +184,8 @@ std::string ConvTranspose2d::options() const {
 std::optional<Cost> ConvTranspose2d::own_cost(const Shape& input) const {
   const Options& o = options_;
   const Image x = image_of(input, o.in, 2, "ConvTranspose2d");
-  const int64_t out_h = (x.h - 1) * o.stride.h - 2 * o.padding.h + (o.kernel.h - 1) * o.dilation.h + 1 + o.output_padding.h;
-  const int64_t out_w = (x.w - 1) * o.stride.w - 2 * o.padding.w + (o.kernel.w - 1) * o.dilation.w + 1 + o.output_padding.w;
+  const int64_t out_h = transposed_outputs(x.h, o.kernel.h, o.stride.h, o.padding.h, o.output_padding.h, o.dilation.h);
+  const int64_t out_w = transposed_outputs(x.w, o.kernel.w, o.stride.w, o.padding.w, o.output_padding.w, o.dilation.w);
   return geometry_of(x.n, o.out, out_h, out_w, o.in, o.kernel, o.stride, o.padding, o.dilation, o.groups).transposed_cost(o.bias);
 }
 

@@ -39,14 +39,11 @@ PoolGeometry line_geometry(PoolGeometry g, int64_t kernel, const Options& o) {
 
 ReceptiveField field_of(const PoolGeometry& g) { return {AxisReach::window(g.field_h()), AxisReach::window(g.field_w())}; }
 
-std::string text(Pair pair) { return pair.h == pair.w ? std::to_string(pair.h) : str(pair); }
-std::string text(int64_t size) { return std::to_string(size); }
-
 template <class Size, class Options>
 std::string describe(Size kernel, const Options& o) {
-  std::string result = "kernel=" + text(kernel);
-  if (o.stride != Size(0) && o.stride != kernel) result += ", stride=" + text(o.stride);
-  if (o.padding != Size(0)) result += ", padding=" + text(o.padding);
+  std::string result = str("kernel=", kernel);
+  if (o.stride != Size(0) && o.stride != kernel) result += str(", stride=", o.stride);
+  if (o.padding != Size(0)) result += str(", padding=", o.padding);
   if (o.ceil_mode) result += ", ceil_mode";
   return result;
 }
@@ -136,7 +133,7 @@ AdaptivePool2d::AdaptivePool2d(Pair size) : size_(size) {
   check<ValueError>(size.h > 0 && size.w > 0, "adaptive pooling: the output size must be positive, got ", size);
 }
 
-std::string AdaptivePool2d::options() const { return text(size_); }
+std::string AdaptivePool2d::options() const { return str(size_); }
 
 std::optional<Cost> AdaptivePool2d::own_cost(const Shape& input) const {
   check_image(input, "adaptive pooling");

@@ -1,5 +1,6 @@
 #include <fovea/layers/receptive_field.h>
 
+#include <algorithm>
 #include <numeric>
 #include <ostream>
 

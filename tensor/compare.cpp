@@ -7,6 +7,7 @@
 #include <type_traits>
 #include <vector>
 
+#include <fovea/tensor/coordinates.h>
 #include <fovea/tensor/elements.h>
 #include <fovea/tensor/print.h>
 
@@ -38,15 +39,6 @@ double error_of(T a, T b, const CompareOptions& options) {
   }
 }
 
-std::string index_text(int64_t position, const Shape& shape) {
-  Shape index = shape;
-  for (int axis = shape.rank() - 1; axis >= 0; --axis) {
-    index[axis] = position % shape[axis];
-    position /= shape[axis];
-  }
-  return str(index);
-}
-
 template <class T>
 Comparison compare_elements(const Tensor& a, const Tensor& b, const CompareOptions& options) {
   const T *x = a.data<T>(), *y = b.data<T>();
@@ -64,7 +56,7 @@ Comparison compare_elements(const Tensor& a, const Tensor& b, const CompareOptio
   if (result.is_close) return result;
 
   std::ostringstream text;
-  const auto line = [&](int64_t i) { text << index_text(i, a.shape()) << ": " << text_of(x[i]) << " against " << text_of(y[i]); };
+  const auto line = [&](int64_t i) { text << coordinates_of(i, a.shape()) << ": " << text_of(x[i]) << " against " << text_of(y[i]); };
   text << result.mismatches << " of " << a.numel() << (a.numel() == 1 ? " element" : " elements") << (result.mismatches == 1 ? " differs" : " differ");
   if constexpr (!std::is_integral_v<T>) text << " (rtol " << options.rtol << ", atol " << options.atol << ")";
   text << "; worst at ";

@@ -240,7 +240,7 @@ TEST_CASE("gradients of pooling are the limits of differences, first and second"
 
 TEST_CASE("pooling refuses windows that do not fit, and takes empty batches and meta") {
   const Tensor x = zeros({1, 2, 4, 4});
-  CHECK(error_of<ShapeError>([&] { max_pool2d(x, 5); }).find("max_pool2d: a kernel of [5,5]") != std::string::npos);
+  CHECK(error_of<ShapeError>([&] { max_pool2d(x, 5); }).find("max_pool2d: a kernel of 5 ") != std::string::npos);
   CHECK(error_of<ValueError>([&] { max_pool2d(x, 2, {.padding = 2}); }).find("half of the kernel") != std::string::npos);
   CHECK(error_of<ShapeError>([&] { max_pool2d(zeros({1, 1, 1, 1}), 2, {.padding = 1, .dilation = 2}); }).find("does not fit") != std::string::npos);
   CHECK(error_of<ShapeError>([&] { avg_pool2d(zeros({4, 4}), 2); }).find("got [4,4]") != std::string::npos);

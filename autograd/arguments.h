@@ -1,0 +1,26 @@
+// What operations do with their arguments before they compute: checks whose messages read alike, dtypes that meet, and views of arguments that
+// may be left out.
+#pragma once
+
+#include <fovea/tensor/creation.h>
+
+namespace fovea::detail {
+
+// DTypeError unless x, argument `name` of `op`, is float32 or float64.
+void check_real(const char* op, const char* name, const Tensor& x);
+
+// DTypeError or DeviceError unless argument `name` has the dtype and the device of argument `other_name`.
+void check_alike(const char* op, const char* name, const Tensor& x, const char* other_name, const Tensor& other);
+
+// 0 bool, 1 integers, 2 floating point: dtypes of a lower kind are promoted to those of a higher one.
+int kind_of(DType dtype);
+// The dtype of x beside a number: an integer tensor beside a fraction, and a bool beside any number, change kind.
+DType dtype_beside(const Tensor& x, bool is_integer);
+
+inline TensorOptions options_of(const Tensor& x) { return {x.dtype(), x.device()}; }
+
+// An undefined tensor is an argument that is not there: a view without data.
+inline ConstView view_or_none(const Tensor& x) { return x ? x.view() : ConstView(); }
+inline View mutable_view_or_none(const Tensor& x) { return x ? x.mutable_view() : View(); }
+
+}  // namespace fovea::detail
