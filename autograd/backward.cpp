@@ -28,10 +28,17 @@ Tensor sum_of(const Tensor& a, const Tensor& b) {
 // A leaf may keep the gradient itself, rather than a copy, only if nobody else holds it.
 bool is_unshared(const Tensor& g) { return g.is_contiguous() && g.impl_pointer().use_count() == 1 && g.storage().use_count() == 1; }
 
+// The gradient that a hook leaves; `what` says whose it is, in messages.
+Tensor hooked(const Hook& hook, Tensor gradient, const char* what) {
+  const Tensor changed = hook(gradient);
+  if (!changed) return gradient;
+  check<ShapeError>(changed.shape() == gradient.shape(), "backward: a hook on ", what, " turned a gradient of shape ", gradient.shape(), " into ", changed.shape());
+  check<DTypeError>(changed.dtype() == gradient.dtype(), "backward: a hook on ", what, " turned a gradient of ", gradient.dtype(), " into ", changed.dtype());
+  return changed;
+}
+
 void accumulate_into_leaf(const Tensor& leaf, Tensor gradient, bool create_graph) {
   AutogradMeta& meta = *autograd_meta(leaf);
-  for (const Hook& hook : meta.hooks)
-    if (Tensor changed = hook(gradient)) gradient = std::move(changed);
   if (create_graph) {
     meta.grad = meta.grad ? sum_of(meta.grad, gradient) : gradient;
   } else if (meta.grad) {
@@ -101,13 +108,11 @@ class Engine {
   };
 
   static void run_hooks(const Node& node, Grads& gradients) {
+    if (auto leaf = node.leaf.lock())
+      for (const Hook& hook : static_cast<AutogradMeta*>(leaf->autograd.get())->hooks) gradients[0] = hooked(hook, std::move(gradients[0]), "a leaf");
     for (const auto& [output, hook] : node.hooks) {
       Tensor& g = gradients[static_cast<size_t>(output)];
-      if (!g) continue;
-      if (Tensor changed = hook(g)) {
-        check<ShapeError>(changed.shape() == g.shape(), "backward: a hook on an output of '", node.name, "' turned a gradient of shape ", g.shape(), " into ", changed.shape());
-        g = std::move(changed);
-      }
+      if (g) g = hooked(hook, std::move(g), node.name);
     }
   }
 

@@ -20,8 +20,8 @@ struct CheckedLabels {
   Tensor labels, is_ignored;
 };
 CheckedLabels without_ignored(const Tensor& labels, int64_t ignore_index) {
-  const Tensor is_ignored = eq(labels, ignore_index);
-  return {where(is_ignored, int64_t{0}, labels), is_ignored};
+  const Tensor wide = to(labels, DType::int64), is_ignored = eq(wide, ignore_index);      // in uint8, -100 would be 156
+  return {where(is_ignored, int64_t{0}, wide), is_ignored};
 }
 
 }  // namespace
