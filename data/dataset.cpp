@@ -5,16 +5,12 @@
 #include <map>
 #include <numeric>
 
-#include <fovea/data/image.h>
+#include <fovea/data/shuffle.h>
 #include <fovea/tensor/creation.h>
+#include <fovea/tensor/image_tensor.h>
 
 namespace fovea::data {
 namespace {
-
-template <class T>
-void shuffle(std::vector<T>& values, RandomStream random) {
-  for (size_t i = values.size(); i > 1; --i) std::swap(values[i - 1], values[static_cast<size_t>(random.integer(static_cast<int64_t>(i)))]);
-}
 
 Split split_by_mask(const DatasetPtr& whole, const std::vector<bool>& is_held_out, const char* op) {
   std::vector<int64_t> training, held_out;

@@ -1,10 +1,7 @@
 #include <fovea/data/idx.h>
 
-#include <bit>
-#include <cstring>
 #include <filesystem>
 
-#include <fovea/tensor/creation.h>
 #include <fovea/tensor/elements.h>
 #include <fovea/tensor/inflate.h>
 
@@ -15,25 +12,17 @@ uint32_t big_endian_32(std::span<const uint8_t> bytes, size_t at) {
   return uint32_t{bytes[at]} << 24 | uint32_t{bytes[at + 1]} << 16 | uint32_t{bytes[at + 2]} << 8 | uint32_t{bytes[at + 3]};
 }
 
-DType dtype_of_type(uint8_t type, const std::string& name) {
+ElementType element_type(uint8_t type, const std::string& name) {
+  using Kind = ElementType::Kind;
   switch (type) {
-    case 0x08: return DType::uint8;
-    case 0x0C: return DType::int32;
-    case 0x0D: return DType::float32;
-    case 0x0E: return DType::float64;
-    default: fail<FileError>(name, ": IDX type ", int{type}, " cannot be read; only 8 (uint8), 12 (int32), 13 (float32) and 14 (float64)");
+    case 0x08: return {Kind::natural, 1, true};
+    case 0x09: return {Kind::integer, 1, true};
+    case 0x0B: return {Kind::integer, 2, true};
+    case 0x0C: return {Kind::integer, 4, true};
+    case 0x0D: return {Kind::real, 4, true};
+    case 0x0E: return {Kind::real, 8, true};
+    default: fail<FileError>(name, ": IDX type ", int{type}, " is unknown; there are 8 (uint8), 9 (int8), 11 (int16), 12 (int32), 13 (float32) and 14 (float64)");
   }
-}
-
-// From big-endian to this machine's order.
-void copy_values(const uint8_t* from, uint8_t* to, int64_t count, int64_t size) {
-  const bool is_little_endian = std::endian::native == std::endian::little;
-  if (size == 1 || !is_little_endian) {
-    std::memcpy(to, from, static_cast<size_t>(count * size));
-    return;
-  }
-  for (int64_t i = 0; i < count; ++i)
-    for (int64_t b = 0; b < size; ++b) to[i * size + b] = from[i * size + size - 1 - b];
 }
 
 std::string with_or_without_gz(const std::string& path) { return std::filesystem::exists(path) ? path : path + ".gz"; }
@@ -42,21 +31,14 @@ std::string with_or_without_gz(const std::string& path) { return std::filesystem
 
 Tensor decode_idx(std::span<const uint8_t> bytes, const std::string& name) {
   check<FileError>(bytes.size() >= 4 && bytes[0] == 0 && bytes[1] == 0, name, ": not an IDX file (it must begin with two zero bytes), or cut short");
-  const DType dtype = dtype_of_type(bytes[2], name);
+  const ElementType type = element_type(bytes[2], name);
   const int rank = bytes[3];
   const size_t header = 4 + 4 * static_cast<size_t>(rank);
   check<FileError>(rank >= 1 && rank <= max_rank, name, ": has rank ", rank, ", expected 1 to ", max_rank);
   check<FileError>(bytes.size() >= header, name, ": is cut short in its header");
-  const auto available = static_cast<int64_t>(bytes.size() - header) / size_of(dtype);
   Shape shape;
   for (int axis = 0; axis < rank; ++axis) shape.push_back(big_endian_32(bytes, 4 + 4 * static_cast<size_t>(axis)));
-  const int64_t count = checked_bytes({shape.begin(), shape.end()}, size_of(dtype), name) / size_of(dtype);
-  check<FileError>(count <= available, name, ": its header says ", shape, " values, but there are only ", available);
-  check<FileError>(count * size_of(dtype) == static_cast<int64_t>(bytes.size() - header), name, ": has ", bytes.size() - header, " bytes of values, expected ",
-                   count * size_of(dtype), " for ", shape);
-  Tensor x = empty(shape, dtype);
-  if (count > 0) copy_values(bytes.data() + header, static_cast<uint8_t*>(x.mutable_view().data), count, size_of(dtype));
-  return x;
+  return tensor_from_elements(bytes.subspan(header), type, shape, name);
 }
 
 Tensor read_idx(const std::string& path, int64_t max_bytes) { return decode_idx(read_maybe_gzip(path, "read_idx", max_bytes), path); }

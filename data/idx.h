@@ -9,7 +9,7 @@
 
 namespace fovea::data {
 
-// uint8, int32, float32 or float64, by the file's type; packed by gzip or not. FileError when it is damaged, of another type, or over max_bytes.
+// uint8, int32 (for 8, 16 and 32 bits with a sign), float32 or float64, by the file's type; packed by gzip or not. FileError when it is damaged, of another type, or over max_bytes.
 Tensor read_idx(const std::string& path, int64_t max_bytes = int64_t{1} << 31);
 Tensor decode_idx(std::span<const uint8_t> bytes, const std::string& name);
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include <fovea/data/shuffle.h>
 #include <fovea/kernels/cpu/parallel.h>
 #include <fovea/tensor/creation.h>
 
@@ -17,7 +18,7 @@ uint64_t seed_for(uint64_t seed, int64_t epoch, Purpose purpose) { return mix_se
 std::vector<int64_t> shuffled(int64_t count, RandomStream random) {
   std::vector<int64_t> order(static_cast<size_t>(count));
   std::iota(order.begin(), order.end(), 0);
-  for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[static_cast<size_t>(random.integer(static_cast<int64_t>(i)))]);
+  shuffle(order, random);
   return order;
 }
 

@@ -1,9 +1,9 @@
 #include <fovea/data/text.h>
 
 #include <algorithm>
-#include <numeric>
 
 #include <fovea/kernels/error.h>
+#include <fovea/tensor/edit_distance.h>
 #include <fovea/tensor/file.h>
 
 namespace fovea::data {
@@ -13,22 +13,6 @@ std::string describe(char32_t character) {
   std::ostringstream code;
   code << "U+" << std::uppercase << std::hex << static_cast<uint32_t>(character);
   return str('"', encode_utf8(std::u32string_view(&character, 1)), "\" (", code.str(), ")");
-}
-
-template <class Sequence>
-int64_t distance(const Sequence& a, const Sequence& b) {
-  std::vector<int64_t> row(b.size() + 1);
-  std::iota(row.begin(), row.end(), 0);
-  for (size_t i = 0; i < a.size(); ++i) {
-    int64_t diagonal = row[0];
-    row[0] = static_cast<int64_t>(i) + 1;
-    for (size_t j = 0; j < b.size(); ++j) {
-      const int64_t replaced = diagonal + (a[i] == b[j] ? 0 : 1);
-      diagonal = row[j + 1];
-      row[j + 1] = std::min({replaced, diagonal + 1, row[j] + 1});
-    }
-  }
-  return row.back();
 }
 
 }  // namespace
@@ -91,8 +75,8 @@ Alphabet Alphabet::load(const std::string& path) {
   return Alphabet(std::string_view(reinterpret_cast<const char*>(bytes.data()), bytes.size()));
 }
 
-int64_t edit_distance(std::u32string_view a, std::u32string_view b) { return distance(a, b); }
-int64_t edit_distance(const std::vector<std::string>& a, const std::vector<std::string>& b) { return distance(a, b); }
+int64_t edit_distance(std::u32string_view a, std::u32string_view b) { return edit_distance_of(a, b); }
+int64_t edit_distance(const std::vector<std::string>& a, const std::vector<std::string>& b) { return edit_distance_of(a, b); }
 
 ErrorRate character_errors(std::string_view truth, std::string_view reading) {
   const std::u32string expected = decode_utf8(truth);

@@ -1,7 +1,5 @@
 #include <fovea/layers/state_dict.h>
 
-#include <algorithm>
-
 #include <fovea/autograd/shape.h>
 #include <fovea/autograd/tape.h>
 

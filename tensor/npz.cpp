@@ -1,7 +1,5 @@
 #include <fovea/tensor/npz.h>
 
-#include <limits>
-
 #include <fovea/tensor/elements.h>
 #include <fovea/tensor/file.h>
 #include <fovea/tensor/inflate.h>

@@ -58,6 +58,8 @@ TEST_CASE("idx: sizes and values of every type that can be read") {
   const Tensor ints = decode_idx(idx_bytes(0x0C, {2}, {0, 0, 1, 2, 255, 255, 255, 254}), "a");
   CHECK(ints.dtype() == DType::int32);
   CHECK(ints.to_vector<int64_t>() == std::vector<int64_t>{258, -2});
+  CHECK(decode_idx(idx_bytes(0x09, {2}, {255, 3}), "a").to_vector<int64_t>() == std::vector<int64_t>{-1, 3});
+  CHECK(decode_idx(idx_bytes(0x0B, {2}, {1, 2, 255, 254}), "a").to_vector<int64_t>() == std::vector<int64_t>{258, -2});
   CHECK(decode_idx(idx_bytes(0x0D, {1}, {0x3F, 0xC0, 0, 0}), "a").item<float>() == 1.5f);
   CHECK(decode_idx(idx_bytes(0x0E, {1}, {0xBF, 0xF8, 0, 0, 0, 0, 0, 0}), "a").item<double>() == -1.5);
   CHECK(decode_idx(idx_bytes(0x08, {0, 28, 28}, {}), "a").shape() == Shape{0, 28, 28});
@@ -68,11 +70,11 @@ TEST_CASE("idx: cut, oversized and hostile files are errors before anything is a
   for (size_t size = 0; size < whole.size(); ++size) CHECK_THROWS_AS(decode_idx(std::span(whole).first(size), "a"), FileError);
   std::vector<uint8_t> longer = whole;
   longer.push_back(0);
-  CHECK_THROWS_WITH_AS(decode_idx(longer, "a.idx"), doctest::Contains("a.idx: has 7 bytes of values, expected 6"), FileError);
+  CHECK_THROWS_WITH_AS(decode_idx(longer, "a.idx"), doctest::Contains("a.idx: shape [2,3] does not fit 7 bytes"), FileError);
   CHECK_THROWS_AS(decode_idx(idx_bytes(0x08, {0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF}, {1}), "a"), FileError);
   CHECK_THROWS_AS(decode_idx(idx_bytes(0x08, {1, 1, 1, 1, 1, 1, 1, 1, 1}, {1}), "a"), FileError);
   CHECK_THROWS_AS(decode_idx(idx_bytes(0x08, {}, {1}), "a"), FileError);
-  CHECK_THROWS_WITH_AS(decode_idx(idx_bytes(0x0B, {1}, {0, 1}), "a"), doctest::Contains("IDX type 11 cannot be read"), FileError);
+  CHECK_THROWS_WITH_AS(decode_idx(idx_bytes(0x0A, {1}, {0, 1}), "a"), doctest::Contains("IDX type 10 is unknown"), FileError);
 }
 
 TEST_CASE("idx: pictures and labels must go together") {
