@@ -4,29 +4,12 @@
 #include <algorithm>
 #include <cstdint>
 
+#include <fovea/kernels/cpu/arena.h>
 #include <fovea/kernels/cpu/conv_patches.h>
 #include <fovea/kernels/geometry.h>
 #include <fovea/kernels/table.h>
 
 namespace fovea::kernels {
-
-// Hands out pieces of a workspace, or with no memory behind it counts what would be needed.
-class Arena {
- public:
-  explicit Arena(void* memory) : memory_(static_cast<char*>(memory)) {}
-  template <class U>
-  U* take(int64_t count) {
-    U* piece = memory_ ? reinterpret_cast<U*>(memory_ + used_) : nullptr;
-    used_ += (count * static_cast<int64_t>(sizeof(U)) + 63) / 64 * 64;
-    return piece;
-  }
-  int64_t used() const { return used_; }
-  Workspace rest(Workspace all) const { return {memory_ + used_, all.bytes - used_}; }
-
- private:
-  char* memory_;
-  int64_t used_ = 0;
-};
 
 inline int64_t out_pixels(const ConvGeometry& g) { return g.out_h() * g.out_w(); }
 inline int64_t patch_size(const ConvGeometry& g) { return g.group_c() * g.r * g.s; }

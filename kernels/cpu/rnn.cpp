@@ -15,6 +15,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include <fovea/kernels/cpu/arena.h>
 #include <fovea/kernels/cpu/gemm.h>
 #include <fovea/kernels/cpu/rnn_cells.h>
 
@@ -29,24 +30,6 @@ constexpr int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / un
 // Rows a power of two apart would share few sets of the first-level cache, so rows of our own memory are a line longer than that.
 int64_t row_pitch(int64_t columns) { return round_up(columns, 16) + 16; }
 
-// Hands out pieces of a block of memory, or, when given none, counts how much it takes.
-template <class T>
-class Pieces {
- public:
-  explicit Pieces(void* memory) : memory_(static_cast<T*>(memory)) {}
-  T* take(int64_t elements) {
-    T* piece = memory_ ? memory_ + taken_ : nullptr;
-    taken_ += round_up(elements, 16);
-    return piece;
-  }
-  int64_t bytes() const { return taken_ * static_cast<int64_t>(sizeof(T)); }
-  Workspace rest(Workspace all) const { return {static_cast<char*>(all.data) + bytes(), all.bytes - bytes()}; }
-
- private:
-  T* memory_;
-  int64_t taken_ = 0;
-};
-
 // What forward leaves for backward, for each direction: the gates' activations and the cell states (LSTM) or the recurrent share of n (GRU), for every step.
 // The plain RNN needs y alone.
 template <class T>
@@ -54,11 +37,11 @@ struct Reserve {
   T* gates[2] = {};
   T* state[2] = {};
 
-  Reserve(const RnnGeometry& g, Pieces<T>& memory) {
+  Reserve(const RnnGeometry& g, Arena& memory) {
     if (g.gates() == 1) return;
     for (int64_t d = 0; d < g.directions; ++d) {
-      gates[d] = memory.take(g.time * g.batch * row_pitch(g.gates() * g.hidden_size));
-      state[d] = memory.take(g.time * g.batch * g.hidden_size);
+      gates[d] = memory.take<T>(g.time * g.batch * row_pitch(g.gates() * g.hidden_size));
+      state[d] = memory.take<T>(g.time * g.batch * g.hidden_size);
     }
   }
 };
@@ -68,16 +51,16 @@ template <class T>
 struct ForwardScratch {
   T *gates[2] = {}, *h[2] = {}, *c[2] = {}, *packed[2] = {}, *packed_n[2] = {}, *hidden_n[2] = {};
 
-  ForwardScratch(const RnnGeometry& g, Pieces<T>& memory) {
+  ForwardScratch(const RnnGeometry& g, Arena& memory) {
     const int64_t hidden = g.hidden_size, rows = g.gates() * hidden;
     for (int64_t d = 0; d < g.directions; ++d) {
-      gates[d] = memory.take(g.time * g.batch * row_pitch(rows));
-      h[d] = memory.take(g.batch * row_pitch(hidden));
-      c[d] = memory.take(g.batch * hidden);
-      packed[d] = memory.take(gemm<T>().packed_size(hidden, g.cell == RnnCell::gru ? 2 * hidden : rows));
+      gates[d] = memory.take<T>(g.time * g.batch * row_pitch(rows));
+      h[d] = memory.take<T>(g.batch * row_pitch(hidden));
+      c[d] = memory.take<T>(g.batch * hidden);
+      packed[d] = memory.take<T>(gemm<T>().packed_size(hidden, g.cell == RnnCell::gru ? 2 * hidden : rows));
       if (g.cell != RnnCell::gru) continue;
-      packed_n[d] = memory.take(gemm<T>().packed_size(hidden, hidden));
-      hidden_n[d] = memory.take(g.batch * hidden);
+      packed_n[d] = memory.take<T>(gemm<T>().packed_size(hidden, hidden));
+      hidden_n[d] = memory.take<T>(g.batch * hidden);
     }
   }
 };
@@ -86,17 +69,17 @@ template <class T>
 struct BackwardScratch {
   T *dgates[2] = {}, *dgates_hidden[2] = {}, *dh[2] = {}, *dc[2] = {}, *packed[2] = {}, *zeros = nullptr, *first_dgates = nullptr;
 
-  BackwardScratch(const RnnGeometry& g, Pieces<T>& memory) {
+  BackwardScratch(const RnnGeometry& g, Arena& memory) {
     const int64_t hidden = g.hidden_size, rows = g.gates() * hidden;
     for (int64_t d = 0; d < g.directions; ++d) {
-      dgates[d] = memory.take(g.time * g.batch * row_pitch(rows));
-      dgates_hidden[d] = g.cell == RnnCell::gru ? memory.take(g.time * g.batch * row_pitch(rows)) : dgates[d];
-      dh[d] = memory.take(g.batch * row_pitch(hidden));
-      dc[d] = memory.take(g.batch * hidden);
-      packed[d] = memory.take(gemm<T>().packed_size(rows, hidden));
+      dgates[d] = memory.take<T>(g.time * g.batch * row_pitch(rows));
+      dgates_hidden[d] = g.cell == RnnCell::gru ? memory.take<T>(g.time * g.batch * row_pitch(rows)) : dgates[d];
+      dh[d] = memory.take<T>(g.batch * row_pitch(hidden));
+      dc[d] = memory.take<T>(g.batch * hidden);
+      packed[d] = memory.take<T>(gemm<T>().packed_size(rows, hidden));
     }
-    zeros = memory.take(hidden);
-    first_dgates = memory.take(g.batch * row_pitch(rows));
+    zeros = memory.take<T>(hidden);
+    first_dgates = memory.take<T>(g.batch * row_pitch(rows));
   }
 };
 
@@ -243,7 +226,7 @@ struct Forward {
 template <class T>
 void forward_typed(const RnnGeometry& g, const ConstView& x, const ConstView& lengths, const ConstView& h0, const ConstView& c0, const RnnWeights& weights,
                    const View& y, const View& h_n, const View& c_n, Workspace reserve, Workspace workspace) {
-  Pieces<T> scratch_memory(workspace.data), reserve_memory(reserve.data);
+  Arena scratch_memory(workspace.data), reserve_memory(reserve.data);
   const ForwardScratch<T> scratch(g, scratch_memory);
   const Reserve<T> kept(g, reserve_memory);
   Forward<T> run{g, {lengths.as<int64_t>(), g.time, g.batch}, weights, {}, {}, scratch, y.as<T>()};
@@ -346,7 +329,7 @@ template <class T>
 void backward_typed(const RnnGeometry& g, const ConstView& x, const ConstView& lengths, const ConstView& h0, const ConstView& c0, const RnnWeights& weights,
                     const ConstView& y, Workspace reserve, const ConstView& dy, const ConstView& dh_n, const ConstView& dc_n, const View& dx, const View& dh0,
                     const View& dc0, const RnnGradients& gradients, Workspace workspace) {
-  Pieces<T> scratch_memory(workspace.data), reserve_memory(reserve.data);
+  Arena scratch_memory(workspace.data), reserve_memory(reserve.data);
   const BackwardScratch<T> scratch(g, scratch_memory);
   const Reserve<T> kept(g, reserve_memory);
   const Workspace products = scratch_memory.rest(workspace);
@@ -380,18 +363,18 @@ void backward_typed(const RnnGeometry& g, const ConstView& x, const ConstView& l
 
 int64_t rnn_reserve(const RnnGeometry& g, DType dtype) {
   return dispatch_real(dtype, "rnn", [&](auto zero) {
-    Pieces<decltype(zero)> memory(nullptr);
+    Arena memory(nullptr);
     const Reserve<decltype(zero)> reserve(g, memory);
-    return memory.bytes();
+    return memory.used();
   });
 }
 
 int64_t rnn_workspace(const RnnGeometry& g, DType dtype) {
   return dispatch_real(dtype, "rnn", [&](auto zero) {
-    Pieces<decltype(zero)> forward(nullptr), backward(nullptr);
+    Arena forward(nullptr), backward(nullptr);
     const ForwardScratch<decltype(zero)> forward_scratch(g, forward);
     const BackwardScratch<decltype(zero)> backward_scratch(g, backward);
-    return std::max(forward.bytes(), backward.bytes()) + product_workspace(g, dtype);
+    return std::max(forward.used(), backward.used()) + product_workspace(g, dtype);
   });
 }
 
