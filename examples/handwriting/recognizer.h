@@ -12,7 +12,7 @@ struct RecognizerOptions {
   std::vector<int64_t> channels = {16, 32, 64, 96};         // of the convolutions; each halves the height, the first two also the width
   int64_t hidden = 128;                                      // units of the LSTM, each direction
   int64_t rnn_layers = 2;
-  double dropout = 0.0;                                      // before and between the LSTM's layers
+  double dropout = 0.0;                                      // before, between and after the LSTM's layers
 };
 
 class Recognizer : public fovea::layers::Module {

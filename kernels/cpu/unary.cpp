@@ -1,7 +1,7 @@
 // y[i] = f(x[i]) over contiguous runs; called by elementwise.cpp, which see for layout and determinism. NaN in gives NaN out (sign: 0), as
 // PyTorch. Formulas: gelu x Phi(x) (Hendrycks & Gimpel 2016), gelu_tanh their tanh approximation; silu x sigmoid(x); softplus ln(1 +
 // e^(alpha x)) / alpha, linear where alpha x > beta; elu alpha (e^x - 1) below zero. Error against float64, in units of the last place: see
-// tests/elementwise_test.cpp.
+// tests/elementwise_accuracy_test.cpp.
 #include <cmath>
 #include <cstring>
 

@@ -1,5 +1,5 @@
 // Elementary functions on vectors, right for NaN, infinities, zeros and subnormals, which Highway's are not: its functions do the inner
-// range, what is here mends the rest. Error in units of the last place, measured in tests/elementwise_test.cpp. Included once for each
+// range, what is here mends the rest. Error in units of the last place, measured in tests/elementwise_accuracy_test.cpp. Included once for each
 // instruction set, after simd.h.
 #if defined(FOVEA_KERNELS_CPU_VECTOR_MATH_H) == defined(HWY_TARGET_TOGGLE)
 #ifdef FOVEA_KERNELS_CPU_VECTOR_MATH_H
