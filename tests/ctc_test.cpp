@@ -20,7 +20,10 @@
 #include <fovea/tensor/creation.h>
 #include <fovea/tensor/npy.h>
 
+#include "messages.h"
+
 using namespace fovea;
+using namespace fovea::testing;
 
 namespace {
 
@@ -382,17 +385,6 @@ struct Example {
   }
   Tensor loss(const CtcOptions& options = {}) const { return ctc_loss(logits, targets, input_lengths, target_lengths, options); }
 };
-
-std::string error_of(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "no error";
-}
-
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 // Rows of numbers, each number ended by a semicolon: [rows, 1, columns].
 Tensor load_matrix(const std::string& path, int64_t rows, int64_t columns) {

@@ -2,7 +2,6 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
-#include <functional>
 #include <limits>
 #include <vector>
 
@@ -10,7 +9,10 @@
 #include <fovea/tensor/creation.h>
 #include <fovea/tensor/tensor.h>
 
+#include "strided_views.h"
+
 using namespace fovea;
+using namespace fovea::testing;
 using kernels::Binary;
 using kernels::Scalars;
 using kernels::Ternary;
@@ -19,41 +21,6 @@ using kernels::Unary;
 namespace {
 
 const kernels::KernelTable& cpu() { return kernels::cpu_table(); }
-
-// A view of `x` with its axes in another order, steps, or repeats.
-ConstView restrided(const Tensor& x, const Shape& shape, const Strides& strides, int64_t offset = 0) {
-  ConstView v = x.view();
-  v.data = static_cast<const char*>(v.data) + offset * size_of(v.dtype);
-  v.shape = shape;
-  v.strides = strides;
-  return v;
-}
-
-View restrided(Tensor& x, const Shape& shape, const Strides& strides, int64_t offset = 0) {
-  View v = x.mutable_view();
-  v.data = static_cast<char*>(v.data) + offset * size_of(v.dtype);
-  v.shape = shape;
-  v.strides = strides;
-  return v;
-}
-
-// Calls f(index) for every index of a shape, in row-major order.
-void for_each_index(const Shape& shape, const std::function<void(const Shape&)>& f) {
-  Shape index = Shape::filled(shape.rank(), 0);
-  for (int64_t i = 0, n = shape.numel(); i < n; ++i) {
-    f(index);
-    for (int axis = shape.rank() - 1; axis >= 0; --axis) {
-      if (++index[axis] < shape[axis]) break;
-      index[axis] = 0;
-    }
-  }
-}
-
-double at(const ConstView& v, const Shape& index) {
-  int64_t offset = 0;
-  for (int i = 0; i < v.rank(); ++i) offset += index[i] * v.strides[i];
-  return dispatch(v.dtype, [&](auto zero) { return static_cast<double>(v.as<decltype(zero)>()[offset]); });
-}
 
 Tensor ramp(int64_t n, DType dtype = DType::float32) {
   Tensor x = empty({n}, dtype);

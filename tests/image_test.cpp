@@ -21,12 +21,6 @@ Tensor pattern(const Shape& shape) {
   return x;
 }
 
-Tensor leaf(const Shape& shape, unsigned seed) {
-  Tensor x = random_tensor(shape, DType::float64, seed);
-  x.set_requires_grad();
-  return x;
-}
-
 const InterpolateOptions bilinear{ResizeMode::bilinear, false}, aligned{ResizeMode::bilinear, true};
 
 }  // namespace
@@ -63,7 +57,7 @@ TEST_CASE("grid_sample: the identity changes nothing; points far away, infinite 
   const Tensor x = random_tensor({2, 3, 6, 5}), identity = expand(reshape(tensor({1, 0, 0, 0, 1, 0}, DType::float64), {1, 2, 3}), {2, 2, 3});
   for (const bool align_corners : {false, true}) CHECK(distance(grid_sample(x, affine_grid(identity, {6, 5}, align_corners), align_corners), x) < 1e-12);
   const double inf = std::numeric_limits<double>::infinity();
-  Tensor grid = reshape(tensor({inf, 0, quiet_nan(), 0, 1e30, 0, 0, -1e30}, DType::float64), {1, 1, 4, 2}), image = leaf({1, 3, 6, 5}, 4);
+  Tensor grid = reshape(tensor({inf, 0, quiet_nan(), 0, 1e30, 0, 0, -1e30}, DType::float64), {1, 1, 4, 2}), image = random_leaf({1, 3, 6, 5}, 4);
   grid.set_requires_grad();
   const Tensor y = grid_sample(image, grid);
   CHECK(values(y) == std::vector<double>(12, 0));
@@ -76,21 +70,21 @@ TEST_CASE("gradients of resizing and sampling are the limits of differences") {
   for (const InterpolateOptions& o : {InterpolateOptions(), bilinear, aligned}) {
     for (const Pair size : {Pair(7, 9), Pair(2, 3), Pair(1, 1)}) {
       const TensorFunction f = [&](Inputs i) { return square(interpolate(i[0], size, o)); };
-      CHECK(gradcheck(f, {leaf({2, 2, 4, 5}, 3)}) == "");
-      CHECK(gradgradcheck(f, {leaf({2, 2, 4, 5}, 3)}) == "");
+      CHECK(gradcheck(f, {random_leaf({2, 2, 4, 5}, 3)}) == "");
+      CHECK(gradgradcheck(f, {random_leaf({2, 2, 4, 5}, 3)}) == "");
     }
   }
   for (const bool align_corners : {false, true}) {
     const TensorFunction f = [&](Inputs i) { return grid_sample(i[0], i[1], align_corners); };
-    CHECK(gradcheck(f, {leaf({2, 2, 4, 5}, 3), leaf({2, 3, 3, 2}, 4)}) == "");
+    CHECK(gradcheck(f, {random_leaf({2, 2, 4, 5}, 3), random_leaf({2, 3, 3, 2}, 4)}) == "");
     const TensorFunction g = [&](Inputs i) { return square(affine_grid(i[0], {3, 4}, align_corners)); };
-    CHECK(gradcheck(g, {leaf({2, 2, 3}, 5)}) == "");
-    CHECK(gradgradcheck(g, {leaf({2, 2, 3}, 5)}) == "");
+    CHECK(gradcheck(g, {random_leaf({2, 2, 3}, 5)}) == "");
+    CHECK(gradgradcheck(g, {random_leaf({2, 2, 3}, 5)}) == "");
   }
 }
 
 TEST_CASE("grid_sample says that it has no second derivative") {
-  Tensor x = leaf({1, 1, 3, 3}, 1);
+  Tensor x = random_leaf({1, 1, 3, 3}, 1);
   const Tensor y = grid_sample(x, zeros({1, 2, 2, 2}, DType::float64));
   CHECK(error_of<AutogradError>([&] { y.backward(ones_like(y), false, true); }).find("grid_sample: a second derivative is not offered") != std::string::npos);
 }

@@ -118,12 +118,6 @@ TEST_CASE("first_out_of_range finds the first offender in row-major order") {
 
 namespace {
 
-Tensor leaf(const Shape& shape, unsigned seed) {
-  Tensor x = random_tensor(shape, DType::float64, seed);
-  x.set_requires_grad();
-  return x;
-}
-
 Tensor integers(std::initializer_list<double> list) { return tensor(list, DType::int64); }
 
 }  // namespace
@@ -158,8 +152,8 @@ TEST_CASE("gradients of the indexing operations are the limits of differences, f
       [&](Inputs i) { return square(masked_select(i[0], mask)); },
   };
   for (const TensorFunction& f : functions) {
-    CHECK(gradcheck(f, {leaf({3, 4, 3}, 3)}) == "");
-    CHECK(gradgradcheck(f, {leaf({3, 4, 3}, 3)}) == "");
+    CHECK(gradcheck(f, {random_leaf({3, 4, 3}, 3)}) == "");
+    CHECK(gradgradcheck(f, {random_leaf({3, 4, 3}, 3)}) == "");
   }
 }
 

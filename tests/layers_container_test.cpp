@@ -15,19 +15,13 @@
 #include <fovea/tensor/compare.h>
 #include <fovea/tensor/creation.h>
 
+#include "messages.h"
+
 using namespace fovea;
+using namespace fovea::testing;
 using namespace fovea::layers;
 
 namespace {
-
-std::string message_of(const std::function<void()>& fn) {
-  try {
-    fn();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "no error";
-}
 
 Sequential small_net() {
   Sequential net(Conv2d({.in = 1, .out = 2, .kernel = 3, .padding = 1}), Identity());
@@ -47,7 +41,7 @@ TEST_CASE("sequential: children are numbered or named, found by index and by pat
   CHECK(&net[0] == &net["0"]);
   CHECK(&net[-1] == &net["tail"]);
   CHECK(net.layer<Linear>("tail.1").weight.shape() == Shape{3, 32});
-  CHECK(message_of([&] { net["tial.1"]; }) == "no layer \"tial.1\"; did you mean \"tail.1\"?");
+  CHECK(error_of([&] { net["tial.1"]; }) == "no layer \"tial.1\"; did you mean \"tail.1\"?");
   CHECK_THROWS_AS(net[3], IndexError);
   CHECK(net(randn({5, 1, 4, 4})).shape() == Shape{5, 3});
   CHECK(net.output_shape({5, 1, 4, 4}) == Shape{5, 3});
@@ -93,7 +87,7 @@ TEST_CASE("module list: holds layers for a forward that is written out") {
   CHECK(net(ones({4, 3})).shape() == Shape{4, 4});
   CHECK(net.named_parameters().contains("list.1.bias"));
   CHECK(net.cost({4, 3}).macs == 2 * 4 * 3 * 2);
-  CHECK(message_of([&] { net.list(ones({1})); }).find("ModuleList: has no forward of one tensor") == 0);
+  CHECK(error_of([&] { net.list(ones({1})); }).find("ModuleList: has no forward of one tensor") == 0);
 }
 
 TEST_CASE("residual: x + body(x), with a shortcut where the shape changes") {
@@ -105,7 +99,7 @@ TEST_CASE("residual: x + body(x), with a shortcut where the shape changes") {
   Residual moved(std::move(wider));
   CHECK(moved(ones({3, 2})).shape() == Shape{3, 4});
   Residual misfit(Linear(2, 4));
-  CHECK(message_of([&] { misfit(ones({3, 2})); }).find("give a shortcut layer") != std::string::npos);
+  CHECK(error_of([&] { misfit(ones({3, 2})); }).find("give a shortcut layer") != std::string::npos);
 }
 
 TEST_CASE("sequential: weights learn, and frozen ones do not") {
@@ -126,10 +120,10 @@ TEST_CASE("unflatten: splits an axis") {
 }
 
 TEST_CASE("linear and convolution: wrong options and shapes are named") {
-  CHECK(message_of([] { Conv2d({.out = 3}); }).find("Conv2d: the numbers of channels must be positive") == 0);
-  CHECK(message_of([] { Conv2d({.in = 4, .out = 6, .groups = 3}); }) == "Conv2d: groups (3) must divide the channels 6 and 4");
+  CHECK(error_of([] { Conv2d({.out = 3}); }).find("Conv2d: the numbers of channels must be positive") == 0);
+  CHECK(error_of([] { Conv2d({.in = 4, .out = 6, .groups = 3}); }) == "Conv2d: groups (3) must divide the channels 6 and 4");
   CHECK_THROWS_AS(Linear(0, 3), ValueError);
-  CHECK(message_of([] { Linear(3, 2)(ones({2, 4})); }) == "Linear: the last axis of x must have 3 elements, got shape [2,4]");
+  CHECK(error_of([] { Linear(3, 2)(ones({2, 4})); }) == "Linear: the last axis of x must have 3 elements, got shape [2,4]");
   CHECK_THROWS_AS(Conv2d({.in = 3, .out = 4})(ones({1, 2, 5, 5})), ShapeError);
   CHECK(Linear(3, 2)(zeros({0, 3})).shape() == Shape{0, 2});
 }

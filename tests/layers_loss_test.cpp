@@ -6,7 +6,10 @@
 
 #include <fovea/fovea.h>
 
+#include "messages.h"
+
 using namespace fovea;
+using namespace fovea::testing;
 using namespace fovea::layers;
 
 namespace {
@@ -32,15 +35,6 @@ void check_golden(const std::string& name, Loss&& loss, const std::string& x, co
   check_golden(name, values()[x], [&](const Tensor& prediction) { return loss(prediction, values()[target]); });
 }
 
-std::string message_of(const std::function<void()>& fn) {
-  try {
-    fn();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "no error";
-}
-
 Tensor labels(std::vector<int64_t> list) { return from_vector(list); }
 
 }  // namespace
@@ -54,6 +48,13 @@ TEST_CASE("loss: cross-entropy and negative log-likelihood, with weights, smooth
   check_golden("cross_entropy_image", CrossEntropyLoss(), "image_logits", "image_targets");
   NLLLoss nll({.weight = weights});
   check_golden("nll", values()["logits"], [&](const Tensor& x) { return nll(log_softmax(x, 1), values()["with_ignored"]); });
+}
+
+TEST_CASE("loss: a label of 8 bits is not taken for the ignored one") {
+  const Tensor x = log_softmax(reshape(linspace(0, 4, 400), {2, 200}), 1);
+  const Tensor wide = labels({156, 3}), narrow = to(wide, DType::uint8);       // 156 is -100 modulo 256
+  CHECK(equal(NLLLoss()(x, narrow), NLLLoss()(x, wide)));
+  CHECK(equal(CrossEntropyLoss()(x, narrow), CrossEntropyLoss()(x, wide)));
 }
 
 TEST_CASE("loss: distances are PyTorch's") {
@@ -134,7 +135,7 @@ TEST_CASE("loss: gradients are the limits of differences") {
 }
 
 TEST_CASE("loss: shapes that do not fit and labels out of range are named") {
-  CHECK(message_of([] { MSELoss()(zeros({2, 3}), zeros({3})); }) == "MSELoss: the prediction is [2,3], the target [3]; they must agree");
+  CHECK(error_of([] { MSELoss()(zeros({2, 3}), zeros({3})); }) == "MSELoss: the prediction is [2,3], the target [3]; they must agree");
   CHECK_THROWS_AS(CrossEntropyLoss()(zeros({2, 3}), labels({0, 3})), IndexError);
   CHECK_THROWS_AS(NLLLoss()(zeros({2, 3}), labels({0, 3})), IndexError);
   CHECK_THROWS_AS(MulticlassHingeLoss()(zeros({2, 3}), labels({0, -1})), IndexError);

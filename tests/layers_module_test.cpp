@@ -5,7 +5,10 @@
 #include <fovea/layers/state_dict.h>
 #include <fovea/tensor/creation.h>
 
+#include "messages.h"
+
 using namespace fovea;
+using namespace fovea::testing;
 using namespace fovea::layers;
 
 namespace {
@@ -47,15 +50,6 @@ std::string names(const NamedTensors& list) {
   return text;
 }
 
-std::string message_of(const std::function<void()>& fn) {
-  try {
-    fn();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "no error";
-}
-
 }  // namespace
 
 TEST_CASE("module: names are paths in PyTorch's order, and what is undefined is not there") {
@@ -77,7 +71,7 @@ TEST_CASE("module: a name must be new and without dots") {
     void again() { buffer("a", ones({1})); }
     void dotted() { param("a.b", ones({1})); }
   } bad;
-  CHECK(message_of([&] { bad.again(); }).find("the name \"a\" is taken") != std::string::npos);
+  CHECK(error_of([&] { bad.again(); }).find("the name \"a\" is taken") != std::string::npos);
   CHECK_THROWS_AS(bad.dotted(), ValueError);
   CHECK(bad.parameter_count() == 1);
 }
@@ -116,9 +110,9 @@ TEST_CASE("module: layers are found by path, with a suggestion where they are no
   Outer net;
   CHECK(&net.layer("") == &net);
   CHECK(&net.layer<Scale>("pair.second") == &net.pair.second);
-  CHECK(message_of([&] { net.layer("pair.frist"); }) == "no layer \"pair.frist\"; did you mean \"pair.first\"?");
-  CHECK(message_of([&] { net.layer("xyz!"); }) == "no layer \"xyz!\"");
-  CHECK(message_of([&] { net.layer<Two>("last"); }) == "layer \"last\" is Scale, not of the type asked for");
+  CHECK(error_of([&] { net.layer("pair.frist"); }) == "no layer \"pair.frist\"; did you mean \"pair.first\"?");
+  CHECK(error_of([&] { net.layer("xyz!"); }) == "no layer \"xyz!\"");
+  CHECK(error_of([&] { net.layer<Two>("last"); }) == "layer \"last\" is Scale, not of the type asked for");
 }
 
 TEST_CASE("module: train, eval, freeze and zero_grad reach everything below") {
@@ -199,7 +193,7 @@ TEST_CASE("state dict: one error lists everything that is wrong, and nothing is 
   state.add("pair.second.weight", ones({4}));
   state.add("tail.seen", zeros({}, DType::int64));
   state.add("last.weight", full({5}, 9));
-  const std::string text = message_of([&] { load_state_dict(net, state); });
+  const std::string text = error_of([&] { load_state_dict(net, state); });
   CHECK(text ==
         "load_state_dict: missing \"pair.first.weight\", \"pair.first.seen\", \"pair.second.seen\", \"last.seen\"; unexpected "
         "\"pair.first.wieght\" (did you mean "

@@ -163,12 +163,6 @@ Tensor pattern(const Shape& shape, int64_t step, int64_t modulus, int64_t shift)
   return x;
 }
 
-Tensor leaf(const Shape& shape, unsigned seed) {
-  Tensor x = random_tensor(shape, DType::float64, seed);
-  x.set_requires_grad();
-  return x;
-}
-
 const TensorOptions f64(DType::float64);
 
 }  // namespace
@@ -215,12 +209,12 @@ TEST_CASE("gradients of the normalisations are the limits of differences, first 
   };
   for (const auto& op : operations) {
     CAPTURE(op.name);
-    const std::vector<Tensor> inputs = {leaf(op.x, 3), leaf(op.parameter, 4), leaf(op.parameter, 5)};
+    const std::vector<Tensor> inputs = {random_leaf(op.x, 3), random_leaf(op.parameter, 4), random_leaf(op.parameter, 5)};
     CHECK(gradcheck(op.f, inputs) == "");
     CHECK(gradgradcheck(op.f, inputs) == "");
   }
-  CHECK(gradcheck([](Inputs i) { return batch_norm(i[0], {}, {}, {}, {}, true); }, {leaf({4, 3}, 6)}) == "");
-  CHECK(gradgradcheck([](Inputs i) { return layer_norm(i[0], {3}); }, {leaf({4, 3}, 6)}) == "");
+  CHECK(gradcheck([](Inputs i) { return batch_norm(i[0], {}, {}, {}, {}, true); }, {random_leaf({4, 3}, 6)}) == "");
+  CHECK(gradgradcheck([](Inputs i) { return layer_norm(i[0], {3}); }, {random_leaf({4, 3}, 6)}) == "");
 }
 
 TEST_CASE("batch_norm_relu is relu of batch_norm, with the same gradients") {

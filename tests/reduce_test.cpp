@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
 #include <vector>
 
 #include <fovea/kernels/cpu/parallel.h>
@@ -11,36 +10,15 @@
 #include <fovea/tensor/creation.h>
 #include <fovea/tensor/tensor.h>
 
+#include "strided_views.h"
+
 using namespace fovea;
+using namespace fovea::testing;
 using kernels::Reduce;
 
 namespace {
 
 const kernels::KernelTable& cpu() { return kernels::cpu_table(); }
-
-void for_each_index(const Shape& shape, const std::function<void(const Shape&)>& f) {
-  Shape index = Shape::filled(shape.rank(), 0);
-  for (int64_t i = 0, n = shape.numel(); i < n; ++i) {
-    f(index);
-    for (int axis = shape.rank() - 1; axis >= 0; --axis) {
-      if (++index[axis] < shape[axis]) break;
-      index[axis] = 0;
-    }
-  }
-}
-
-double at(const ConstView& v, const Shape& index) {
-  int64_t offset = 0;
-  for (int i = 0; i < v.rank(); ++i) offset += index[i] * v.strides[i];
-  return dispatch(v.dtype, [&](auto zero) { return static_cast<double>(v.as<decltype(zero)>()[offset]); });
-}
-
-ConstView restrided(const Tensor& x, const Shape& shape, const Strides& strides) {
-  ConstView v = x.view();
-  v.shape = shape;
-  v.strides = strides;
-  return v;
-}
 
 // Values in about [-1, 1), the same on every machine; zeros among them for any and all.
 Tensor sample(int64_t n, DType dtype) {

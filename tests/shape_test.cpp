@@ -8,21 +8,13 @@
 #include <fovea/autograd/shape.h>
 #include <fovea/tensor/creation.h>
 
+#include "messages.h"
+
 using namespace fovea;
+using namespace fovea::testing;
 
 namespace {
 
-template <class E, class F>
-std::string message_of(F&& f) {
-  try {
-    f();
-  } catch (const E& error) {
-    return error.what();
-  }
-  return "nothing was thrown";
-}
-
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 bool shares_memory(const Tensor& a, const Tensor& b) { return a.storage() == b.storage(); }
 using Values = std::vector<float>;
 
@@ -90,31 +82,31 @@ TEST_CASE("split and chunk cut as PyTorch does") {
   CHECK(of_nothing[0].shape() == Shape{0, 2});
   CHECK_THROWS_AS(split(x, 0), ValueError);
   CHECK_THROWS_AS(chunk(x, 0), ValueError);
-  CHECK(contains(message_of<ShapeError>([&] { split(x, std::vector<int64_t>{3, 3}); }), "add up to 6"));
+  CHECK(contains(error_of<ShapeError>([&] { split(x, std::vector<int64_t>{3, 3}); }), "add up to 6"));
 }
 
 TEST_CASE("shapes that do not fit are named") {
   const Tensor x = zeros({2, 3});
-  CHECK(contains(message_of<ShapeError>([&] { reshape(x, {4, 2}); }), "[2,3] of 6 elements"));
-  CHECK(contains(message_of<ShapeError>([&] { reshape(x, {-1, -1}); }), "one size may be -1"));
+  CHECK(contains(error_of<ShapeError>([&] { reshape(x, {4, 2}); }), "[2,3] of 6 elements"));
+  CHECK(contains(error_of<ShapeError>([&] { reshape(x, {-1, -1}); }), "one size may be -1"));
   CHECK_THROWS_AS(reshape(x, {-1, 4}), ShapeError);
   CHECK_THROWS_AS(reshape(x, {-2, 3}), ShapeError);
   CHECK_THROWS_AS(reshape(zeros({0}), {-1, 0}), ShapeError);
-  CHECK(contains(message_of<ShapeError>([&] { expand(x, {2, 4}); }), "[2,3]"));
+  CHECK(contains(error_of<ShapeError>([&] { expand(x, {2, 4}); }), "[2,3]"));
   CHECK_THROWS_AS(expand(x, {3}), ShapeError);
   CHECK_THROWS_AS(permute(x, {0}), ShapeError);
   CHECK_THROWS_AS(permute(x, {0, 0}), ShapeError);
   CHECK_THROWS_AS(transpose(zeros({3})), ShapeError);
   CHECK_THROWS_AS(transpose(x, 0, 2), IndexError);
-  CHECK(contains(message_of<ShapeError>([&] { squeeze(x, 0); }), "has size 2, not 1"));
+  CHECK(contains(error_of<ShapeError>([&] { squeeze(x, 0); }), "has size 2, not 1"));
   CHECK_THROWS_AS(unsqueeze(x, 3), IndexError);
   CHECK_THROWS_AS(narrow(x, 1, 2, 2), IndexError);
   CHECK_THROWS_AS(narrow(x, 1, -1, 2), IndexError);
   CHECK_THROWS_AS(narrow(x, 1, 1, -1), IndexError);
-  CHECK(contains(message_of<IndexError>([&] { select(x, 1, 3); }), "index 3"));
+  CHECK(contains(error_of<IndexError>([&] { select(x, 1, 3); }), "index 3"));
   CHECK_THROWS_AS(flatten(x, 1, 0), ShapeError);
   CHECK_THROWS_AS(concat({}), ValueError);
-  CHECK(contains(message_of<ShapeError>([&] { concat({x, zeros({2, 4})}); }), "tensor 1 has shape [2,4]"));
+  CHECK(contains(error_of<ShapeError>([&] { concat({x, zeros({2, 4})}); }), "tensor 1 has shape [2,4]"));
   CHECK_THROWS_AS(concat({x, zeros({3})}), ShapeError);
   CHECK_THROWS_AS(concat({x, zeros({2, 3}, DType::float64)}), DTypeError);
   CHECK_THROWS_AS(concat({x, zeros({2, 3}, Device::meta())}), DeviceError);
@@ -158,6 +150,6 @@ TEST_CASE("a gradient through a view fills the rest with zeros") {
 
 TEST_CASE("moving to a device that is not there says so") {
   CHECK_THROWS_AS(to(zeros({2}), Device::cuda()), DeviceError);
-  CHECK(contains(message_of<DeviceError>([] { to(zeros({2}, Device::meta()), Device::cpu()); }), "no data"));
+  CHECK(contains(error_of<DeviceError>([] { to(zeros({2}, Device::meta()), Device::cpu()); }), "no data"));
   CHECK(to(zeros({2}), Device::meta()).is_meta());
 }

@@ -127,12 +127,6 @@ Tensor pattern(const Shape& shape, int64_t step, int64_t modulus, int64_t shift)
   return x;
 }
 
-Tensor leaf(const Shape& shape, unsigned seed) {
-  Tensor x = random_tensor(shape, DType::float64, seed);
-  x.set_requires_grad();
-  return x;
-}
-
 Tensor labels_of(std::initializer_list<double> labels) { return tensor(labels, DType::int64); }
 
 }  // namespace
@@ -170,7 +164,7 @@ TEST_CASE("gradients of softmax and cross_entropy are the limits of differences,
   using Inputs = const std::vector<Tensor>&;
   for (const int64_t axis : {0, 1, -1}) {
     const TensorFunction probabilities = [axis](Inputs i) { return softmax(i[0], axis); }, logarithms = [axis](Inputs i) { return log_softmax(i[0], axis); };
-    const std::vector<Tensor> inputs = {leaf({3, 4, 2}, 3)};
+    const std::vector<Tensor> inputs = {random_leaf({3, 4, 2}, 3)};
     CHECK(gradcheck(probabilities, inputs) == "");
     CHECK(gradgradcheck(probabilities, inputs) == "");
     CHECK(gradcheck(logarithms, inputs) == "");
@@ -183,12 +177,12 @@ TEST_CASE("gradients of softmax and cross_entropy are the limits of differences,
         const TensorFunction f = [&](Inputs i) {
           return cross_entropy(i[0], labels, {.weight = has_weight ? weight : Tensor(), .reduction = reduction, .label_smoothing = smoothing});
         };
-        CHECK(gradcheck(f, {leaf({4, 3}, 3)}) == "");
-        CHECK(gradgradcheck(f, {leaf({4, 3}, 3)}) == "");
+        CHECK(gradcheck(f, {random_leaf({4, 3}, 3)}) == "");
+        CHECK(gradgradcheck(f, {random_leaf({4, 3}, 3)}) == "");
       }
     }
   }
-  CHECK(gradcheck([](Inputs i) { return cross_entropy(i[0], zeros({2, 4}, DType::int64)); }, {leaf({2, 3, 4}, 5)}) == "");
+  CHECK(gradcheck([](Inputs i) { return cross_entropy(i[0], zeros({2, 4}, DType::int64)); }, {random_leaf({2, 3, 4}, 5)}) == "");
 }
 
 TEST_CASE("cross_entropy names a label out of range, and takes nothing and shapes without data") {

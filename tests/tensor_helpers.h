@@ -11,6 +11,8 @@
 #include <fovea/kernels/cpu/parallel.h>
 #include <fovea/tensor/creation.h>
 
+#include "messages.h"
+
 namespace fovea::testing {
 
 // Standard normal.
@@ -24,6 +26,9 @@ inline Tensor random_tensor(const Shape& shape, DType dtype = DType::float64, un
   }
   return x;
 }
+
+// Of the same numbers, a float64 leaf for gradient checks.
+inline Tensor random_leaf(const Shape& shape, unsigned seed) { return random_tensor(shape, DType::float64, seed).set_requires_grad(); }
 
 inline double quiet_nan() { return std::numeric_limits<double>::quiet_NaN(); }
 
@@ -59,16 +64,5 @@ class Threads {                              // num_threads() while alive
  private:
   int before_;
 };
-
-// The text of the Error of type E that f throws; "" if it throws none.
-template <class E, class F>
-std::string error_of(const F& f) {
-  try {
-    f();
-  } catch (const E& error) {
-    return error.what();
-  }
-  return "";
-}
 
 }  // namespace fovea::testing

@@ -10,7 +10,10 @@
 #include <fovea/tensor/allocator.h>
 #include <fovea/tensor/creation.h>
 
+#include "messages.h"
+
 using namespace fovea;
+using namespace fovea::testing;
 
 namespace {
 
@@ -25,18 +28,6 @@ struct PlainAllocator {
     allocator::set_debug(true);
   }
 };
-
-template <class E, class F>
-std::string message_of(F&& f) {
-  try {
-    f();
-  } catch (const E& error) {
-    return error.what();
-  }
-  return "nothing was thrown";
-}
-
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 }  // namespace
 
@@ -97,7 +88,7 @@ TEST_CASE("the limit: the cache gives way first, then an error says how much is 
   { const Tensor cached = empty({200, 1024}); }          // 800 KiB go to the cache
   const Tensor other = empty({100, 1024}, DType::float64);   // another class: does not fit beside the cached block
   CHECK(allocator::stats().cached_bytes == 0);
-  const std::string text = message_of<MemoryError>([] { empty({1024, 1024}); });
+  const std::string text = error_of<MemoryError>([] { empty({1024, 1024}); });
   CHECK(contains(text, "out of memory"));
   CHECK(contains(text, "4194304"));
   CHECK(contains(text, "set_limit"));
@@ -161,12 +152,12 @@ TEST_CASE("views share storage and its version; a copy of a tensor is the same t
 
 TEST_CASE("reading a tensor the wrong way says what it is and what to do") {
   const Tensor x = zeros({2, 3});
-  CHECK(contains(message_of<DTypeError>([&] { x.data<double>(); }), "float32"));
-  CHECK(contains(message_of<ShapeError>([&] { transpose(x).data<float>(); }), "contiguous(x)"));
-  CHECK(contains(message_of<ShapeError>([&] { x.item(); }), "[2,3]"));
-  CHECK(contains(message_of<DeviceError>([] { empty({2}, Device::meta()).to_vector<float>(); }), "meta"));
-  CHECK(contains(message_of<ValueError>([] { Tensor().shape(); }), "undefined"));
-  CHECK(contains(message_of<DeviceError>([] { empty({2}, Device::cuda()); }), "CUDA"));
+  CHECK(contains(error_of<DTypeError>([&] { x.data<double>(); }), "float32"));
+  CHECK(contains(error_of<ShapeError>([&] { transpose(x).data<float>(); }), "contiguous(x)"));
+  CHECK(contains(error_of<ShapeError>([&] { x.item(); }), "[2,3]"));
+  CHECK(contains(error_of<DeviceError>([] { empty({2}, Device::meta()).to_vector<float>(); }), "meta"));
+  CHECK(contains(error_of<ValueError>([] { Tensor().shape(); }), "undefined"));
+  CHECK(contains(error_of<DeviceError>([] { empty({2}, Device::cuda()); }), "CUDA"));
   CHECK_THROWS_AS(x.size(2), IndexError);
   CHECK_THROWS_AS(x.size(-3), IndexError);
   CHECK(x.size(-1) == 3);
