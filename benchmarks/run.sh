@@ -26,10 +26,12 @@ if ! python3 -c "import torch" 2>/dev/null; then
   has_pytorch=no
   echo "PyTorch is not installed (pip install torch): its rows are left out."
 fi
+# OpenBLAS 0.3.21 does not know the newest processors and falls back to slow kernels: name the right ones where AVX-512 is there.
+if grep -qs avx512f /proc/cpuinfo; then export OPENBLAS_CORETYPE=${OPENBLAS_CORETYPE:-SKYLAKEX}; fi
 for threads in $thread_counts; do
   for round in $(seq "$rounds"); do
     echo "threads $threads, round $round of $rounds"
-    export OMP_NUM_THREADS=$threads OPENBLAS_NUM_THREADS=$threads
+    export FOVEA_NUM_THREADS=$threads OMP_NUM_THREADS=$threads OPENBLAS_NUM_THREADS=$threads
     "$root/build/benchmarks/benchmarks/fovea_bench" --cases="$here/cases.csv" --family="$filter" --benchmark_min_time=0.2 --benchmark_format=json \
       >"$out/raw/fovea-$threads-$round.json"
     if [ $has_pytorch = yes ]; then

@@ -1,10 +1,5 @@
 # Everything here is needed to build; nothing of it is needed by a program that uses the installed library, but the threads.
 find_package(Threads REQUIRED)
-set(FOVEA_OPENMP_FOUND OFF)
-if(FOVEA_USE_OPENMP)
-  find_package(OpenMP COMPONENTS CXX)
-  set(FOVEA_OPENMP_FOUND ${OpenMP_CXX_FOUND})
-endif()
 
 find_path(FOVEA_HIGHWAY_INCLUDE hwy/highway.h)
 if(NOT FOVEA_HIGHWAY_INCLUDE)

@@ -18,10 +18,8 @@ install(FILES ${PROJECT_SOURCE_DIR}/LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})
 # A static library leaves its threads to the program that links it, so the package looks for them; a shared one carries them with it.
 get_target_property(library_type fovea TYPE)
 set(FOVEA_NEEDS_THREADS OFF)
-set(FOVEA_NEEDS_OPENMP OFF)
 if(library_type STREQUAL "STATIC_LIBRARY")
   set(FOVEA_NEEDS_THREADS ON)
-  set(FOVEA_NEEDS_OPENMP ${FOVEA_OPENMP_FOUND})
 endif()
 set(package_folder ${CMAKE_INSTALL_LIBDIR}/cmake/fovea)
 configure_package_config_file(${PROJECT_SOURCE_DIR}/cmake/fovea-config.cmake.in ${PROJECT_BINARY_DIR}/fovea-config.cmake
@@ -32,9 +30,6 @@ install(EXPORT fovea-targets NAMESPACE fovea:: DESTINATION ${package_folder})
 
 # --- pkg-config ---
 set(FOVEA_PC_LIBS_PRIVATE "${CMAKE_THREAD_LIBS_INIT}")
-if(FOVEA_OPENMP_FOUND)
-  string(APPEND FOVEA_PC_LIBS_PRIVATE " ${OpenMP_CXX_FLAGS}")
-endif()
 string(STRIP "${FOVEA_PC_LIBS_PRIVATE}" FOVEA_PC_LIBS_PRIVATE)
 set(FOVEA_PC_LIBS "-L\${libdir} -lfovea")
 if(library_type STREQUAL "STATIC_LIBRARY")        # where there is only a static library, it must link without --static too

@@ -1,11 +1,6 @@
 file(GLOB FOVEA_SOURCES CONFIGURE_DEPENDS RELATIVE ${PROJECT_SOURCE_DIR}
   kernels/*.cpp kernels/cpu/*.cpp tensor/*.cpp autograd/*.cpp layers/*.cpp optim/*.cpp data/*.cpp viz/*.cpp)
 list(APPEND FOVEA_SOURCES kernels/cuda/no_cuda.cpp)
-if(FOVEA_OPENMP_FOUND)
-  list(REMOVE_ITEM FOVEA_SOURCES kernels/cpu/parallel_threads.cpp)
-else()
-  list(REMOVE_ITEM FOVEA_SOURCES kernels/cpu/parallel_openmp.cpp)
-endif()
 
 # Headers are included as <fovea/folder/file.h>, in the tree as once installed: include/fovea holds a link to each folder, and one to the umbrella <fovea/fovea.h>.
 set(FOVEA_HEADER_FOLDERS kernels tensor autograd layers optim data parallel viz)
@@ -30,9 +25,6 @@ target_include_directories(fovea
   PRIVATE ${PROJECT_SOURCE_DIR})
 target_include_directories(fovea SYSTEM PRIVATE ${FOVEA_HIGHWAY_INCLUDE} ${FOVEA_STB_INCLUDE})
 target_link_libraries(fovea PRIVATE Threads::Threads)
-if(FOVEA_OPENMP_FOUND)
-  target_link_libraries(fovea PRIVATE OpenMP::OpenMP_CXX)
-endif()
 # In a parent project without a build type, arithmetic without optimisation would be a trap: slow by a factor of ten.
 if(NOT PROJECT_IS_TOP_LEVEL AND NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
   target_compile_options(fovea PRIVATE -O2)

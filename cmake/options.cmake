@@ -4,7 +4,6 @@ option(FOVEA_BUILD_FUZZERS "Build the fuzzers of the file readers (needs clang)"
 option(FOVEA_BUILD_BENCHMARKS "Build the benchmarks (needs Google Benchmark)" OFF)
 option(FOVEA_INSTALL "Make the install target" ${PROJECT_IS_TOP_LEVEL})
 option(FOVEA_WARNINGS_AS_ERRORS "Treat compiler warnings as errors" OFF)
-option(FOVEA_USE_OPENMP "Use OpenMP for threads; off: a pool of std::thread" ON)
 set(FOVEA_SANITIZE "" CACHE STRING "Sanitizers to build with, e.g. address,undefined or thread")
 option(BUILD_SHARED_LIBS "Build a shared library" OFF)
 

@@ -39,9 +39,9 @@ use() {                                          # kind, prefix
   LD_LIBRARY_PATH=$libdir "$work/pkg_config-$kind"
   if [ "$kind" = static ]; then
     "$cxx" -std=c++20 tests/consumers/train.cpp -o "$work/pkg_config-$kind-2" $(pkg-config --static --cflags --libs fovea)
-  else                                           # needs nothing at run time but the C++ runtime and OpenMP
+  else                                           # needs nothing at run time but the C++ runtime
     local needed
-    needed=$(ldd "$libdir"/libfovea.so | awk '{print $1}' | grep -vE '^(linux-vdso|/lib|libstdc\+\+|libm|libgcc_s|libc|libgomp|libomp|libpthread|libdl)' || true)
+    needed=$(ldd "$libdir"/libfovea.so | awk '{print $1}' | grep -vE '^(linux-vdso|/lib|libstdc\+\+|libm|libgcc_s|libc|libpthread|libdl)' || true)
     [ -z "$needed" ] || { echo "libfovea.so needs $needed"; exit 1; }
   fi
 }

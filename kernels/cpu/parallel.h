@@ -1,4 +1,4 @@
-// One way to use threads: parallel_for. It runs on OpenMP (parallel_openmp.cpp) or on threads of our own (parallel_threads.cpp), as CMake chose.
+// One way to use threads: parallel_for, on a pool of our own (parallel.cpp).
 #pragma once
 
 #include <algorithm>
@@ -7,7 +7,7 @@
 
 namespace fovea {
 
-int num_threads();                           // at most this many threads work at once; from OMP_NUM_THREADS or the number of cores at start
+int num_threads();                           // at most this many threads work at once; FOVEA_NUM_THREADS, else OMP_NUM_THREADS, else the number of cores
 void set_num_threads(int threads);           // ValueError below 1
 
 // While one is alive, parallel_for of this thread runs on this thread alone (for worker threads that already run beside each other).

@@ -119,7 +119,8 @@ Pool& pool() {
 
 std::atomic<int>& thread_limit() {
   static std::atomic<int> limit{[] {
-    const char* wish = std::getenv("OMP_NUM_THREADS");     // the customary name, whatever the threads are made of
+    const char* wish = std::getenv("FOVEA_NUM_THREADS");
+    if (!wish) wish = std::getenv("OMP_NUM_THREADS");      // the name that many programs share
     const int threads = wish ? std::atoi(wish) : static_cast<int>(std::thread::hardware_concurrency());
     return threads > 0 ? threads : 1;
   }()};
