@@ -25,6 +25,7 @@ class Linear : public Module {
 class Bilinear : public Module {
  public:
   Bilinear(int64_t in1, int64_t in2, int64_t out, LinearOptions options = {});
+  using Module::forward;                     // of one input: an error that says so
   Tensor forward(const Tensor& a, const Tensor& b);
   Tensor operator()(const Tensor& a, const Tensor& b) {
     Call call(*this, a);

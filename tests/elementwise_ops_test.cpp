@@ -107,7 +107,8 @@ TEST_CASE("functions of two tensors: gradients with broadcasting") {
   const std::pair<Shape, Shape> shapes[] = {{{3, 4}, {3, 4}}, {{3, 4}, {4}}, {{3, 1}, {1, 4}}, {{2, 3, 2}, {3, 1}},
                                             {{2, 3}, {}},     {{}, {}},      {{0, 3}, {1, 3}}, {{1}, {3}}};
   for (const Case& c : cases) {
-    for (const auto& [a, b] : shapes) {
+    for (const auto& pair : shapes) {
+      const Shape &a = pair.first, &b = pair.second;
       CAPTURE(c.name);
       CAPTURE(a);
       CAPTURE(b);

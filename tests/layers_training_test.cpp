@@ -45,7 +45,9 @@ void learns(Layer layer, const Tensor& x, double lr = 0.02) {
   NamedTensors before;
   for (const auto& [name, p] : net.named_parameters()) before.add(name, clone(p.detach()));
   CHECK(descend(net.named_parameters(), [&] { return MSELoss()(net(x), target); }, lr) < 1e-4);
-  for (const auto& [name, p] : net.named_parameters()) {
+  for (const auto& entry : net.named_parameters()) {       // no structured binding: clang 14 lets no lambda, so no CAPTURE, capture one
+    const std::string& name = entry.first;
+    const Tensor& p = entry.second;
     CAPTURE(name);
     CHECK(!equal(p.detach(), before[name]));
   }
@@ -61,7 +63,9 @@ void learns_sequence(Module& layer, const Tensor& x, double lr) {
   for (const auto& [name, p] : head.named_parameters("head")) parameters.add(name, p);
   for (const auto& [name, p] : parameters) before.add(name, clone(p.detach()));
   CHECK(descend(parameters, [&] { return MSELoss()(head(mean(layer(x), 0)), target); }, lr) < 1e-4);
-  for (const auto& [name, p] : parameters) {
+  for (const auto& entry : parameters) {
+    const std::string& name = entry.first;
+    const Tensor& p = entry.second;
     CAPTURE(name);
     CHECK(!equal(p.detach(), before[name]));
   }

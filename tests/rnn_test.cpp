@@ -265,7 +265,8 @@ TEST_CASE("rnn: the number of threads changes nothing, and neither does recordin
 
 TEST_CASE("rnn: sequences without steps, batches without samples") {
   for (const RnnCell cell : all_cells)
-    for (const auto& [time, batch] : {std::pair<int64_t, int64_t>{0, 3}, {4, 0}, {0, 0}}) {
+    for (const auto& sizes : {std::pair<int64_t, int64_t>{0, 3}, {4, 0}, {0, 0}}) {
+      const int64_t time = sizes.first, batch = sizes.second;
       CAPTURE(cell_name(cell));
       CAPTURE(time);
       CAPTURE(batch);

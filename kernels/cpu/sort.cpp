@@ -36,16 +36,16 @@ class StridedIterator {
   StridedIterator operator--(int) { StridedIterator before = *this; *this -= 1; return before; }
   StridedIterator& operator+=(int64_t n) { p_ += n * step_; return *this; }
   StridedIterator& operator-=(int64_t n) { p_ -= n * step_; return *this; }
-  friend StridedIterator operator+(StridedIterator i, int64_t n) { return i += n; }
-  friend StridedIterator operator+(int64_t n, StridedIterator i) { return i += n; }
-  friend StridedIterator operator-(StridedIterator i, int64_t n) { return i -= n; }
-  friend int64_t operator-(const StridedIterator& a, const StridedIterator& b) { return (a.p_ - b.p_) / a.step_; }
-  friend bool operator==(const StridedIterator& a, const StridedIterator& b) { return a.p_ == b.p_; }
-  friend bool operator!=(const StridedIterator& a, const StridedIterator& b) { return a.p_ != b.p_; }
-  friend bool operator<(const StridedIterator& a, const StridedIterator& b) { return b - a > 0; }
-  friend bool operator>(const StridedIterator& a, const StridedIterator& b) { return b < a; }
-  friend bool operator<=(const StridedIterator& a, const StridedIterator& b) { return !(b < a); }
-  friend bool operator>=(const StridedIterator& a, const StridedIterator& b) { return !(a < b); }
+  [[maybe_unused]] friend StridedIterator operator+(StridedIterator i, int64_t n) { return i += n; }
+  [[maybe_unused]] friend StridedIterator operator+(int64_t n, StridedIterator i) { return i += n; }
+  [[maybe_unused]] friend StridedIterator operator-(StridedIterator i, int64_t n) { return i -= n; }
+  [[maybe_unused]] friend int64_t operator-(const StridedIterator& a, const StridedIterator& b) { return (a.p_ - b.p_) / a.step_; }
+  [[maybe_unused]] friend bool operator==(const StridedIterator& a, const StridedIterator& b) { return a.p_ == b.p_; }
+  [[maybe_unused]] friend bool operator!=(const StridedIterator& a, const StridedIterator& b) { return a.p_ != b.p_; }
+  [[maybe_unused]] friend bool operator<(const StridedIterator& a, const StridedIterator& b) { return b - a > 0; }
+  [[maybe_unused]] friend bool operator>(const StridedIterator& a, const StridedIterator& b) { return b < a; }
+  [[maybe_unused]] friend bool operator<=(const StridedIterator& a, const StridedIterator& b) { return !(b < a); }
+  [[maybe_unused]] friend bool operator>=(const StridedIterator& a, const StridedIterator& b) { return !(a < b); }
 
  private:
   int64_t* p_ = nullptr;
