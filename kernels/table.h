@@ -92,7 +92,7 @@ struct KernelTable {
   void (*random)(Queue, Distribution, Scalars, PhiloxKey, const View& y);    // y contiguous
   void (*dropout)(Queue, double p, PhiloxKey, const ConstView& x, const View& y);   // contiguous; y = x * mask / (1 - p); the same key drops the same elements
 
-  // --- reductions (reduce.cpp): y has x's rank, reduced axes of size 1; any strides; float32 or wider accumulation ---
+  // --- reductions (reduce.cpp, scan.cpp): y has x's rank, reduced axes of size 1; any strides; float32 or wider accumulation ---
   void (*reduce)(Queue, Reduce, const ConstView& x, const View& y);
   void (*arg_reduce)(Queue, ArgReduce, int axis, const ConstView& x, const View& y);        // y int64
   void (*cumsum)(Queue, int axis, bool is_reversed, const ConstView& x, const View& y);
@@ -113,13 +113,13 @@ struct KernelTable {
   int64_t (*matmul_workspace)(const MatmulGeometry&, DType);
   void (*matmul)(Queue, const MatmulGeometry&, Scalars alpha_beta, const ConstView& a, const ConstView& b, const ConstView& bias, const View& y, Workspace);
 
-  // --- convolution (conv.cpp): contiguous NCHW / OIHW ---
+  // --- convolution (conv.cpp, conv_depthwise.cpp): contiguous NCHW / OIHW ---
   int64_t (*conv2d_workspace)(const ConvGeometry&, DType);                   // enough for any of the three; dweight or dbias may be absent
   void (*conv2d_forward)(Queue, const ConvGeometry&, const ConstView& x, const ConstView& weight, const ConstView& bias, const View& y, Workspace);
   void (*conv2d_backward_data)(Queue, const ConvGeometry&, const ConstView& dy, const ConstView& weight, const View& dx, Workspace);
   void (*conv2d_backward_weight)(Queue, const ConvGeometry&, const ConstView& x, const ConstView& dy, const View& dweight, const View& dbias, Workspace);
 
-  // --- pooling (pool.cpp): contiguous NCHW; indices int64 hold h * w positions within a plane, as PyTorch's ---
+  // --- pooling (pool.cpp, adaptive_pool.cpp): contiguous NCHW; indices int64 (may be absent) hold h * w positions within a plane, as PyTorch's ---
   void (*max_pool)(Queue, const PoolGeometry&, const ConstView& x, const View& y, const View& indices);
   void (*adaptive_max_pool)(Queue, const AdaptivePoolGeometry&, const ConstView& x, const View& y, const View& indices);
   void (*max_pool_backward)(Queue, const ConstView& dy, const ConstView& indices, const View& dx);         // planes = first two axes
@@ -128,16 +128,16 @@ struct KernelTable {
   void (*adaptive_avg_pool)(Queue, const AdaptivePoolGeometry&, const ConstView& x, const View& y);
   void (*adaptive_avg_pool_backward)(Queue, const AdaptivePoolGeometry&, const ConstView& dy, const View& dx);
 
-  // --- normalisation (norm.cpp): contiguous; gamma, beta may be absent; mean and invstd (1/sqrt(var+eps)) are float32 or wider ---
+  // --- normalisation (norm.cpp, group_norm.cpp): contiguous; gamma, beta and any gradient may be absent; mean and invstd (1/sqrt(var+eps)) are float32 or wider ---
   void (*batch_norm_train)(Queue, const NormGeometry&, bool has_relu, const ConstView& x, const ConstView& gamma, const ConstView& beta,
                            const View& y, const View& mean, const View& invstd);                            // biased variance inside
   void (*batch_norm_eval)(Queue, const NormGeometry&, bool has_relu, const ConstView& x, const ConstView& gamma, const ConstView& beta,
                           const ConstView& mean, const ConstView& variance, const View& y);
-  // y is read only when has_relu (dy counts where y > 0); dgamma, dbeta may be absent.
+  // y is read only when has_relu (dy counts where y > 0).
   void (*batch_norm_backward)(Queue, const NormGeometry&, bool has_relu, const ConstView& dy, const ConstView& x, const ConstView& y, const ConstView& gamma,
                               const ConstView& mean, const ConstView& invstd, const View& dx, const View& dgamma, const View& dbeta);
   void (*group_norm)(Queue, const NormGeometry&, const ConstView& x, const ConstView& gamma, const ConstView& beta,
-                     const View& y, const View& mean, const View& invstd);                                  // mean, invstd [n, groups]; gamma, beta [channels]
+                     const View& y, const View& mean, const View& invstd);                                  // mean, invstd [n, groups] (may be absent); gamma, beta [channels]
   void (*group_norm_backward)(Queue, const NormGeometry&, const ConstView& dy, const ConstView& x, const ConstView& gamma,
                               const ConstView& mean, const ConstView& invstd, const View& dx, const View& dgamma, const View& dbeta);
   void (*layer_norm)(Queue, const NormGeometry&, const ConstView& x, const ConstView& gamma, const ConstView& beta,
@@ -166,7 +166,7 @@ struct KernelTable {
   // lengths int64 [batch] or null. After a sample's length y is zero and the state stays as it was; the reverse direction starts at its last valid step.
   // h0, c0, h_n, c_n [directions, batch, hidden]. reserve (may be null when no backward follows) holds what backward needs.
   struct RnnWeights { ConstView w_ih[2], w_hh[2], b_ih[2], b_hh[2]; };       // biases may be absent
-  struct RnnGradients { View w_ih[2], w_hh[2], b_ih[2], b_hh[2]; };          // overwritten
+  struct RnnGradients { View w_ih[2], w_hh[2], b_ih[2], b_hh[2]; };          // overwritten; each may be absent, as may dx, dh0 and dc0
   int64_t (*rnn_reserve)(const RnnGeometry&, DType);                         // bytes
   int64_t (*rnn_workspace)(const RnnGeometry&, DType);                       // enough for forward and for backward
   void (*rnn_forward)(Queue, const RnnGeometry&, const ConstView& x, const ConstView& lengths, const ConstView& h0, const ConstView& c0, const RnnWeights&,

@@ -95,7 +95,7 @@ class Shape {
 using Strides = Shape;
 std::ostream& operator<<(std::ostream& out, const Shape& shape);  // [2,3,4]
 
-// Product of the sizes; ValueError naming `op` if it does not fit into 62 bits of bytes.
+// Product of the sizes; ShapeError naming `op` if one is negative, or if the bytes of so many elements do not fit into an int64.
 int64_t checked_numel(const Shape& shape, const char* op);
 Strides contiguous_strides(const Shape& shape);
 // An axis counted from the front, or from the back when negative; IndexError naming `op` when there is no such axis.

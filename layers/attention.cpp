@@ -14,7 +14,7 @@
 
 namespace fovea::layers {
 
-MultiheadAttention::MultiheadAttention(MultiheadAttentionOptions o)
+MultiheadAttention::MultiheadAttention(Options o)
     : in_proj_weight(param("in_proj_weight", empty({3 * o.embed, o.embed}))),
       in_proj_bias(param("in_proj_bias", o.bias ? zeros({3 * o.embed}) : Tensor())),
       out_proj(add("out_proj", Linear(o.embed, o.embed, {.bias = o.bias}))),

@@ -5,13 +5,6 @@
 
 namespace fovea::layers {
 
-struct MultiheadAttentionOptions {
-  int64_t embed = 0, heads = 1;
-  double dropout = 0;                        // of the attention weights, while training
-  bool bias = true;
-  bool batch_first = false;
-};
-
 struct AttentionMasks {
   // bool [batch, keys]: true keys are not attended to.
   Tensor key_padding_mask;
@@ -28,7 +21,13 @@ struct AttentionOutput {
 // out_proj.weight, out_proj.bias. A query that is kept from every key gives NaN, as in PyTorch.
 class MultiheadAttention : public Module {
  public:
-  explicit MultiheadAttention(MultiheadAttentionOptions options);
+  struct Options {
+    int64_t embed = 0, heads = 1;
+    double dropout = 0;                      // of the attention weights, while training
+    bool bias = true;
+    bool batch_first = false;
+  };
+  explicit MultiheadAttention(Options options);
   Tensor forward(const Tensor& x) override;                                  // self-attention, without masks
   AttentionOutput forward(const Tensor& query, const Tensor& key, const Tensor& value, const AttentionMasks& masks = {});
   using Module::operator();
@@ -52,7 +51,7 @@ class MultiheadAttention : public Module {
   Tensor project(const Tensor& x, int64_t part) const;                       // [batch * heads, time, embed / heads]
   Tensor masked(Tensor scores, const AttentionMasks& masks, const Sizes& sizes) const;
 
-  MultiheadAttentionOptions options_;
+  Options options_;
 };
 
 }  // namespace fovea::layers

@@ -7,7 +7,7 @@
 
 namespace fovea::layers {
 
-Embedding::Embedding(int64_t count, int64_t size, Options o) : weight(param("weight", empty({count, size}))), padding_idx_(o.padding_idx) {
+Embedding::Embedding(int64_t count, int64_t size, EmbeddingOptions o) : weight(param("weight", empty({count, size}))), padding_idx_(o.padding_idx) {
   check<ValueError>(count > 0 && size > 0, "Embedding: count and size must be positive, got ", count, " and ", size);
   init::normal_(weight);
   if (!padding_idx_) return;

@@ -5,14 +5,14 @@
 
 namespace fovea::layers {
 
+struct EmbeddingOptions {
+  std::optional<int64_t> padding_idx = {};     // this row is zero at first and gets no gradient; negative counts from the back
+};
+
 // weight [count, size], standard normal. x holds indices (int64, int32 or uint8) in [0, count); y is [.., size].
 class Embedding : public Module {
  public:
-  struct Options {
-    std::optional<int64_t> padding_idx = {};   // this row is zero at first and gets no gradient; negative counts from the back
-  };
-  Embedding(int64_t count, int64_t size, Options options);
-  Embedding(int64_t count, int64_t size) : Embedding(count, size, Options{}) {}
+  Embedding(int64_t count, int64_t size, EmbeddingOptions options = {});
   Tensor forward(const Tensor& x) override;
   std::string options() const override;
   Tensor weight;

@@ -14,6 +14,9 @@
 // A module owns its children on the heap and hands out references, which stay valid when the module is moved. Modules move, and do not
 // copy. Call a module with operator(): forward() is what it means, operator() is also how the cost of a model is counted.
 //
+// A layer that is told everything by name takes its own Options (Conv2d({.in = 1, .out = 8, .kernel = 3})); one whose sizes speak for
+// themselves takes them first, and what remains as XOptions (LayerNorm(8, {.eps = 1e-6})).
+//
 // Note [A forward on meta]
 // forward on a tensor of Device::meta() gives the shape of the result without touching data, whatever device the parameters are on, and
 // leaves the module as it was: no random number is drawn, no running statistic changes. So a layer hands a parameter to an operation as
