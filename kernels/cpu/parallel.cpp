@@ -9,8 +9,8 @@
 #include <atomic>
 #include <cstdlib>
 #include <exception>
-
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -45,7 +45,7 @@ class Pool {
       for (int64_t i = 0; i < count; ++i) task(context, i);
       return;
     }
-    while (static_cast<int>(threads_.size()) < helpers) threads_.emplace_back([this, id = static_cast<int>(threads_.size())] { help(id); });
+    start_helpers(helpers);
     count_ = count;
     task_ = task;
     context_ = context;
@@ -65,6 +65,12 @@ class Pool {
   }
 
  private:
+  void start_helpers(int wanted) {
+    try {
+      while (static_cast<int>(threads_.size()) < wanted) threads_.emplace_back([this, id = static_cast<int>(threads_.size())] { help(id); });
+    } catch (const std::system_error&) {}                  // the system has no more threads: those that are there do the work
+  }
+
   void take_tasks() {
     for (int64_t i; (i = next_.fetch_add(1)) < count_;) {
       try {
