@@ -192,7 +192,8 @@ T exponentials(const Sample<T>& s, int64_t t) {
   Vector<T> total = hn::Zero(d);
   for (int64_t k = 0; k < s.layout.classes; k += lanes_of<T>) {
     const Vector<T> x = hn::Sub(hn::LoadU(d, row + k), top);
-    const Vector<T> y = hn::IfThenElse(hn::IsNaN(x), x, hn::Exp(d, x));
+    const auto is_nan = hn::IsNaN(x);                       // Highway's Exp turns its argument into an integer on the way: not for NaN
+    const Vector<T> y = hn::IfThenElse(is_nan, x, hn::Exp(d, hn::IfThenZeroElse(is_nan, x)));
     total = hn::Add(total, y);
     hn::StoreU(y, d, row + k);
   }

@@ -271,7 +271,7 @@ struct Backward {
   void cell(int64_t d, int64_t t, int64_t b) const {
     const bool is_first = d == 0 ? t == 0 : t == lengths[b] - 1;
     const int64_t row = t * g.batch + b, previous = d == 0 ? t - 1 : t + 1;
-    const T *gates = kept.gates[d] + row * pitch(), *dout = output(dy, d, t, b);
+    const T *gates = kept.gates[d] ? kept.gates[d] + row * pitch() : nullptr, *dout = output(dy, d, t, b);      // a plain RNN keeps none
     T *dh = scratch.dh[d] + b * row_pitch(hidden()), *dgates = scratch.dgates[d] + row * pitch();
     switch (g.cell) {
       case RnnCell::lstm: {
