@@ -34,6 +34,7 @@ Tensor hooked(const Hook& hook, Tensor gradient, const char* what) {
   if (!changed) return gradient;
   check<ShapeError>(changed.shape() == gradient.shape(), "backward: a hook on ", what, " turned a gradient of shape ", gradient.shape(), " into ", changed.shape());
   check<DTypeError>(changed.dtype() == gradient.dtype(), "backward: a hook on ", what, " turned a gradient of ", gradient.dtype(), " into ", changed.dtype());
+  check<DeviceError>(changed.device() == gradient.device(), "backward: a hook on ", what, " moved a gradient from ", gradient.device(), " to ", changed.device());
   return changed;
 }
 
@@ -67,6 +68,9 @@ class Engine {
       gradient = ones_like(output);
     }
     check<ShapeError>(gradient.shape() == output.shape(), "backward: the gradient has shape ", gradient.shape(), ", the output ", output.shape());
+    check<DTypeError>(gradient.dtype() == output.dtype(), "backward: the gradient is ", gradient.dtype(), ", the output ", output.dtype(), "; convert one with to()");
+    check<DeviceError>(gradient.device() == output.device(), "backward: the gradient is on ", gradient.device(), ", the output on ", output.device(),
+                       "; move one with to()");
     add_gradient(edge, std::move(gradient));
   }
 
@@ -227,12 +231,30 @@ std::vector<Tensor> grad(const std::vector<Tensor>& outputs, const std::vector<T
   return results;
 }
 
+namespace {
+
+// While one is alive, the default generator draws what it drew from `state` on; then it goes on where it was.
+class GeneratorScope {
+ public:
+  explicit GeneratorScope(const Generator& state) : before_(default_generator()) { default_generator() = state; }
+  ~GeneratorScope() { default_generator() = before_; }
+  GeneratorScope(const GeneratorScope&) = delete;
+  GeneratorScope& operator=(const GeneratorScope&) = delete;
+
+ private:
+  Generator before_;
+};
+
+}  // namespace
+
 Tensor checkpoint(std::function<Tensor(const std::vector<Tensor>&)> fn, const std::vector<Tensor>& inputs) {
   const Generator before = default_generator();
   Tensor y;
   {
     NoGrad no_grad;
-    y = fn(inputs).detach();
+    y = fn(inputs);
+    check<ValueError>(y.defined(), "checkpoint: the function returned an undefined tensor");
+    y = y.detach();
   }
   if (!should_record(inputs)) return y;
   std::vector<const Tensor*> saved;
@@ -245,14 +267,12 @@ Tensor checkpoint(std::function<Tensor(const std::vector<Tensor>&)> fn, const st
       again.push_back(s[static_cast<int>(i)].detach());
       if (s.needs(static_cast<int>(i))) again.back().set_requires_grad();
     }
-    const Generator after = default_generator();
-    default_generator() = before;
     {
+      GeneratorScope same_numbers(before);
       GradMode recording(true);
       Tensor output = fn(again);
       if (output.requires_grad()) fovea::backward({output}, {g[0]});
     }
-    default_generator() = after;
     Grads result;
     for (const Tensor& x : again) result.push_back(x.grad());
     return result;

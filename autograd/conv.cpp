@@ -17,6 +17,9 @@ void check_arguments(const char* op, const Tensor& x, const Tensor& weight, cons
 }
 
 void check_options(const char* op, Pair stride, Pair padding, Pair dilation, int64_t groups) {
+  constexpr int64_t limit = int64_t{1} << 31;              // products with the size of a tensor do not overflow
+  for (Pair option : {stride, padding, dilation})
+    check<ValueError>(option.h < limit && option.w < limit, op, ": stride, padding and dilation must be less than ", limit, ", got ", option);
   check<ValueError>(stride.h >= 1 && stride.w >= 1, op, ": stride must be at least 1, got ", stride);
   check<ValueError>(padding.h >= 0 && padding.w >= 0, op, ": padding must not be negative, got ", padding);
   check<ValueError>(dilation.h >= 1 && dilation.w >= 1, op, ": dilation must be at least 1, got ", dilation);
@@ -85,6 +88,7 @@ Tensor convolution(const char* op, const Tensor& x, const Tensor& weight, const 
   check_bias(op, bias, g.k);
   check<ShapeError>(g.out_h() >= 1 && g.out_w() >= 1, op, ": a kernel of ", Pair(g.r, g.s), " with dilation ", o.dilation, " does not fit into x ", x.shape(),
                     " with padding ", o.padding, "; pad more or use a smaller kernel");
+  checked_numel({g.n, g.k, g.out_h(), g.out_w()}, op);
   return forward(g, x, weight, bias);
 }
 
@@ -102,6 +106,7 @@ Tensor transposed_convolution(const char* op, const Tensor& x, const Tensor& wei
   g.w = transposed_outputs(x.size(3), g.s, g.stride_w, g.pad_w, o.output_padding.w, g.dilation_w);
   check<ShapeError>(x.size(2) >= 1 && x.size(3) >= 1 && g.h >= 1 && g.w >= 1, op, ": the result would be ", Pair(g.h, g.w), " for x ", x.shape(), " with padding ", o.padding,
                     "; pad less");
+  checked_numel({g.n, g.c, g.h, g.w}, op);
   check_bias(op, bias, g.c);
   // An output_padding of a whole stride (allowed where the dilation is larger) makes room for more of x: zeros.
   const bool is_exact = g.out_h() == x.size(2) && g.out_w() == x.size(3);

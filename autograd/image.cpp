@@ -60,6 +60,7 @@ Tensor interpolate(const Tensor& x, Pair output, const InterpolateOptions& o) {
   check<ShapeError>(x.rank() == 4, "interpolate: x must be [n, channels, h, w], got ", x.shape());
   check<ValueError>(output.h >= 1 && output.w >= 1, "interpolate: the output size must be at least 1, got ", output);
   check<ShapeError>(x.size(2) >= 1 && x.size(3) >= 1, "interpolate: x ", x.shape(), " has no pixels");
+  checked_numel({x.size(0), x.size(1), output.h, output.w}, "interpolate");
   check<ValueError>(!o.align_corners || o.mode == ResizeMode::bilinear, "interpolate: align_corners is for ResizeMode::bilinear only");
   const ResizeGeometry g{x.size(0) * x.size(1), x.size(2), x.size(3), output.h, output.w, o.align_corners};
   return resize({g, o.mode, x.shape(), {x.size(0), x.size(1), output.h, output.w}}, x);
@@ -82,6 +83,7 @@ Tensor affine_grid(const Tensor& theta, Pair size, bool align_corners) {
   detail::check_real("affine_grid", "theta", theta);
   check<ShapeError>(theta.rank() == 3 && theta.size(1) == 2 && theta.size(2) == 3, "affine_grid: theta must be [n, 2, 3], got ", theta.shape());
   check<ValueError>(size.h >= 0 && size.w >= 0, "affine_grid: the size cannot be negative, got ", size);
+  checked_numel({theta.size(0), size.h, size.w, 3}, "affine_grid");
   const TensorOptions options = options_of(theta);
   const Tensor x = expand(reshape(pixel_positions(size.w, align_corners, options), {1, size.w}), {size.h, size.w});
   const Tensor y = expand(reshape(pixel_positions(size.h, align_corners, options), {size.h, 1}), {size.h, size.w});

@@ -21,8 +21,11 @@ Tensor checked_along(const char* op, const Tensor& x, int axis, const Tensor& in
 // The operations proper, on checked arguments; each is the other's backward pass.
 Tensor gather_checked(const Tensor& x, int axis, const Tensor& index);
 
-// Into zeros, which need no copy.
+bool is_half(const Tensor& x) { return x.dtype() == DType::float16 || x.dtype() == DType::bfloat16; }
+
+// Into zeros, which need no copy. Halves add up in float32.
 Tensor scatter_checked(const Shape& shape, int axis, const Tensor& index, const Tensor& source) {
+  if (is_half(source)) return to(scatter_checked(shape, axis, index, to(source, DType::float32)), source.dtype());
   const Tensor y = zeros(shape, options_of(source));
   table_of(y).scatter_add(queue_of(y), axis, index.view(), source.view(), y.mutable_view());
   return record("scatter_add", y, {source}, saving(index), [axis](const Saved& s, const Tensor& g) { return grads(gather_checked(g, axis, s[0])); });
@@ -47,6 +50,7 @@ Tensor gather_checked(const Tensor& x, int axis, const Tensor& index) {
 Tensor index_select_checked(const Tensor& x, int axis, const Tensor& index);
 
 Tensor index_scatter_checked(const Shape& shape, int axis, const Tensor& index, const Tensor& source) {
+  if (is_half(source)) return to(index_scatter_checked(shape, axis, index, to(source, DType::float32)), source.dtype());
   const Tensor y = zeros(shape, options_of(source));
   table_of(y).index_add(queue_of(y), axis, index.view(), source.view(), y.mutable_view());
   return record("index_add", y, {source}, saving(index), [axis](const Saved& s, const Tensor& g) { return grads(index_select_checked(g, axis, s[0])); });

@@ -17,12 +17,8 @@ using detail::options_of;
 // Does every window of the axis meet the input? With a dilation its taps may step over it.
 bool all_windows_meet(int64_t size, int64_t outputs, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
   for (int64_t output = 0; output < outputs; ++output) {
-    bool meets = false;
-    for (int64_t tap = 0; tap < kernel && !meets; ++tap) {
-      const int64_t at = output * stride - padding + tap * dilation;
-      meets = at >= 0 && at < size;
-    }
-    if (!meets) return false;
+    const int64_t start = output * stride - padding, tap = start < 0 ? (dilation - 1 - start) / dilation : 0;      // the first at 0 or after it
+    if (tap >= kernel || start + tap * dilation >= size) return false;
   }
   return true;
 }
@@ -31,10 +27,13 @@ PoolGeometry geometry_of(const char* op, const Tensor& x, Pair kernel, Pair stri
   if (stride == Pair(0)) stride = kernel;
   detail::check_real(op, "x", x);
   check<ShapeError>(x.rank() == 4, op, ": x must have a batch axis or not, channels and positions; got ", x.shape());
+  constexpr int64_t limit = int64_t{1} << 31;              // products with the size of a tensor do not overflow
+  for (Pair option : {kernel, stride, dilation})
+    check<ValueError>(option.h < limit && option.w < limit, op, ": kernel, stride and dilation must be less than ", limit, ", got ", option);
   check<ValueError>(kernel.h >= 1 && kernel.w >= 1, op, ": kernel must be at least 1, got ", kernel);
   check<ValueError>(stride.h >= 1 && stride.w >= 1, op, ": stride must be at least 1, got ", stride);
   check<ValueError>(dilation.h >= 1 && dilation.w >= 1, op, ": dilation must be at least 1, got ", dilation);
-  check<ValueError>(padding.h >= 0 && padding.w >= 0 && 2 * padding.h <= kernel.h && 2 * padding.w <= kernel.w, op,
+  check<ValueError>(padding.h >= 0 && padding.w >= 0 && padding.h <= kernel.h / 2 && padding.w <= kernel.w / 2, op,
                     ": padding must be between 0 and half of the kernel ", kernel, ", got ", padding);
   const PoolGeometry g{x.size(0),  x.size(1),  x.size(2),  x.size(3),  kernel.h,   kernel.w,  stride.h,         stride.w,
                        padding.h, padding.w, dilation.h, dilation.w, ceil_mode, count_include_pad};
@@ -107,6 +106,7 @@ AdaptivePoolGeometry adaptive_geometry(const char* op, const Tensor& x, Pair out
   check<ShapeError>(x.rank() == 4, op, ": x must have a batch axis or not, channels and positions; got ", x.shape());
   check<ValueError>(output.h >= 0 && output.w >= 0, op, ": the output size cannot be negative, got ", output);
   check<ShapeError>(x.size(2) > 0 && x.size(3) > 0, op, ": x ", x.shape(), " has no positions to pool");
+  checked_numel({x.size(0), x.size(1), output.h, output.w}, op);
   return {x.size(0), x.size(1), x.size(2), x.size(3), output.h, output.w};
 }
 

@@ -207,13 +207,34 @@ RnnResult run_layers(RnnCell cell, const Tensor& input, const std::vector<Tensor
 
 }  // namespace
 
+namespace {
+
+// [batch, input] and [batch, hidden] states with weights of `gates` times hidden rows.
+void check_cell(const char* op, int64_t gates, const Tensor& x, const Tensor& h, const Tensor& weight_ih, const Tensor& weight_hh, const Tensor& bias_ih, const Tensor& bias_hh) {
+  check<ValueError>(x.defined() && h.defined() && weight_ih.defined() && weight_hh.defined(), op, ": x, h, weight_ih and weight_hh must be defined");
+  check<DTypeError>(x.dtype() == DType::float32 || x.dtype() == DType::float64, op, ": takes float32 or float64, got ", x.dtype());
+  check<ShapeError>(x.rank() == 2, op, ": x must be [batch, input], got ", x.shape());
+  check<ShapeError>(weight_hh.rank() == 2, op, ": weight_hh must be [", gates, " * hidden, hidden], got ", weight_hh.shape());
+  const int64_t hidden = weight_hh.size(1);
+  check_like(op, "h", h, {x.size(0), hidden}, x);
+  check_like(op, "weight_ih", weight_ih, {gates * hidden, x.size(1)}, x);
+  check_like(op, "weight_hh", weight_hh, {gates * hidden, hidden}, x);
+  if (bias_ih) check_like(op, "bias_ih", bias_ih, {gates * hidden}, x);
+  if (bias_hh) check_like(op, "bias_hh", bias_hh, {gates * hidden}, x);
+}
+
+}  // namespace
+
 LstmCellResult lstm_cell(const Tensor& x, const Tensor& h, const Tensor& c, const Tensor& weight_ih, const Tensor& weight_hh, const Tensor& bias_ih, const Tensor& bias_hh) {
+  check_cell("lstm_cell", 4, x, h, weight_ih, weight_hh, bias_ih, bias_hh);
+  check_like("lstm_cell", "c", c, h.shape(), x);
   const std::vector<Tensor> gates = chunk(linear(x, weight_ih, bias_ih) + linear(h, weight_hh, bias_hh), 4, 1);
   const Tensor next = sigmoid(gates[1]) * c + sigmoid(gates[0]) * tanh(gates[2]);
   return {sigmoid(gates[3]) * tanh(next), next};
 }
 
 Tensor gru_cell(const Tensor& x, const Tensor& h, const Tensor& weight_ih, const Tensor& weight_hh, const Tensor& bias_ih, const Tensor& bias_hh) {
+  check_cell("gru_cell", 3, x, h, weight_ih, weight_hh, bias_ih, bias_hh);
   const std::vector<Tensor> input = chunk(linear(x, weight_ih, bias_ih), 3, 1), state = chunk(linear(h, weight_hh, bias_hh), 3, 1);
   const Tensor r = sigmoid(input[0] + state[0]), z = sigmoid(input[1] + state[1]), n = tanh(input[2] + r * state[2]);
   return n + z * (h - n);
@@ -221,6 +242,7 @@ Tensor gru_cell(const Tensor& x, const Tensor& h, const Tensor& weight_ih, const
 
 Tensor rnn_cell(const Tensor& x, const Tensor& h, const Tensor& weight_ih, const Tensor& weight_hh, const Tensor& bias_ih, const Tensor& bias_hh,
                 RnnActivation activation) {
+  check_cell("rnn_cell", 1, x, h, weight_ih, weight_hh, bias_ih, bias_hh);
   const Tensor sum = linear(x, weight_ih, bias_ih) + linear(h, weight_hh, bias_hh);
   return activation == RnnActivation::tanh ? tanh(sum) : relu(sum);
 }

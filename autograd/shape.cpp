@@ -38,25 +38,20 @@ Tensor slice_view(const Tensor& x, int axis, int64_t start, int64_t length, int6
 }
 
 // The shape with its -1 worked out.
-Shape resolve_shape(const Tensor& x, Shape shape) {
-  const Shape asked = shape;
+Shape resolve_shape(const Tensor& x, const Shape& asked) {
+  Shape known = asked;
   int unknown = -1;
-  int64_t known = 1;
-  for (int i = 0; i < shape.rank(); ++i) {
-    if (shape[i] == -1) {
-      check<ShapeError>(unknown < 0, "reshape: at most one size may be -1, got ", asked);
-      unknown = i;
-    } else {
-      check<ShapeError>(shape[i] >= 0, "reshape: sizes must be positive, or one of them -1, got ", asked);
-      known *= shape[i];
-    }
+  for (int i = 0; i < asked.rank(); ++i) {
+    if (asked[i] != -1) continue;
+    check<ShapeError>(unknown < 0, "reshape: at most one size may be -1, got ", asked);
+    unknown = i;
+    known[i] = 1;
   }
-  if (unknown >= 0) {
-    check<ShapeError>(known > 0 && x.numel() % known == 0, "reshape: x ", x.shape(), " of ", x.numel(), " elements does not fit into shape ", asked);
-    shape[unknown] = x.numel() / known;
-  }
-  check<ShapeError>(shape.numel() == x.numel(), "reshape: x ", x.shape(), " of ", x.numel(), " elements does not fit into shape ", asked);
-  return shape;
+  const int64_t product = checked_numel(known, "reshape");
+  const bool fits = unknown < 0 ? product == x.numel() : product > 0 && x.numel() % product == 0;
+  check<ShapeError>(fits, "reshape: x ", x.shape(), " of ", x.numel(), " elements does not fit into shape ", asked);
+  if (unknown >= 0) known[unknown] = x.numel() / product;
+  return known;
 }
 
 // Strides that show x as `shape` without a copy; false if there are none. Each run of axes of x that is contiguous in itself is cut anew.
@@ -87,23 +82,22 @@ bool strides_for(const Tensor& x, const Shape& shape, Strides& strides) {
   return true;
 }
 
-// Reflection without repeating the border, or its repetition, of position i - before in [0, size).
-int64_t source_position(int64_t i, int64_t size, PadMode mode) {
-  if (mode == PadMode::replicate) return std::clamp<int64_t>(i, 0, size - 1);
-  if (i < 0) i = -i;
-  return i >= size ? 2 * (size - 1) - i : i;
-}
-
-// One axis of reflect or replicate padding, put together from slices (each a view), so that gradients and their gradients follow.
+// One axis of reflect (without repeating the border) or replicate padding, put together from views, so that gradients and their gradients follow.
 Tensor pad_axis(const Tensor& x, int axis, int64_t before, int64_t after, PadMode mode) {
   const int64_t size = x.shape()[axis];
   check<ValueError>(before >= 0 && after >= 0, "pad: padding cannot be negative in reflect and replicate mode");
   check<ShapeError>(size > 0 && (mode == PadMode::replicate || (before < size && after < size)), "pad: reflection by (", before, ",", after,
                     ") needs a larger axis than ", size);
+  const auto border = [&](bool is_front, int64_t length) {
+    if (mode == PadMode::reflect) return flip(narrow(x, axis, is_front ? 1 : size - 1 - length, length), {axis});
+    Shape shape = x.shape();
+    shape[axis] = length;
+    return expand(narrow(x, axis, is_front ? 0 : size - 1, 1), shape);
+  };
   std::vector<Tensor> parts;
-  for (int64_t i = -before; i < 0; ++i) parts.push_back(narrow(x, axis, source_position(i, size, mode), 1));
+  if (before > 0) parts.push_back(border(true, before));
   parts.push_back(x);
-  for (int64_t i = size; i < size + after; ++i) parts.push_back(narrow(x, axis, source_position(i, size, mode), 1));
+  if (after > 0) parts.push_back(border(false, after));
   return parts.size() == 1 ? x : concat(parts, axis);
 }
 
@@ -117,6 +111,7 @@ Tensor pad_constant(const Tensor& x, const std::vector<int64_t>& padding, double
     if (cut_before + cut_after > 0) inside = narrow(inside, axis, cut_before, x.shape()[axis] - cut_before - cut_after);
     shape[axis] += padding[2 * k] + padding[2 * k + 1];
   }
+  checked_numel(shape, "pad");
   auto window = [](const Tensor& t, const std::vector<int64_t>& a) {            // a: for each axis, start and length
     Tensor part = t;
     for (int axis = 0; axis < t.rank(); ++axis) part = narrow(part, axis, a[2 * static_cast<size_t>(axis)], a[2 * static_cast<size_t>(axis) + 1]);
@@ -194,6 +189,7 @@ Tensor expand(const Tensor& x, const Shape& shape) {
 Tensor sum_to(const Tensor& g, const Shape& shape) {
   if (g.shape() == shape) return g;
   const int added = g.rank() - shape.rank();
+  check<ShapeError>(added >= 0 && broadcast_shapes(shape, g.shape(), "sum_to") == g.shape(), "sum_to: ", g.shape(), " is not ", shape, " broadcast");
   Shape kept = g.shape();
   for (int i = 0; i < g.rank(); ++i)
     if (i < added || (shape[i - added] == 1 && g.shape()[i] != 1)) kept[i] = 1;
@@ -243,6 +239,7 @@ Tensor slice(const Tensor& x, int64_t axis, int64_t start, int64_t end, int64_t 
   const int64_t lowest = step > 0 ? 0 : -1, highest = step > 0 ? size : size - 1;
   start = std::clamp(start < 0 ? start + size : start, lowest, highest);
   end = std::clamp(end < 0 ? end + size : end, lowest, highest);
+  step = std::clamp(step, -size - 1, size + 1);                       // a longer step than the axis takes one element too
   const int64_t room = step > 0 ? end - start : start - end, stride = step > 0 ? step : -step;
   return slice_view(x, at, start, room > 0 ? (room + stride - 1) / stride : 0, step);
 }
@@ -285,6 +282,7 @@ std::vector<Tensor> split(const Tensor& x, const std::vector<int64_t>& sizes, in
   std::vector<Tensor> parts;
   int64_t start = 0;
   for (int64_t size : sizes) {
+    check<ValueError>(size >= 0, "split: sizes cannot be negative, got ", size);
     parts.push_back(narrow(x, at, start, size));
     start += size;
   }
@@ -292,7 +290,7 @@ std::vector<Tensor> split(const Tensor& x, const std::vector<int64_t>& sizes, in
 }
 
 std::vector<Tensor> split(const Tensor& x, int64_t size, int64_t axis) {
-  const int64_t total = x.size(axis);
+  const int64_t total = x.shape()[wrap_axis(axis, x.rank(), "split")];
   check<ValueError>(size > 0, "split: size must be positive, got ", size);
   std::vector<int64_t> sizes;
   for (int64_t start = 0; start < total; start += size) sizes.push_back(std::min(size, total - start));
@@ -302,7 +300,8 @@ std::vector<Tensor> split(const Tensor& x, int64_t size, int64_t axis) {
 
 std::vector<Tensor> chunk(const Tensor& x, int64_t chunks, int64_t axis) {
   check<ValueError>(chunks > 0, "chunk: takes a positive number of chunks, got ", chunks);
-  return split(x, std::max<int64_t>((x.size(axis) + chunks - 1) / chunks, 1), axis);
+  const int64_t size = x.shape()[wrap_axis(axis, x.rank(), "chunk")];
+  return split(x, size / chunks + (size % chunks > 0) + (size == 0), axis);
 }
 
 Tensor reshape(const Tensor& x, const Shape& asked) {
@@ -362,33 +361,32 @@ Tensor concat(const std::vector<Tensor>& tensors, int64_t axis) {
 
 Tensor stack(const std::vector<Tensor>& tensors, int64_t axis) {
   check<ValueError>(!tensors.empty(), "stack: takes at least one tensor");
+  const int at = wrap_axis(axis, tensors[0].rank() + 1, "stack");
   std::vector<Tensor> rows;
   for (const Tensor& t : tensors) {
     check<ShapeError>(t.shape() == tensors[0].shape(), "stack: shapes ", t.shape(), " and ", tensors[0].shape(), " differ");
-    rows.push_back(unsqueeze(t, axis));
+    rows.push_back(unsqueeze(t, at));
   }
-  return concat(rows, axis < 0 ? axis + tensors[0].rank() + 1 : axis);
+  return concat(rows, at);
 }
 
+// An axis at a time, from the last: seen as [before, 1, from the axis on], expanded and copied. So no more axes are needed than x has.
 Tensor repeat(const Tensor& x, const std::vector<int64_t>& times) {
   check<ShapeError>(static_cast<int>(times.size()) >= x.rank(), "repeat: x ", x.shape(), " has more axes than the ", times.size(), " numbers given");
-  Shape split_shape, expanded, result;
-  const int added = static_cast<int>(times.size()) - x.rank();
-  for (int i = 0; i < static_cast<int>(times.size()); ++i) {
-    const int64_t n = times[static_cast<size_t>(i)], size = i < added ? 1 : x.shape()[i - added];
+  Shape shape = x.shape();
+  while (shape.rank() < static_cast<int>(times.size())) shape.insert(0, 1);
+  Tensor y = reshape(x, shape);
+  for (int axis = shape.rank() - 1; axis >= 0; --axis) {
+    const int64_t n = times[static_cast<size_t>(axis)];
     check<ValueError>(n >= 0, "repeat: counts cannot be negative, got ", n);
-    result.push_back(n * size);
-    if (n == 1) {
-      split_shape.push_back(size);
-      expanded.push_back(size);
-    } else {
-      split_shape.push_back(1);
-      split_shape.push_back(size);
-      expanded.push_back(n);
-      expanded.push_back(size);
-    }
+    if (n == 1) continue;
+    int64_t before = 1, rest = 1;
+    for (int i = 0; i < shape.rank(); ++i) (i < axis ? before : rest) *= shape[i];
+    checked_numel({before, n, rest}, "repeat");
+    shape[axis] = checked_numel({n, shape[axis]}, "repeat");
+    y = reshape(expand(reshape(y, {before, 1, rest}), {before, n, rest}), shape);
   }
-  return reshape(expand(reshape(x, split_shape), expanded), result);
+  return y;
 }
 
 Tensor roll(const Tensor& x, int64_t shift, int64_t axis) {
@@ -402,6 +400,8 @@ Tensor roll(const Tensor& x, int64_t shift, int64_t axis) {
 Tensor pad(const Tensor& x, const std::vector<int64_t>& padding, PadMode mode, double value) {
   check<ShapeError>(padding.size() % 2 == 0 && static_cast<int>(padding.size()) <= 2 * x.rank(), "pad: takes pairs (before, after) for at most ", x.rank(), " axes, got ",
                     padding.size(), " values");
+  constexpr int64_t limit = int64_t{1} << 60;                       // so that sums do not overflow
+  for (int64_t p : padding) check<ShapeError>(p > -limit && p < limit, "pad: cannot pad by ", p, ", x is ", x.shape());
   if (mode == PadMode::constant) return pad_constant(x, padding, value);
   Tensor y = x;
   for (size_t k = 0; k < padding.size() / 2; ++k) y = pad_axis(y, x.rank() - 1 - static_cast<int>(k), padding[2 * k], padding[2 * k + 1], mode);

@@ -51,15 +51,16 @@ Node::~Node() {
     std::vector<Edge> inputs;
     std::vector<SavedTensor> saved;
     Backward backward;
+    std::vector<std::pair<int, Hook>> hooks;
   };
   thread_local std::vector<Remains>* collecting = nullptr;
   if (collecting) {
-    collecting->push_back({std::move(inputs), std::move(saved), std::move(backward)});
+    collecting->push_back({std::move(inputs), std::move(saved), std::move(backward), std::move(hooks)});
     return;
   }
   std::vector<Remains> remains;
   collecting = &remains;
-  remains.push_back({std::move(inputs), std::move(saved), std::move(backward)});
+  remains.push_back({std::move(inputs), std::move(saved), std::move(backward), std::move(hooks)});
   while (!remains.empty()) {
     Remains last = std::move(remains.back());
     remains.pop_back();

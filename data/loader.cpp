@@ -10,6 +10,8 @@
 namespace fovea::data {
 namespace {
 
+constexpr int64_t most_at_once = int64_t{1} << 24;     // samples that are kept ready, and pixels that a width is rounded up by
+
 // Which stream of random numbers is used for what.
 enum Purpose : uint64_t { order_of_samples = 1, order_of_batches = 2, transforms = 3 };
 
@@ -82,7 +84,7 @@ std::vector<T> each(std::vector<Sample>& samples, const Of& of) {
 Batch collate(std::vector<Sample> samples, std::vector<int64_t> indices, float pad_value, int64_t width_multiple) {
   check<ValueError>(!samples.empty() && samples.size() == indices.size(), "collate: got ", samples.size(), " samples and ", indices.size(),
                     " indices, expected as many of both and at least one");
-  check<ValueError>(width_multiple >= 1, "collate: width_multiple must be at least 1, got ", width_multiple);
+  check<ValueError>(width_multiple >= 1 && width_multiple <= most_at_once, "collate: width_multiple must be 1 to ", most_at_once, ", got ", width_multiple);
   Batch batch;
   batch.images = collate_images(samples, indices, pad_value, width_multiple);
   batch.indices = std::move(indices);
@@ -103,6 +105,14 @@ DataLoader::DataLoader(DatasetPtr dataset, LoaderOptions options) : dataset_(std
                     o.batch_size, ", ", o.width_multiple, ", ", o.workers, ", ", o.prefetch_batches, " and ", o.bucket_batches);
   check<ValueError>(!o.shuffle || dataset_->size() <= int64_t{1} << 31, "DataLoader: cannot shuffle ", dataset_->size(),
                     " samples; an endless set is in random order already");
+  // More than the set holds means all of it; one more than it holds still makes no full batch for drop_last.
+  options_.batch_size = std::min(options_.batch_size, dataset_->size() + 1);
+  options_.bucket_batches = std::min(options_.bucket_batches, std::max<int64_t>(batches_per_epoch(), 1));
+  const int64_t ahead = std::max<int64_t>(options_.prefetch_batches, 1);
+  check<ValueError>(options_.batch_size <= most_at_once && ahead <= most_at_once && pool_batches() <= most_at_once &&
+                        (pool_batches() + ahead) <= most_at_once / options_.batch_size,
+                    "DataLoader: batches of ", options_.batch_size, " samples, ", pool_batches(), " in a bucket and ", ahead, " ahead are more than the ", most_at_once,
+                    " samples that can be kept ready; use smaller batches or fewer");
 }
 
 DataLoader::~DataLoader() { stop(); }

@@ -15,7 +15,10 @@ Cost softmax_cost(const Shape& input, int64_t axis) {
 
 }  // namespace
 
-PReLU::PReLU(int64_t channels, double first_value) : weight(param("weight", full({channels}, first_value))) {}
+PReLU::PReLU(int64_t channels, double first_value) {
+  check<ValueError>(channels > 0, "PReLU: channels must be positive, got ", channels);
+  weight = param("weight", full({channels}, first_value));
+}
 
 Tensor PReLU::forward(const Tensor& x) {
   Tensor slope = alongside(x, weight);

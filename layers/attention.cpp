@@ -14,14 +14,24 @@
 
 namespace fovea::layers {
 
-MultiheadAttention::MultiheadAttention(Options o)
-    : in_proj_weight(param("in_proj_weight", empty({3 * o.embed, o.embed}))),
-      in_proj_bias(param("in_proj_bias", o.bias ? zeros({3 * o.embed}) : Tensor())),
-      out_proj(add("out_proj", Linear(o.embed, o.embed, {.bias = o.bias}))),
-      options_(o) {
+namespace {
+
+// The shape of in_proj_weight, of options that have been looked at before memory is asked for.
+Shape checked_weight(const MultiheadAttention::Options& o) {
   check<ValueError>(o.embed > 0 && o.heads > 0 && o.embed % o.heads == 0, "MultiheadAttention: embed (", o.embed,
                     ") must be a positive multiple of heads (", o.heads, ")");
   check<ValueError>(o.dropout >= 0 && o.dropout < 1, "MultiheadAttention: dropout must be in [0, 1), got ", o.dropout);
+  checked_numel({3, o.embed, o.embed}, "MultiheadAttention");
+  return {3 * o.embed, o.embed};
+}
+
+}  // namespace
+
+MultiheadAttention::MultiheadAttention(Options o)
+    : in_proj_weight(param("in_proj_weight", empty(checked_weight(o)))),
+      in_proj_bias(param("in_proj_bias", o.bias ? zeros({3 * o.embed}) : Tensor())),
+      out_proj(add("out_proj", Linear(o.embed, o.embed, {.bias = o.bias}))),
+      options_(o) {
   init::xavier_uniform_(in_proj_weight);
   if (o.bias) init::zeros_(out_proj.bias);
 }

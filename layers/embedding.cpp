@@ -7,8 +7,12 @@
 
 namespace fovea::layers {
 
-Embedding::Embedding(int64_t count, int64_t size, EmbeddingOptions o) : weight(param("weight", empty({count, size}))), padding_idx_(o.padding_idx) {
+Embedding::Embedding(int64_t count, int64_t size, EmbeddingOptions o) : padding_idx_(o.padding_idx) {
   check<ValueError>(count > 0 && size > 0, "Embedding: count and size must be positive, got ", count, " and ", size);
+  check<IndexError>(!padding_idx_ || (*padding_idx_ >= -count && *padding_idx_ < count), "Embedding: there is no row ", padding_idx_.value_or(0), " for padding_idx in a table of ",
+                    count);
+  checked_numel({count, size}, "Embedding");
+  weight = param("weight", empty({count, size}));
   init::normal_(weight);
   if (!padding_idx_) return;
   NoGrad no_grad;

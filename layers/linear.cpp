@@ -16,11 +16,17 @@ int64_t rows_of(const Shape& x, int64_t in, const char* layer) {
   return x.numel() / in;
 }
 
+// The shape of a weight, looked at before memory is asked for.
+Shape positive(const char* layer, const Shape& shape) {
+  for (int64_t size : shape) check<ValueError>(size > 0, layer, ": sizes must be positive, got ", shape, " for the weight");
+  checked_numel(shape, layer);
+  return shape;
+}
+
 }  // namespace
 
 Linear::Linear(int64_t in, int64_t out, LinearOptions options)
-    : weight(param("weight", empty({out, in}))), bias(param("bias", options.bias ? empty({out}) : Tensor())) {
-  check<ValueError>(in > 0 && out > 0, "Linear: in and out must be positive, got ", in, " and ", out);
+    : weight(param("weight", empty(positive("Linear", {out, in})))), bias(param("bias", options.bias ? empty({out}) : Tensor())) {
   init::linear_default_(weight, bias);
 }
 
@@ -37,8 +43,7 @@ std::optional<Cost> Linear::own_cost(const Shape& input) const {
 }
 
 Bilinear::Bilinear(int64_t in1, int64_t in2, int64_t out, LinearOptions options)
-    : weight(param("weight", empty({out, in1, in2}))), bias(param("bias", options.bias ? empty({out}) : Tensor())) {
-  check<ValueError>(in1 > 0 && in2 > 0 && out > 0, "Bilinear: sizes must be positive, got ", in1, ", ", in2, " and ", out);
+    : weight(param("weight", empty(positive("Bilinear", {out, in1, in2})))), bias(param("bias", options.bias ? empty({out}) : Tensor())) {
   const double bound = 1 / std::sqrt(static_cast<double>(in1));              // PyTorch's
   init::uniform_(weight, -bound, bound);
   if (bias) init::uniform_(bias, -bound, bound);

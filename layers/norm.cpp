@@ -29,10 +29,8 @@ BatchNorm::BatchNorm(int64_t channels, BatchNormOptions o) : channels_(channels)
   num_batches_tracked = buffer("num_batches_tracked", when(o.track_running_stats, zeros({}, DType::int64)));
 }
 
-double BatchNorm::count_batch() {
-  NoGrad no_grad;
-  add_(num_batches_tracked, 1);
-  return options_.momentum ? *options_.momentum : 1.0 / static_cast<double>(num_batches_tracked.item<int64_t>());
+double BatchNorm::next_momentum() const {
+  return options_.momentum ? *options_.momentum : 1.0 / static_cast<double>(num_batches_tracked.item<int64_t>() + 1);
 }
 
 Tensor BatchNorm::forward(const Tensor& x) { return normalize(x, false); }
@@ -41,10 +39,15 @@ Tensor BatchNorm::forward_relu(const Tensor& x) { return normalize(x, true); }
 Tensor BatchNorm::normalize(const Tensor& x, bool has_relu) {
   check_input(x.shape());
   const bool has_statistics = running_mean.defined(), uses_batch = is_training() || !has_statistics;
-  const double momentum = uses_batch && has_statistics && !x.is_meta() ? count_batch() : 0.1;
+  const bool is_counted = uses_batch && has_statistics && !x.is_meta();
   const auto apply = has_relu ? batch_norm_relu : batch_norm;
-  return apply(x, alongside(x, weight), alongside(x, bias), alongside(x, running_mean), alongside(x, running_var), uses_batch, momentum,
-               options_.eps);
+  const Tensor y = apply(x, alongside(x, weight), alongside(x, bias), alongside(x, running_mean), alongside(x, running_var), uses_batch,
+                         is_counted ? next_momentum() : 0.1, options_.eps);
+  if (is_counted) {                          // once all went well
+    NoGrad no_grad;
+    add_(num_batches_tracked, 1);
+  }
+  return y;
 }
 
 std::string BatchNorm::options() const {
@@ -68,12 +71,11 @@ void BatchNorm2d::check_input(const Shape& x) const {
 // --- layer norm ---
 
 LayerNorm::LayerNorm(const Shape& normalized, LayerNormOptions o)
-    : weight(param("weight", when(o.affine, ones(normalized)))),
-      bias(param("bias", when(o.affine && o.bias, zeros(normalized)))),
-      normalized_(normalized),
-      eps_(o.eps) {
-  check<ValueError>(normalized.rank() > 0 && normalized.numel() > 0, "LayerNorm: takes the sizes of the last axes, all positive, got ",
-                    normalized);
+    : normalized_(normalized), eps_(o.eps) {
+  check<ValueError>(normalized.rank() > 0 && checked_numel(normalized, "LayerNorm") > 0,
+                    "LayerNorm: takes the sizes of the last axes, all positive, got ", normalized);
+  weight = param("weight", when(o.affine, ones(normalized)));
+  bias = param("bias", when(o.affine && o.bias, zeros(normalized)));
 }
 
 Tensor LayerNorm::forward(const Tensor& x) { return layer_norm(x, normalized_, alongside(x, weight), alongside(x, bias), eps_); }

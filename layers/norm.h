@@ -29,7 +29,7 @@ class BatchNorm : public Module {
 
  private:
   Tensor normalize(const Tensor& x, bool has_relu);
-  double count_batch();                      // returns the weight of this batch in the running statistics
+  double next_momentum() const;              // the weight of the next batch in the running statistics
 
   int64_t channels_;
   BatchNormOptions options_;

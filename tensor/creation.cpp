@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <numeric>
+#include <span>
 
 #include <fovea/kernels/philox.h>
 
@@ -75,6 +76,7 @@ Tensor linspace(double start, double end, int64_t count, TensorOptions options) 
 }
 
 Tensor eye(int64_t n, TensorOptions options) {
+  check<ValueError>(n >= 0, "eye: n cannot be negative, got ", n);
   Tensor y = zeros({n, n}, options);
   View diagonal = y.mutable_view();
   diagonal.shape = {n};
@@ -140,7 +142,8 @@ Tensor bernoulli(double probability, const Shape& shape, TensorOptions options) 
 
 Tensor randperm(int64_t n, Generator& generator) {
   check<ValueError>(n >= 0, "randperm: n cannot be negative, got ", n);
-  std::vector<int64_t> order(static_cast<size_t>(n));
+  Tensor result = empty({n}, DType::int64);                                  // says so where there is no room
+  std::span<int64_t> order(result.mutable_data<int64_t>(), static_cast<size_t>(n));
   std::iota(order.begin(), order.end(), int64_t{0});
   const kernels::PhiloxKey key = generator.next(n);                          // one block a swap
   for (int64_t i = n - 1; i > 0; --i) {                                      // Fisher and Yates
@@ -148,7 +151,7 @@ Tensor randperm(int64_t n, Generator& generator) {
     const uint64_t wide = (uint64_t{words[0]} << 32) | words[1];
     std::swap(order[static_cast<size_t>(i)], order[static_cast<size_t>(wide % static_cast<uint64_t>(i + 1))]);
   }
-  return from_vector(order);
+  return result;
 }
 Tensor randperm(int64_t n) { return randperm(n, default_generator()); }
 

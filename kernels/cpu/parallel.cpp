@@ -6,6 +6,7 @@
 // Helpers spin for some microseconds after a job, because the next one mostly follows at once, and then sleep.
 #include <fovea/kernels/cpu/parallel.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <exception>
@@ -22,6 +23,7 @@ namespace {
 
 thread_local bool is_serial = false;
 
+constexpr int most_threads = 1024;
 constexpr int spins_before_sleep = 2000;                   // of about 40 cycles: some 30 microseconds
 
 void relax() {
@@ -128,7 +130,7 @@ std::atomic<int>& thread_limit() {
     const char* wish = std::getenv("FOVEA_NUM_THREADS");
     if (!wish) wish = std::getenv("OMP_NUM_THREADS");      // the name that many programs share
     const int threads = wish ? std::atoi(wish) : static_cast<int>(std::thread::hardware_concurrency());
-    return threads > 0 ? threads : 1;
+    return std::clamp(threads, 1, most_threads);
   }()};
   return limit;
 }
@@ -138,7 +140,7 @@ std::atomic<int>& thread_limit() {
 int num_threads() { return thread_limit(); }
 
 void set_num_threads(int threads) {
-  check<ValueError>(threads >= 1, "set_num_threads: takes at least 1, got ", threads);
+  check<ValueError>(threads >= 1 && threads <= most_threads, "set_num_threads: takes 1 to ", most_threads, ", got ", threads);
   thread_limit() = threads;
 }
 

@@ -8,7 +8,7 @@
 namespace fovea {
 
 int num_threads();                           // at most this many threads work at once; FOVEA_NUM_THREADS, else OMP_NUM_THREADS, else the number of cores
-void set_num_threads(int threads);           // ValueError below 1
+void set_num_threads(int threads);           // ValueError below 1 and above 1024
 
 // While one is alive, parallel_for of this thread runs on this thread alone (for worker threads that already run beside each other).
 class SerialScope {
