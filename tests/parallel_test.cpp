@@ -86,6 +86,7 @@ TEST_CASE("parallel_for: several threads may call it at once") {
 
 TEST_CASE("set_num_threads refuses what is not a number of threads") {
   const int before = num_threads();
-  CHECK(contains(error_of<ValueError>([] { set_num_threads(0); }), "at least 1, got 0"));
+  CHECK(contains(error_of<ValueError>([] { set_num_threads(0); }), "takes 1 to 1024, got 0"));
+  CHECK(contains(error_of<ValueError>([] { set_num_threads(1025); }), "takes 1 to 1024, got 1025"));
   CHECK(num_threads() == before);
 }

@@ -1,0 +1,62 @@
+// Arguments that nobody should give: each is an error that names the operation, never a crash, a huge allocation or a wrong answer.
+#include <doctest/doctest.h>
+
+#include <fovea/fovea.h>
+
+#include "messages.h"
+
+using namespace fovea;
+using fovea::testing::contains;
+using fovea::testing::error_of;
+
+TEST_CASE("sizes that overflow are refused before memory is asked for") {
+  const Tensor x = ones({1, 1, 4, 4}), w = ones({1, 1, 2, 2});
+  constexpr int64_t huge = int64_t{1} << 40;
+  CHECK_THROWS_AS(conv2d(x, w, {}, {.padding = Pair(huge)}), ValueError);
+  CHECK_THROWS_AS(conv2d(x, w, {}, {.dilation = Pair(huge)}), ValueError);
+  CHECK_THROWS_AS(max_pool2d(x, Pair(huge)), Error);
+  CHECK_THROWS_AS(pad(x, {huge, int64_t{1} << 61}), ShapeError);
+  CHECK_THROWS_AS(reshape(x, {huge, huge, huge}), ShapeError);
+  CHECK_THROWS_AS(layers::Embedding(huge, huge), ShapeError);
+  CHECK_THROWS_AS(layers::MultiheadAttention({.embed = huge, .heads = 1}), Error);
+}
+
+TEST_CASE("a step longer than the axis takes one element") {
+  const Tensor x = arange(5);
+  CHECK(slice(x, 0, 1, 5, int64_t{1} << 62).to_vector<int64_t>() == std::vector<int64_t>{1});
+  CHECK(slice(x, 0, -1, -6, -(int64_t{1} << 62)).to_vector<int64_t>() == std::vector<int64_t>{4});
+}
+
+TEST_CASE("cells name the argument that is missing or does not fit") {
+  const Tensor x = ones({2, 3}), h = ones({2, 4}), w_ih = ones({16, 3}), w_hh = ones({16, 4});
+  CHECK(contains(error_of<Error>([&] { lstm_cell(x, h, {}, w_ih, w_hh, {}, {}); }), "lstm_cell"));
+  CHECK(contains(error_of<Error>([&] { lstm_cell(x, ones({2, 5}), h, w_ih, w_hh, {}, {}); }), "lstm_cell: h"));
+  CHECK(contains(error_of<Error>([&] { gru_cell(x, h, w_ih, w_hh, {}, {}); }), "gru_cell"));
+}
+
+TEST_CASE("the gradient given to backward must be of the output's kind") {
+  const Tensor y = ones({2}).set_requires_grad() * 2;
+  CHECK_THROWS_AS(y.backward(ones({2}, DType::float64)), DTypeError);
+  CHECK_THROWS_AS(y.backward(ones({3})), ShapeError);
+}
+
+TEST_CASE("checkpoint puts the random state back when the function throws in the backward pass") {
+  int calls = 0;
+  const Tensor x = ones({3}).set_requires_grad();
+  const Tensor y = checkpoint([&](const std::vector<Tensor>& in) {
+    check<ValueError>(++calls < 2, "the second run fails");
+    return in[0] * 2;
+  }, {x});
+  manual_seed(5);
+  rand({3});
+  const uint64_t before = default_generator().offset();
+  CHECK_THROWS_AS(sum(y).backward(), ValueError);
+  CHECK(default_generator().offset() == before);
+}
+
+TEST_CASE("half-precision slices gather their gradients in float32") {
+  const Tensor w = to(ones({2, 2}), DType::float16).set_requires_grad();
+  const Tensor rows = index_select(w, 0, from_vector(std::vector<int64_t>{1, 1, 1}));
+  sum(to(rows, DType::float32)).backward();
+  CHECK(w.grad().to_vector<float>() == std::vector<float>{0, 0, 3, 3});
+}
