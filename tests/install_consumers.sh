@@ -9,8 +9,8 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cxx=${CXX:-g++}
 
-configure() { cmake -S "$1" -B "$2" -G Ninja "${@:3}" >"$2.log" 2>&1 || { cat "$2.log"; exit 1; }; }
-build() { cmake --build "$1" "${@:2}" >"$1.log" 2>&1 || { tail -n 50 "$1.log"; exit 1; }; }
+configure() { cmake -S "$1" -B "$2" -G Ninja "${@:3}" >"$work/build.log" 2>&1 || { cat "$work/build.log"; exit 1; }; }
+build() { cmake --build "$1" "${@:2}" >"$work/build.log" 2>&1 || { tail -n 50 "$work/build.log"; exit 1; }; }
 
 # Prefixes are moved after the install: nothing in them may remember where they were.
 install_to() {                                   # build folder, prefix
