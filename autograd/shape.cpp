@@ -375,15 +375,20 @@ Tensor repeat(const Tensor& x, const std::vector<int64_t>& times) {
   check<ShapeError>(static_cast<int>(times.size()) >= x.rank(), "repeat: x ", x.shape(), " has more axes than the ", times.size(), " numbers given");
   Shape shape = x.shape();
   while (shape.rank() < static_cast<int>(times.size())) shape.insert(0, 1);
+  Shape result = shape;                      // looked at as a whole before any memory is asked for
+  for (int axis = 0; axis < shape.rank(); ++axis) {
+    const int64_t n = times[static_cast<size_t>(axis)];
+    check<ValueError>(n >= 0, "repeat: counts cannot be negative, got ", n);
+    result[axis] = checked_numel({n, shape[axis]}, "repeat");
+  }
+  checked_numel(result, "repeat");
   Tensor y = reshape(x, shape);
   for (int axis = shape.rank() - 1; axis >= 0; --axis) {
     const int64_t n = times[static_cast<size_t>(axis)];
-    check<ValueError>(n >= 0, "repeat: counts cannot be negative, got ", n);
     if (n == 1) continue;
     int64_t before = 1, rest = 1;
     for (int i = 0; i < shape.rank(); ++i) (i < axis ? before : rest) *= shape[i];
-    checked_numel({before, n, rest}, "repeat");
-    shape[axis] = checked_numel({n, shape[axis]}, "repeat");
+    shape[axis] = result[axis];
     y = reshape(expand(reshape(y, {before, 1, rest}), {before, n, rest}), shape);
   }
   return y;
