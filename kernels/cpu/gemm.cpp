@@ -186,19 +186,19 @@ struct Plan {
     const bool is_small = s.batch * s.m * s.n * s.k < 100000;        // not worth waking a thread
     workers = is_small ? 1 : threads;
     const int64_t unit = tile_vectors * lanes_of<T>;
-    const int64_t wanted = workers == 1 ? 1 : 3 * workers;           // a few tasks a worker, to even out
+    const int64_t wanted = workers == 1 ? 1 : 2 * workers;           // of equal size
     const int64_t per_product = std::max<int64_t>(1, wanted / std::max<int64_t>(s.batch, 1));
     // Cutting columns packs the left operand again, cutting rows the right one: the longer axis is cut first.
     column_tasks = (s.n + columns_per_task - 1) / columns_per_task;
     row_tasks = 1;
     if (s.n >= s.m) {
-      column_tasks = std::max(column_tasks, std::min(per_product, s.n / (2 * unit)));
+      column_tasks = std::max(column_tasks, std::min(per_product, s.n / unit));
     } else {
       row_tasks = std::min(per_product, s.m / (4 * tile_rows));
     }
     column_tasks = std::max<int64_t>(column_tasks, 1);
     row_tasks = std::max<int64_t>(row_tasks, 1);
-    columns = std::max(unit, round_up((s.n + column_tasks - 1) / column_tasks, unit));
+    columns = std::max(lanes_of<T>, round_up((s.n + column_tasks - 1) / column_tasks, lanes_of<T>));
     rows = std::max<int64_t>(tile_rows, round_up((s.m + row_tasks - 1) / row_tasks, tile_rows));
     column_tasks = (s.n + columns - 1) / columns;
     row_tasks = (s.m + rows - 1) / rows;

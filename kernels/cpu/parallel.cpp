@@ -3,11 +3,16 @@
 // Note [A caller waits for tasks, not for threads]
 // Tasks are handed out one at a time, and the caller takes its share. Once none is left it waits for the helpers that are inside one, and for nobody else: a helper
 // that the system has not given a core yet (another program, a data loader's worker) misses the job instead of holding it up.
-// Helpers spin for some microseconds after a job, because the next one mostly follows at once, and then sleep.
+//
+// Note [Helpers stay awake for a while]
+// The next job mostly follows within a millisecond, and a thread that has slept is slow to come: the system may wake it on its caller's core, where the two share
+// the time of one (seen to halve the speed of a whole run). So helpers look for work for some milliseconds before they sleep, and soon offer their core to
+// whoever else wants it between two looks.
 #include <fovea/kernels/cpu/parallel.h>
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <exception>
 #include <mutex>
@@ -24,12 +29,18 @@ namespace {
 thread_local bool is_serial = false;
 
 constexpr int most_threads = 1024;
-constexpr int spins_before_sleep = 2000;                   // of about 40 cycles: some 30 microseconds
+constexpr int spins_before_yield = 500;                    // of about 40 cycles: some 6 microseconds
+constexpr std::chrono::milliseconds awake_time{3};         // after the last job
 
 void relax() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
 #endif
+}
+
+void relax_or_yield(int spins) {
+  if (spins < spins_before_yield) relax();
+  else std::this_thread::yield();
 }
 
 class Pool {
@@ -59,10 +70,7 @@ class Pool {
     generation_.notify_all();
     take_tasks();
     is_open_ = false;                                      // from here on nobody joins; see help()
-    for (int spins = 0; inside_ != 0; ++spins) {
-      if (spins < spins_before_sleep) relax();
-      else std::this_thread::yield();
-    }
+    for (int spins = 0; inside_ != 0; ++spins) relax_or_yield(spins);
     if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
   }
 
@@ -98,9 +106,10 @@ class Pool {
   }
 
   void wait_for_change(uint32_t seen) {
-    for (int spins = 0; spins < spins_before_sleep; ++spins) {
+    const auto bedtime = std::chrono::steady_clock::now() + awake_time;
+    for (int spins = 0; spins < spins_before_yield || std::chrono::steady_clock::now() < bedtime; ++spins) {
       if (generation_ != seen) return;
-      relax();
+      relax_or_yield(spins);
     }
     generation_.wait(seen);
   }
