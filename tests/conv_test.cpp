@@ -6,6 +6,7 @@
 #include <random>
 #include <vector>
 
+#include <fovea/kernels/cpu/conv_functions.h>
 #include <fovea/kernels/cpu/parallel.h>
 #include <fovea/kernels/table.h>
 
@@ -179,6 +180,17 @@ TEST_CASE_TEMPLATE("conv2d: many channels and pixels, over block edges", T, floa
   check_convolution<T>(square(1, 8, 56, 12, 3, 1, 1));
 }
 
+TEST_CASE_TEMPLATE("conv2d: 3x3 kernels with many channels, which are computed by minimal filtering", T, float, double) {
+  REQUIRE(kernels::winograd_pays(square(2, 16, 9, 16, 3, 1, 1)));
+  REQUIRE(!kernels::winograd_pays(square(2, 16, 9, 16, 3, 2, 1)));
+  for (int64_t pad : {0, 1, 2})
+    for (int64_t size : {7, 8, 21}) check_convolution<T>(square(3, 17, size, 33, 3, 1, pad));
+  check_convolution<T>({2, 16, 5, 37, 19, 3, 3, 1, 1, 2, 0, 1, 1, 1});     // rows of tiles longer than a vector, odd ends, paddings that differ
+  check_convolution<T>({2, 18, 40, 3, 16, 3, 3, 1, 1, 0, 2, 1, 1, 1});     // tiles in columns of two
+  check_convolution<T>(square(2, 16, 31, 16, 3, 1, 1));                    // more tiles than one block of the gradient's sum
+  check_convolution<T>(square(5, 192, 6, 176, 3, 1, 1));                   // weights so many that panels share them
+}
+
 TEST_CASE_TEMPLATE("conv2d: empty batches and images without gradient", T, float, double) {
   check_convolution<T>(square(0, 3, 5, 4, 3, 1, 1));
   check_convolution<T>(square(2, 3, 5, 0, 3, 1, 1));
@@ -188,7 +200,7 @@ TEST_CASE_TEMPLATE("conv2d: empty batches and images without gradient", T, float
 
 TEST_CASE_TEMPLATE("conv2d: results do not depend on the number of threads", T, float, double) {
   const int threads_before = num_threads();
-  for (const ConvGeometry& g : {square(3, 20, 23, 40, 3, 1, 1), square(2, 16, 30, 24, 3, 2, 1), square(4, 24, 28, 24, 3, 1, 1, 1, 24), square(2, 64, 9, 8, 3, 1, 1)}) {
+  for (const ConvGeometry& g : {square(3, 20, 23, 40, 3, 1, 1), square(2, 16, 30, 24, 3, 2, 1), square(4, 24, 28, 24, 3, 1, 1, 1, 24), square(2, 64, 9, 8, 3, 1, 1), square(3, 192, 11, 192, 3, 1, 1)}) {
     Inputs<T> in(g);
     set_num_threads(1);
     const Results<T> one = run_kernels(g, in);

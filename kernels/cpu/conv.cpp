@@ -4,11 +4,12 @@
 //   weight    dweight[k,c,r,s] = sum_{n,p,q} dy[n,k,p,q] x[n,c,...],   dbias[k] = sum_{n,p,q} dy[n,k,p,q]
 // All three are the blocked product of gemm.h over patches that are packed straight from the image (conv_patches.h); there is no patch matrix in memory.
 // With strides, the pixels of dx that see the same (r,s) form a phase; each phase is a convolution of its own with unit stride over dy.
-// Overwrites. Sums in the element type, in the order of gemm.h: deterministic. Depthwise convolutions have kernels of their own (conv_depthwise.cpp).
+// Overwrites. Sums in the element type, in the order of gemm.h: deterministic.
+// Depthwise convolutions and most of those with 3x3 kernels have ways of their own (conv_depthwise.cpp, conv_winograd.cpp).
 // Floor: 2 * geometry.macs() FLOPs each; reading and writing every tensor once.
 #include <algorithm>
 
-#include <fovea/kernels/cpu/conv_depthwise.h>
+#include <fovea/kernels/cpu/conv_functions.h>
 #include <fovea/kernels/cpu/conv_layout.h>
 #include <fovea/kernels/cpu/gemm.h>
 
@@ -254,19 +255,27 @@ int64_t weight_workspace(const ConvGeometry& g) {
 
 // --- entries ---
 
+template <class T>
+int64_t direct_workspace(const ConvGeometry& g) {
+  return std::max({forward_workspace<T>(g), data_workspace<T>(g), weight_workspace<T>(g)});
+}
+
+template <class T>
+const ConvFunctions<T>& functions_for(const ConvGeometry& g) {
+  static constexpr ConvFunctions<T> direct = {direct_workspace<T>, forward<T>, backward_data<T>, backward_weight<T>};
+  if (g.is_depthwise()) return depthwise_functions<T>();
+  return winograd_pays(g) ? winograd_functions<T>() : direct;
+}
+
 int64_t conv2d_workspace(const ConvGeometry& g, DType dtype) {
-  return dispatch_real(dtype, "conv2d", [&](auto zero) {
-    using T = decltype(zero);
-    if (g.is_depthwise()) return depthwise_functions<T>().workspace(g);
-    return std::max({forward_workspace<T>(g), data_workspace<T>(g), weight_workspace<T>(g)});
-  });
+  return dispatch_real(dtype, "conv2d", [&](auto zero) { return functions_for<decltype(zero)>(g).workspace(g); });
 }
 
 void conv2d_forward(Queue, const ConvGeometry& g, const ConstView& x, const ConstView& weight, const ConstView& bias, const View& y, Workspace scratch) {
   if (y.numel() == 0) return;
   dispatch_real(y.dtype, "conv2d", [&](auto zero) {
     using T = decltype(zero);
-    (g.is_depthwise() ? depthwise_functions<T>().forward : forward<T>)(g, x.as<T>(), weight.as<T>(), bias.as<T>(), y.as<T>(), scratch);
+    functions_for<T>(g).forward(g, x.as<T>(), weight.as<T>(), bias.as<T>(), y.as<T>(), scratch);
   });
 }
 
@@ -274,7 +283,7 @@ void conv2d_backward_data(Queue, const ConvGeometry& g, const ConstView& dy, con
   if (dx.numel() == 0) return;
   dispatch_real(dx.dtype, "conv2d_backward_data", [&](auto zero) {
     using T = decltype(zero);
-    (g.is_depthwise() ? depthwise_functions<T>().backward_data : backward_data<T>)(g, dy.as<T>(), weight.as<T>(), dx.as<T>(), scratch);
+    functions_for<T>(g).backward_data(g, dy.as<T>(), weight.as<T>(), dx.as<T>(), scratch);
   });
 }
 
@@ -284,7 +293,7 @@ void conv2d_backward_weight(Queue, const ConvGeometry& g, const ConstView& x, co
     using T = decltype(zero);
     if (dbias) patch_functions<T>().sum_channels(dy.as<T>(), g.n, g.k, out_pixels(g), dbias.as<T>());
     if (!dweight || dweight.numel() == 0) return;
-    (g.is_depthwise() ? depthwise_functions<T>().backward_weight : backward_weight<T>)(g, x.as<T>(), dy.as<T>(), dweight.as<T>(), scratch);
+    functions_for<T>(g).backward_weight(g, x.as<T>(), dy.as<T>(), dweight.as<T>(), scratch);
   });
 }
 

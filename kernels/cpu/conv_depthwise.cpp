@@ -6,7 +6,7 @@
 // narrow row. What comes out between the rows is dropped when they are copied to y; in the gradient of the weight dy is zero there.
 //
 // Overwrites. Sums in the element type in a fixed order: deterministic. Floor: memory, one read of each input and one write of each output.
-#include <fovea/kernels/cpu/conv_depthwise.h>
+#include <fovea/kernels/cpu/conv_functions.h>
 
 #include <algorithm>
 
@@ -199,12 +199,12 @@ void backward_weight(const ConvGeometry& g, const T* x, const T* dy, T* dweight,
 }
 
 template <class T>
-const DepthwiseFunctions<T>* functions() {
-  static constexpr DepthwiseFunctions<T> table = {workspace<T>, forward<T>, backward_data<T>, backward_weight<T>};
+const ConvFunctions<T>* functions() {
+  static constexpr ConvFunctions<T> table = {workspace<T>, forward<T>, backward_data<T>, backward_weight<T>};
   return &table;
 }
-const DepthwiseFunctions<float>* float_functions() { return functions<float>(); }
-const DepthwiseFunctions<double>* double_functions() { return functions<double>(); }
+const ConvFunctions<float>* float_functions() { return functions<float>(); }
+const ConvFunctions<double>* double_functions() { return functions<double>(); }
 
 }  // namespace
 }  // namespace fovea::kernels::HWY_NAMESPACE
@@ -214,14 +214,14 @@ HWY_AFTER_NAMESPACE();
 namespace fovea::kernels {
 
 template <>
-const DepthwiseFunctions<float>& depthwise_functions<float>() {
-  static const DepthwiseFunctions<float>& table = *FOVEA_BEST(float_functions)();
+const ConvFunctions<float>& depthwise_functions<float>() {
+  static const ConvFunctions<float>& table = *FOVEA_BEST(float_functions)();
   return table;
 }
 
 template <>
-const DepthwiseFunctions<double>& depthwise_functions<double>() {
-  static const DepthwiseFunctions<double>& table = *FOVEA_BEST(double_functions)();
+const ConvFunctions<double>& depthwise_functions<double>() {
+  static const ConvFunctions<double>& table = *FOVEA_BEST(double_functions)();
   return table;
 }
 
