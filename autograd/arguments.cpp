@@ -3,11 +3,14 @@
 namespace fovea::detail {
 
 void check_real(const char* op, const char* name, const Tensor& x) {
+  check_defined(op, name, x);
   check<DTypeError>(x.dtype() == DType::float32 || x.dtype() == DType::float64, op, ": ", name, " is ", x.dtype(),
                     "; takes float32 or float64, convert with to(x, DType::float32)");
 }
 
 void check_alike(const char* op, const char* name, const Tensor& x, const char* other_name, const Tensor& other) {
+  check_defined(op, name, x);
+  check_defined(op, other_name, other);
   check<DTypeError>(x.dtype() == other.dtype(), op, ": ", name, " is ", x.dtype(), " but ", other_name, " is ", other.dtype(),
                     "; convert one with to()");
   check<DeviceError>(x.device() == other.device(), op, ": ", name, " is on ", x.device(), " but ", other_name, " is on ", other.device(),

@@ -6,6 +6,15 @@
 
 namespace fovea::detail {
 
+// x itself; ValueError if there is no tensor in it. `name` is what `op` calls the argument.
+inline const Tensor& check_defined(const char* op, const char* name, const Tensor& x) {
+  check<ValueError>(x.defined(), op, ": ", name, " is an undefined tensor");
+  return x;
+}
+
+// The axis counted from the front, of an x that is there; IndexError when x has no such axis.
+inline int checked_axis(const char* op, const Tensor& x, int64_t axis) { return wrap_axis(axis, check_defined(op, "x", x).rank(), op); }
+
 // DTypeError unless x, argument `name` of `op`, is float32 or float64.
 void check_real(const char* op, const char* name, const Tensor& x);
 

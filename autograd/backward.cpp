@@ -199,7 +199,10 @@ class Engine {
 
 void seed_all(Engine& engine, const char* function, const std::vector<Tensor>& outputs, const std::vector<Tensor>& output_grads) {
   check<ValueError>(output_grads.empty() || output_grads.size() == outputs.size(), function, ": ", output_grads.size(), " output gradients for ", outputs.size(), " outputs");
-  for (size_t i = 0; i < outputs.size(); ++i) engine.seed(outputs[i], output_grads.empty() ? Tensor() : output_grads[i]);
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    check<ValueError>(outputs[i].defined(), function, ": output ", i, " is an undefined tensor");
+    engine.seed(outputs[i], output_grads.empty() ? Tensor() : output_grads[i]);
+  }
 }
 
 }  // namespace

@@ -27,6 +27,8 @@ void check_options(const char* op, Pair stride, Pair padding, Pair dilation, int
 }
 
 void check_ranks(const char* op, const Tensor& x, const Tensor& weight, int rank) {
+  detail::check_defined(op, "x", x);
+  detail::check_defined(op, "weight", weight);
   const char* layout_x = rank == 4 ? "[n,c,h,w] or [c,h,w]" : "[n,c,l] or [c,l]";
   check<ShapeError>(x.rank() == rank || x.rank() == rank - 1, op, ": x must be ", layout_x, ", got ", x.shape());
   check<ShapeError>(weight.rank() == rank, op, ": weight must have ", rank, " axes, as [out,in/groups,", rank == 4 ? "r,s" : "s", "], got ", weight.shape());

@@ -19,6 +19,7 @@ void check_logits(const char* op, const Tensor& logits, int64_t blank) {
 }
 
 Tensor as_int64(const char* op, const char* argument, const Tensor& x) {
+  detail::check_defined(op, argument, x);
   check<DTypeError>(!is_floating(x.dtype()) && x.dtype() != DType::boolean, op, ": ", argument, " must be int64, got ", x.dtype(),
                     "; convert with to(x, DType::int64)");
   return contiguous(to(x.detach(), DType::int64));
@@ -76,6 +77,8 @@ Tensor ctc_loss(const Tensor& logits, const Tensor& targets, const Tensor& input
   Tensor labels = as_int64(op, "targets", targets);
   check<ShapeError>(labels.rank() == 1 || (labels.rank() == 2 && labels.size(0) == g.batch), op, ": targets must be [", g.batch, ", longest target] or [sum of lengths], got ",
                     targets.shape());
+  detail::check_defined(op, "input_lengths", input_lengths);
+  detail::check_defined(op, "target_lengths", target_lengths);
   for (const Tensor* t : {&targets, &input_lengths, &target_lengths})
     check<DeviceError>(t->device() == logits.device(), op, ": logits are on ", logits.device(), " but targets or lengths on ", t->device(), "; copy them with to()");
   const bool is_padded = labels.rank() == 2;

@@ -18,7 +18,13 @@ namespace detail {
 
 bool needs_grad(const Tensor& x) { return grad_mode() && x.requires_grad(); }
 
-Tensor as_floating(const Tensor& x) { return is_floating(x.dtype()) ? x : to(x, DType::float32); }
+Tensor as_floating(const char* name, const Tensor& x) {
+  return is_floating(check_defined(name, "x", x).dtype()) ? x : to(x, DType::float32);
+}
+
+DType common_dtype(const char* name, const Tensor& a, const Tensor& b, const char* a_name, const char* b_name) {
+  return promote(check_defined(name, a_name, a), check_defined(name, b_name, b));
+}
 
 ConstView broadcast_view(const Tensor& x, const Shape& shape) {
   ConstView v = x.view();
@@ -32,7 +38,10 @@ ConstView broadcast_view(const Tensor& x, const Shape& shape) {
   return v;
 }
 
-Tensor unary(Unary op, const Tensor& x, DType result, Scalars s) {
+Tensor unary(const char* name, Unary op, const Tensor& x, Scalars s) { return unary(name, op, x, check_defined(name, "x", x).dtype(), s); }
+
+Tensor unary(const char* name, Unary op, const Tensor& x, DType result, Scalars s) {
+  check_defined(name, "x", x);
   Tensor y = empty_like(x, result);
   table_of(x).unary(queue_of(x), op, s, x.view(), y.mutable_view());
   return y;
@@ -57,10 +66,14 @@ Tensor binary(const char* name, Binary op, const Tensor& a, const Tensor& b, DTy
 namespace {
 
 using detail::as_floating;
+using detail::check_defined;
+using detail::common_dtype;
 using detail::kind_of;
 using detail::needs_grad;
 
-DType promote(const Tensor& x, Scalar s) { return detail::dtype_beside(x, s.is_integer); }
+DType common_dtype(const char* name, const Tensor& x, Scalar s, const char* x_name = "a") {
+  return detail::dtype_beside(check_defined(name, x_name, x), s.is_integer);
+}
 
 // g summed to the shape of input i, or nothing if nobody wants it.
 template <class F>
@@ -71,12 +84,12 @@ Tensor gradient_for(const Saved& s, int input, const Shape& shape, const F& f) {
 Tensor saved_if(bool is_needed, const Tensor& x) { return is_needed ? x : Tensor(); }
 
 Tensor compare(const char* name, Binary op, const Tensor& a, const Tensor& b) {
-  const DType dtype = promote(a, b);
+  const DType dtype = common_dtype(name, a, b);
   return detail::binary(name, op, to(a.detach(), dtype), to(b.detach(), dtype), DType::boolean);
 }
 
 Tensor compare(const char* name, Binary op, const Tensor& a, Scalar b) {
-  const DType dtype = promote(a, b);
+  const DType dtype = common_dtype(name, a, b);
   return detail::binary(name, op, to(a.detach(), dtype), scalar(b.value, {dtype, a.device()}), DType::boolean);
 }
 
@@ -87,7 +100,7 @@ Tensor share_of_first(const Tensor& a, const Tensor& b, bool is_max) {
 }
 
 Tensor extreme(const char* name, Binary op, const Tensor& a0, const Tensor& b0, bool is_max) {
-  const DType dtype = promote(a0, b0);
+  const DType dtype = common_dtype(name, a0, b0);
   const Tensor a = to(a0, dtype), b = to(b0, dtype);
   return record(name, detail::binary(name, op, a, b, dtype), {a, b}, saving(a, b), [is_max](const Saved& s, const Tensor& g) {
     const Tensor x = s[0], y = s[1];
@@ -99,26 +112,32 @@ Tensor extreme(const char* name, Binary op, const Tensor& a0, const Tensor& b0, 
 // y = f(x) computed in floating point, whose gradient is f'(x, y) g.
 template <class F>
 Tensor real_function(const char* name, Unary op, const Tensor& x0, bool saves_x, bool saves_y, F slope_times) {
-  const Tensor x = as_floating(x0);
-  const Tensor y = detail::unary(op, x, x.dtype());
+  const Tensor x = as_floating(name, x0);
+  const Tensor y = detail::unary(name, op, x);
   return record(name, y, {x}, saving(saved_if(saves_x, x), saved_if(saves_y, y)),
                 [slope_times](const Saved& s, const Tensor& g) { return grads(slope_times(s, g)); });
 }
 
 // A function that is constant almost everywhere; integers stay as they are.
 Tensor step_function(const char* name, Unary op, const Tensor& x) {
-  return record(name, detail::unary(op, x, x.dtype()), {x}, saving(), [](const Saved&, const Tensor&) { return grads(Tensor()); });
+  return record(name, detail::unary(name, op, x), {x}, saving(), [](const Saved&, const Tensor&) { return grads(Tensor()); });
 }
 
 // a * x + b of constants, whose gradient is a g.
 Tensor scaled(const char* name, Unary op, const Tensor& x, double value, double slope) {
-  return record(name, detail::unary(op, x, x.dtype(), {value, 0}), {x}, saving(),
+  return record(name, detail::unary(name, op, x, {value, 0}), {x}, saving(),
                 [slope](const Saved&, const Tensor& g) { return grads(slope == 1 ? g : mul(g, slope)); });
 }
 
 Tensor clamp_backward(const Tensor& g, const Tensor& x, double low, double high) {
   return record("clamp_backward", detail::binary("clamp_backward", Binary::hardtanh_backward, g, x, g.dtype(), {low, high}), {g, x},
                 saving(x), [low, high](const Saved& s, const Tensor& gg) { return grads(clamp_backward(gg, s[0], low, high), Tensor()); });
+}
+
+Tensor clamped(const char* name, const Tensor& x, double low, double high) {
+  check<ValueError>(!std::isnan(low) && !std::isnan(high), name, ": the bounds cannot be NaN");
+  return record(name, detail::unary(name, Unary::clamp, x, {low, high}), {x}, saving(x),
+                [low, high](const Saved& s, const Tensor& g) { return grads(clamp_backward(g, s[0], low, high)); });
 }
 
 Tensor ternary(const char* name, Ternary op, const Tensor& a, const Tensor& b, const Tensor& c, Scalars s) {
@@ -152,7 +171,7 @@ DType promote(const Tensor& a, const Tensor& b) {
 // --- arithmetic ---
 
 Tensor add(const Tensor& a0, const Tensor& b0) {
-  const DType dtype = promote(a0, b0);
+  const DType dtype = common_dtype("add", a0, b0);
   const Tensor a = to(a0, dtype), b = to(b0, dtype);
   return record("add", detail::binary("add", Binary::add, a, b, dtype), {a, b}, saving(),
                 [sa = a.shape(), sb = b.shape()](const Saved& s, const Tensor& g) {
@@ -161,7 +180,7 @@ Tensor add(const Tensor& a0, const Tensor& b0) {
 }
 
 Tensor sub(const Tensor& a0, const Tensor& b0) {
-  const DType dtype = promote(a0, b0);
+  const DType dtype = common_dtype("sub", a0, b0);
   const Tensor a = to(a0, dtype), b = to(b0, dtype);
   return record("sub", detail::binary("sub", Binary::subtract, a, b, dtype), {a, b}, saving(),
                 [sa = a.shape(), sb = b.shape()](const Saved& s, const Tensor& g) {
@@ -170,7 +189,7 @@ Tensor sub(const Tensor& a0, const Tensor& b0) {
 }
 
 Tensor mul(const Tensor& a0, const Tensor& b0) {
-  const DType dtype = promote(a0, b0);
+  const DType dtype = common_dtype("mul", a0, b0);
   const Tensor a = to(a0, dtype), b = to(b0, dtype);
   const Tensor y = detail::binary("mul", Binary::multiply, a, b, dtype);
   return record("mul", y, {a, b}, saving(saved_if(needs_grad(b), a), saved_if(needs_grad(a), b)),
@@ -180,7 +199,7 @@ Tensor mul(const Tensor& a0, const Tensor& b0) {
 }
 
 Tensor div(const Tensor& a0, const Tensor& b0) {
-  const DType common = promote(a0, b0), dtype = is_floating(common) ? common : DType::float32;
+  const DType common = common_dtype("div", a0, b0), dtype = is_floating(common) ? common : DType::float32;
   const Tensor a = to(a0, dtype), b = to(b0, dtype);
   const Tensor y = detail::binary("div", Binary::divide, a, b, dtype);
   return record("div", y, {a, b}, saving(saved_if(needs_grad(b), a), b), [sa = a.shape(), sb = b.shape()](const Saved& s, const Tensor& g) {
@@ -190,19 +209,19 @@ Tensor div(const Tensor& a0, const Tensor& b0) {
   });
 }
 
-Tensor add(const Tensor& a, Scalar b) { return scaled("add", Unary::add_scalar, to(a, promote(a, b)), b.value, 1); }
-Tensor sub(const Tensor& a, Scalar b) { return scaled("sub", Unary::add_scalar, to(a, promote(a, b)), -b.value, 1); }
-Tensor mul(const Tensor& a, Scalar b) { return scaled("mul", Unary::mul_scalar, to(a, promote(a, b)), b.value, b.value); }
+Tensor add(const Tensor& a, Scalar b) { return scaled("add", Unary::add_scalar, to(a, common_dtype("add", a, b)), b.value, 1); }
+Tensor sub(const Tensor& a, Scalar b) { return scaled("sub", Unary::add_scalar, to(a, common_dtype("sub", a, b)), -b.value, 1); }
+Tensor mul(const Tensor& a, Scalar b) { return scaled("mul", Unary::mul_scalar, to(a, common_dtype("mul", a, b)), b.value, b.value); }
 
 Tensor div(const Tensor& a0, Scalar b) {
-  const Tensor a = as_floating(a0);
+  const Tensor a = as_floating("div", a0);
   const Tensor divisor = scalar(b.value, {a.dtype(), a.device()});   // not a * (1 / b), which rounds twice
   return record("div", detail::binary("div", Binary::divide, a, divisor, a.dtype()), {a}, saving(),
                 [b](const Saved&, const Tensor& g) { return grads(div(g, b)); });
 }
 
 Tensor pow(const Tensor& a0, const Tensor& b0) {
-  const DType dtype = promote(a0, b0);
+  const DType dtype = common_dtype("pow", a0, b0, "base", "exponent");
   const Tensor a = to(a0, dtype), b = to(b0, dtype);
   const Tensor y = detail::binary("pow", Binary::power, a, b, dtype);
   return record("pow", y, {a, b}, saving(a, b, saved_if(needs_grad(b), y)), [](const Saved& s, const Tensor& g) {
@@ -216,11 +235,11 @@ Tensor pow(const Tensor& a0, const Tensor& b0) {
 }
 
 Tensor pow(const Tensor& a, Scalar exponent) {
-  const Tensor x = to(a, promote(a, exponent));
+  const Tensor x = to(a, common_dtype("pow", a, exponent, "base"));
   check<ValueError>(is_floating(x.dtype()) || exponent.value >= 0, "pow: integers cannot be raised to the negative power ", exponent.value,
                     "; convert with to(x, DType::float32)");
   const double p = exponent.value;
-  return record("pow", detail::unary(Unary::pow_scalar, x, x.dtype(), {p, 0}), {x}, saving(x), [p](const Saved& s, const Tensor& g) {
+  return record("pow", detail::unary("pow", Unary::pow_scalar, x, {p, 0}), {x}, saving(x), [p](const Saved& s, const Tensor& g) {
     if (p == 0) return grads(Tensor());
     return grads(mul(g, mul(pow(s[0], p - 1), p)));
   });
@@ -230,7 +249,7 @@ Tensor maximum(const Tensor& a, const Tensor& b) { return extreme("maximum", Bin
 Tensor minimum(const Tensor& a, const Tensor& b) { return extreme("minimum", Binary::minimum, a, b, false); }
 
 Tensor atan2(const Tensor& y0, const Tensor& x0) {
-  const DType common = promote(y0, x0), dtype = is_floating(common) ? common : DType::float32;
+  const DType common = common_dtype("atan2", y0, x0, "y", "x"), dtype = is_floating(common) ? common : DType::float32;
   const Tensor y = to(y0, dtype), x = to(x0, dtype);
   return record("atan2", detail::binary("atan2", Binary::atan2, y, x, dtype), {y, x}, saving(y, x), [](const Saved& s, const Tensor& g) {
     const Tensor b = s[0], a = s[1], scaled_g = div(g, add(square(a), square(b)));
@@ -240,7 +259,7 @@ Tensor atan2(const Tensor& y0, const Tensor& x0) {
 }
 
 Tensor remainder(const Tensor& a0, const Tensor& b0) {
-  const DType dtype = promote(a0, b0);
+  const DType dtype = common_dtype("remainder", a0, b0);
   const Tensor a = to(a0, dtype), b = to(b0, dtype);
   check<DTypeError>(dtype != DType::boolean, "remainder: takes numbers, got two bool tensors");
   return record("remainder", detail::binary("remainder", Binary::remainder, a, b, dtype), {a, b}, saving(a, b),
@@ -251,14 +270,14 @@ Tensor remainder(const Tensor& a0, const Tensor& b0) {
                 });
 }
 
-Tensor remainder(const Tensor& a, Scalar b) { return remainder(a, scalar(b.value, {promote(a, b), a.device()})); }
+Tensor remainder(const Tensor& a, Scalar b) { return remainder(a, scalar(b.value, {common_dtype("remainder", a, b), a.device()})); }
 
 Tensor operator+(const Tensor& a, const Tensor& b) { return add(a, b); }
 Tensor operator+(const Tensor& a, Scalar b) { return add(a, b); }
 Tensor operator+(Scalar a, const Tensor& b) { return add(b, a); }
 Tensor operator-(const Tensor& a, const Tensor& b) { return sub(a, b); }
 Tensor operator-(const Tensor& a, Scalar b) { return sub(a, b); }
-Tensor operator-(Scalar a, const Tensor& b) { return scaled("rsub", Unary::rsub_scalar, to(b, promote(b, a)), a.value, -1); }
+Tensor operator-(Scalar a, const Tensor& b) { return scaled("rsub", Unary::rsub_scalar, to(b, common_dtype("sub", b, a, "b")), a.value, -1); }
 Tensor operator*(const Tensor& a, const Tensor& b) { return mul(a, b); }
 Tensor operator*(const Tensor& a, Scalar b) { return mul(a, b); }
 Tensor operator*(Scalar a, const Tensor& b) { return mul(b, a); }
@@ -267,8 +286,8 @@ Tensor operator/(const Tensor& a, Scalar b) { return div(a, b); }
 Tensor operator-(const Tensor& x) { return neg(x); }
 
 Tensor operator/(Scalar a, const Tensor& b) {
-  const Tensor x = as_floating(b);
-  return record("rdiv", detail::unary(Unary::rdiv_scalar, x, x.dtype(), {a.value, 0}), {x}, saving(x),
+  const Tensor x = as_floating("div", b);
+  return record("rdiv", detail::unary("div", Unary::rdiv_scalar, x, {a.value, 0}), {x}, saving(x),
                 [a](const Saved& s, const Tensor& g) { return grads(mul(g, -a.value / square(s[0]))); });
 }
 
@@ -289,24 +308,25 @@ Tensor ge(const Tensor& a, Scalar b) { return compare("ge", Binary::greater_equa
 Tensor logical_and(const Tensor& a, const Tensor& b) { return compare("logical_and", Binary::logical_and, a, b); }
 Tensor logical_or(const Tensor& a, const Tensor& b) { return compare("logical_or", Binary::logical_or, a, b); }
 Tensor logical_xor(const Tensor& a, const Tensor& b) { return compare("logical_xor", Binary::logical_xor, a, b); }
-Tensor logical_not(const Tensor& x) { return detail::unary(Unary::logical_not, x, DType::boolean); }
-Tensor isnan(const Tensor& x) { return detail::unary(Unary::is_nan, x, DType::boolean); }
-Tensor isfinite(const Tensor& x) { return detail::unary(Unary::is_finite, x, DType::boolean); }
+Tensor logical_not(const Tensor& x) { return detail::unary("logical_not", Unary::logical_not, x, DType::boolean); }
+Tensor isnan(const Tensor& x) { return detail::unary("isnan", Unary::is_nan, x, DType::boolean); }
+Tensor isfinite(const Tensor& x) { return detail::unary("isfinite", Unary::is_finite, x, DType::boolean); }
 
 // --- of one tensor ---
 
 Tensor neg(const Tensor& x) {
+  check_defined("neg", "x", x);
   check<DTypeError>(x.dtype() != DType::boolean, "neg: takes numbers, got a bool tensor; use logical_not");
   return scaled("neg", Unary::negative, x, 0, -1);
 }
 
 Tensor abs(const Tensor& x) {
-  return record("abs", detail::unary(Unary::absolute, x, x.dtype()), {x}, saving(x),
+  return record("abs", detail::unary("abs", Unary::absolute, x), {x}, saving(x),
                 [](const Saved& s, const Tensor& g) { return grads(mul(g, sign(s[0]))); });
 }
 
 Tensor square(const Tensor& x) {
-  return record("square", detail::unary(Unary::square, x, x.dtype()), {x}, saving(x),
+  return record("square", detail::unary("square", Unary::square, x), {x}, saving(x),
                 [](const Saved& s, const Tensor& g) { return grads(mul(mul(g, s[0]), 2)); });
 }
 
@@ -350,19 +370,16 @@ Tensor floor(const Tensor& x) { return step_function("floor", Unary::floor, x); 
 Tensor ceil(const Tensor& x) { return step_function("ceil", Unary::ceil, x); }
 Tensor round(const Tensor& x) { return step_function("round", Unary::round, x); }
 
-Tensor clamp(const Tensor& x, double low, double high) {
-  check<ValueError>(!std::isnan(low) && !std::isnan(high), "clamp: the bounds cannot be NaN");
-  return record("clamp", detail::unary(Unary::clamp, x, x.dtype(), {low, high}), {x}, saving(x),
-                [low, high](const Saved& s, const Tensor& g) { return grads(clamp_backward(g, s[0], low, high)); });
-}
-Tensor clamp_min(const Tensor& x, double low) { return clamp(x, low, std::numeric_limits<double>::infinity()); }
-Tensor clamp_max(const Tensor& x, double high) { return clamp(x, -std::numeric_limits<double>::infinity(), high); }
+Tensor clamp(const Tensor& x, double low, double high) { return clamped("clamp", x, low, high); }
+Tensor clamp_min(const Tensor& x, double low) { return clamped("clamp_min", x, low, std::numeric_limits<double>::infinity()); }
+Tensor clamp_max(const Tensor& x, double high) { return clamped("clamp_max", x, -std::numeric_limits<double>::infinity(), high); }
 
 // --- of three ---
 
 Tensor where(const Tensor& condition, const Tensor& a0, const Tensor& b0) {
+  check_defined("where", "condition", condition);
   check<DTypeError>(condition.dtype() == DType::boolean, "where: condition must be bool, got ", condition.dtype(), "; compare it with 0");
-  const DType dtype = promote(a0, b0);
+  const DType dtype = common_dtype("where", a0, b0);
   const Tensor a = to(a0, dtype), b = to(b0, dtype);
   return record("where", ternary("where", Ternary::where, condition, a, b, {}), {a, b}, saving(condition),
                 [sa = a.shape(), sb = b.shape()](const Saved& s, const Tensor& g) {
@@ -371,14 +388,14 @@ Tensor where(const Tensor& condition, const Tensor& a0, const Tensor& b0) {
                 });
 }
 Tensor where(const Tensor& condition, const Tensor& a, Scalar b) {
-  return where(condition, a, scalar(b.value, {promote(a, b), a.device()}));
+  return where(condition, a, scalar(b.value, {common_dtype("where", a, b), a.device()}));
 }
 Tensor where(const Tensor& condition, Scalar a, const Tensor& b) {
-  return where(condition, scalar(a.value, {promote(b, a), b.device()}), b);
+  return where(condition, scalar(a.value, {common_dtype("where", b, a, "b"), b.device()}), b);
 }
 
 Tensor lerp(const Tensor& start0, const Tensor& end0, const Tensor& weight0) {
-  const DType dtype = promote(promote(start0, end0), weight0.dtype());
+  const DType dtype = promote(common_dtype("lerp", start0, end0, "start", "end"), check_defined("lerp", "weight", weight0).dtype());
   const Tensor start = to(start0, dtype), end = to(end0, dtype), weight = to(weight0, dtype);
   check<DTypeError>(is_floating(dtype), "lerp: takes floating-point tensors, got ", dtype);
   const Tensor y = ternary("lerp", Ternary::lerp, start, end, weight, {});
@@ -390,11 +407,11 @@ Tensor lerp(const Tensor& start0, const Tensor& end0, const Tensor& weight0) {
 }
 
 Tensor lerp(const Tensor& start, const Tensor& end, double weight) {
-  return lerp(start, end, scalar(weight, {promote(start, end), start.device()}));
+  return lerp(start, end, scalar(weight, {common_dtype("lerp", start, end, "start", "end"), start.device()}));
 }
 
 Tensor addcmul(const Tensor& x0, const Tensor& a0, const Tensor& b0, double value) {
-  const DType dtype = promote(promote(x0, a0), b0.dtype());
+  const DType dtype = promote(common_dtype("addcmul", x0, a0, "x", "a"), check_defined("addcmul", "b", b0).dtype());
   const Tensor x = to(x0, dtype), a = to(a0, dtype), b = to(b0, dtype);
   const Tensor y = ternary("addcmul", Ternary::add_product, x, a, b, {value, 0});
   return record("addcmul", y, {x, a, b}, saving(a, b), [value, sx = x.shape()](const Saved& s, const Tensor& g) {
@@ -405,7 +422,7 @@ Tensor addcmul(const Tensor& x0, const Tensor& a0, const Tensor& b0, double valu
 }
 
 Tensor addcdiv(const Tensor& x0, const Tensor& a0, const Tensor& b0, double value) {
-  const DType dtype = promote(promote(x0, a0), b0.dtype());
+  const DType dtype = promote(common_dtype("addcdiv", x0, a0, "x", "a"), check_defined("addcdiv", "b", b0).dtype());
   const Tensor x = to(x0, dtype), a = to(a0, dtype), b = to(b0, dtype);
   check<DTypeError>(is_floating(dtype), "addcdiv: takes floating-point tensors, got ", dtype);
   const Tensor y = ternary("addcdiv", Ternary::add_quotient, x, a, b, {value, 0});

@@ -124,11 +124,14 @@ DType promote(DType a, DType b);
 
 // --- pieces that other operations are built from ---
 namespace detail {
-// One table call, without a record. Inputs are broadcast; the result has dtype `result`.
-Tensor unary(kernels::Unary op, const Tensor& x, DType result, kernels::Scalars s = {});
+// One table call, without a record. Inputs are broadcast; the result has dtype `result`, or that of x.
+Tensor unary(const char* name, kernels::Unary op, const Tensor& x, kernels::Scalars s = {});
+Tensor unary(const char* name, kernels::Unary op, const Tensor& x, DType result, kernels::Scalars s = {});
 Tensor binary(const char* name, kernels::Binary op, const Tensor& a, const Tensor& b, DType result, kernels::Scalars s = {});
 bool needs_grad(const Tensor& x);                              // will an operation on x be recorded because of x?
-Tensor as_floating(const Tensor& x);                           // integers and bool as float32
+Tensor as_floating(const char* name, const Tensor& x);         // integers and bool as float32
+// promote() of two arguments of operation `name` that must be there.
+DType common_dtype(const char* name, const Tensor& a, const Tensor& b, const char* a_name = "a", const char* b_name = "b");
 ConstView broadcast_view(const Tensor& x, const Shape& shape); // with zero strides where x is repeated
 }  // namespace detail
 

@@ -67,6 +67,7 @@ Tensor interpolate(const Tensor& x, Pair output, const InterpolateOptions& o) {
 }
 
 Tensor grid_sample(const Tensor& x_any, const Tensor& grid_any, bool align_corners) {
+  detail::check_defined("grid_sample", "grid", grid_any);
   detail::check_real("grid_sample", "x", x_any);
   check<ShapeError>(x_any.rank() == 4, "grid_sample: x must be [n, channels, h, w], got ", x_any.shape());
   check<ShapeError>(grid_any.rank() == 4 && grid_any.size(3) == 2 && grid_any.size(0) == x_any.size(0), "grid_sample: grid must be [", x_any.size(0),

@@ -9,10 +9,12 @@
 namespace fovea {
 namespace {
 
+using detail::check_defined;
+using detail::checked_axis;
 using detail::options_of;
 
 Tensor checked_along(const char* op, const Tensor& x, int axis, const Tensor& index) {
-  bool fits = index.rank() == x.rank();
+  bool fits = check_defined(op, "index", index).rank() == x.rank();
   for (int i = 0; fits && i < x.rank(); ++i) fits = i == axis || index.shape()[i] <= x.shape()[i];
   check<ShapeError>(fits, op, ": index ", index.shape(), " must have as many axes as x ", x.shape(), " and be no larger than it, but along axis ", axis);
   return detail::checked_index(op, "index", index, x, x.shape()[axis], str("axis ", axis, " of x ", x.shape()));
@@ -75,6 +77,7 @@ Tensor index_select_checked(const Tensor& x, int axis, const Tensor& index) {
 }
 
 Tensor checked_list(const char* op, const Tensor& x, int axis, const Tensor& index) {
+  check_defined(op, "index", index);
   check<ShapeError>(index.rank() == 1, op, ": index must have one axis, got ", index.shape());
   return detail::checked_index(op, "index", index, x, x.shape()[axis], str("axis ", axis, " of x ", x.shape()));
 }
@@ -93,6 +96,7 @@ Ordered ordered(const char* name, const Tensor& x, int axis, int64_t kept, const
 }
 
 void check_is_readable(const char* op, const Tensor& x) {
+  check_defined(op, "x", x);
   check<DeviceError>(!x.is_meta(), op, ": the shape of the result depends on the values, which a tensor on meta does not have");
 }
 
@@ -101,7 +105,7 @@ void check_is_readable(const char* op, const Tensor& x) {
 namespace detail {
 
 Tensor checked_index(const char* op, const char* name, const Tensor& index, const Tensor& x, int64_t size, const std::string& what) {
-  const DType dtype = index.dtype();
+  const DType dtype = check_defined(op, name, index).dtype();
   check<DTypeError>(dtype == DType::int64 || dtype == DType::int32 || dtype == DType::uint8, op, ": ", name, " must be int64, got ", dtype, "; convert with to(x, DType::int64)");
   check<DeviceError>(index.device() == x.device(), op, ": ", name, " is on ", index.device(), " but x is on ", x.device(), "; copy one with to()");
   const Tensor wide = to(index.detach(), DType::int64);
@@ -117,32 +121,34 @@ Tensor checked_index(const char* op, const char* name, const Tensor& index, cons
 }  // namespace detail
 
 Tensor gather(const Tensor& x, int64_t axis, const Tensor& index) {
-  const int at = wrap_axis(axis, x.rank(), "gather");
+  const int at = checked_axis("gather", x, axis);
   return gather_checked(x, at, checked_along("gather", x, at, index));
 }
 
 Tensor take_along(const Tensor& x, const Tensor& index, int64_t axis) {
-  const int at = wrap_axis(axis, x.rank(), "take_along");
+  const int at = checked_axis("take_along", x, axis);
   Shape shape = x.shape();
+  check_defined("take_along", "index", index);
   check<ShapeError>(index.rank() == x.rank(), "take_along: index ", index.shape(), " must have as many axes as x ", x.shape());
   shape[at] = index.shape()[at];
   return gather_checked(x, at, checked_along("take_along", x, at, expand(index.detach(), shape)));
 }
 
 Tensor scatter_add(const Tensor& x, int64_t axis, const Tensor& index, const Tensor& source) {
-  const int at = wrap_axis(axis, x.rank(), "scatter_add");
+  const int at = checked_axis("scatter_add", x, axis);
   detail::check_alike("scatter_add", "source", source, "x", x);
+  check_defined("scatter_add", "index", index);
   check<ShapeError>(source.shape() == index.shape(), "scatter_add: source ", source.shape(), " must have the shape of index ", index.shape());
   return scatter_add_checked(x, at, checked_along("scatter_add", x, at, index), source);
 }
 
 Tensor index_select(const Tensor& x, int64_t axis, const Tensor& index) {
-  const int at = wrap_axis(axis, x.rank(), "index_select");
+  const int at = checked_axis("index_select", x, axis);
   return index_select_checked(x, at, checked_list("index_select", x, at, index));
 }
 
 Tensor index_add(const Tensor& x, int64_t axis, const Tensor& index, const Tensor& source) {
-  const int at = wrap_axis(axis, x.rank(), "index_add");
+  const int at = checked_axis("index_add", x, axis);
   detail::check_alike("index_add", "source", source, "x", x);
   const Tensor list = checked_list("index_add", x, at, index);
   Shape shape = x.shape();
@@ -152,6 +158,8 @@ Tensor index_add(const Tensor& x, int64_t axis, const Tensor& index, const Tenso
 }
 
 Tensor embedding(const Tensor& indices, const Tensor& weight, std::optional<int64_t> padding_index) {
+  check_defined("embedding", "indices", indices);
+  check_defined("embedding", "weight", weight);
   check<ShapeError>(weight.rank() == 2, "embedding: weight must be [count, size], got ", weight.shape());
   const int64_t count = weight.size(0), size = weight.size(1);
   int64_t padding = -1;                                    // none
@@ -177,6 +185,8 @@ Tensor one_hot(const Tensor& indices, int64_t classes) {
 }
 
 Tensor masked_fill(const Tensor& x, const Tensor& mask, double value) {
+  check_defined("masked_fill", "x", x);
+  check_defined("masked_fill", "mask", mask);
   check<DTypeError>(mask.dtype() == DType::boolean, "masked_fill: mask must be bool, got ", mask.dtype());
   check<ShapeError>(broadcast_shapes(mask.shape(), x.shape(), "masked_fill") == x.shape(), "masked_fill: mask ", mask.shape(), " cannot be broadcast to x ", x.shape());
   return where(mask, full({}, value, options_of(x)), x);
@@ -197,6 +207,8 @@ Tensor nonzero(const Tensor& x) {
 }
 
 Tensor masked_select(const Tensor& x, const Tensor& mask) {
+  check_defined("masked_select", "x", x);
+  check_defined("masked_select", "mask", mask);
   check<DTypeError>(mask.dtype() == DType::boolean, "masked_select: mask must be bool, got ", mask.dtype());
   check_is_readable("masked_select", mask);
   const Shape shape = broadcast_shapes(x.shape(), mask.shape(), "masked_select");
@@ -205,16 +217,16 @@ Tensor masked_select(const Tensor& x, const Tensor& mask) {
 }
 
 Ordered sort(const Tensor& x, int64_t axis, bool descending) {
-  const int at = wrap_axis(axis, x.rank(), "sort");
+  const int at = checked_axis("sort", x, axis);
   return ordered("sort", x, at, x.shape()[at], [&](const View& values, const View& indices) {
     table_of(x).sort(queue_of(x), at, descending, x.view(), values, indices);
   });
 }
 
-Tensor argsort(const Tensor& x, int64_t axis, bool descending) { return sort(x.detach(), axis, descending).indices; }
+Tensor argsort(const Tensor& x, int64_t axis, bool descending) { return sort(check_defined("argsort", "x", x).detach(), axis, descending).indices; }
 
 Ordered topk(const Tensor& x, int64_t k, int64_t axis, bool largest) {
-  const int at = wrap_axis(axis, x.rank(), "topk");
+  const int at = checked_axis("topk", x, axis);
   check<ValueError>(k >= 0 && k <= x.shape()[at], "topk: k must be in [0, ", x.shape()[at], "] for axis ", at, " of x ", x.shape(), ", got ", k);
   return ordered("topk", x, at, k, [&](const View& values, const View& indices) { table_of(x).topk(queue_of(x), at, largest, x.view(), values, indices); });
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 
+#include <fovea/autograd/arguments.h>
 #include <fovea/autograd/index.h>
 #include <fovea/autograd/shape.h>
 #include <fovea/tensor/coordinates.h>
@@ -106,8 +107,10 @@ Tensor apply_picks(Tensor x, const std::vector<AxisPick>& picks) {
 }
 
 Tensor index(const Tensor& x, std::initializer_list<Index> indices) {
+  detail::check_defined("index", "x", x);
   int named = 0, ellipses = 0;
   for (const Index& i : indices) {
+    if (i.kind() == Index::Kind::tensor) detail::check_defined("index", "an index", i.tensor());
     named += i.axes();
     ellipses += i.kind() == Index::Kind::ellipsis;
   }

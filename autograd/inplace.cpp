@@ -21,6 +21,7 @@ bool has_repeats(const Tensor& x) {
 }
 
 void check_target(const char* op, const Tensor& x, DType value) {
+  detail::check_defined(op, "x", x);
   check<DTypeError>(detail::kind_of(value) <= detail::kind_of(x.dtype()), op, ": the result is ", value, ", which does not fit into x of dtype ",
                     x.dtype(), "; compute a new tensor instead");
   check<ShapeError>(!has_repeats(x), op, ": x ", x.shape(), " repeats elements (it was made by expand); change a contiguous(x) instead");
@@ -28,6 +29,7 @@ void check_target(const char* op, const Tensor& x, DType value) {
 
 // The operand as the write may read it while x changes: a copy where it shares memory with x but is not x itself.
 Tensor operand(const char* op, const Tensor& x, const Tensor& b) {
+  detail::check_defined(op, "the operand", b);
   check<DeviceError>(b.device() == x.device(), op, ": x is on ", x.device(), " but the operand is on ", b.device(),
                      "; move it with to(b, device)");
   check<ShapeError>(broadcast_shapes(x.shape(), b.shape(), op) == x.shape(), op, ": the operand ", b.shape(), " cannot be broadcast to x ",
@@ -70,9 +72,9 @@ DType beside(const Tensor& x, Scalar b) { return detail::dtype_beside(x, b.is_in
 
 const Tensor& add_(const Tensor& x, const Tensor& b, double alpha) {
   if (alpha == 1)
-    return change("add_", Binary::add, x, b, promote(x, b), [](const Tensor& old, const Tensor& other) { return add(old, other); });
+    return change("add_", Binary::add, x, b, detail::common_dtype("add_", x, b, "x"), [](const Tensor& old, const Tensor& other) { return add(old, other); });
   if (alpha == -1)
-    return change("sub_", Binary::subtract, x, b, promote(x, b), [](const Tensor& old, const Tensor& other) { return sub(old, other); });
+    return change("sub_", Binary::subtract, x, b, detail::common_dtype("sub_", x, b, "x"), [](const Tensor& old, const Tensor& other) { return sub(old, other); });
   return addcmul_(x, b, scalar(1, {x.dtype(), x.device()}), alpha);
 }
 const Tensor& add_(const Tensor& x, Scalar b) {
@@ -83,14 +85,14 @@ const Tensor& sub_(const Tensor& x, Scalar b) {
   return change("sub_", Unary::add_scalar, {-b.value, 0}, x, beside(x, b), [b](const Tensor& old) { return sub(old, b); });
 }
 const Tensor& mul_(const Tensor& x, const Tensor& b) {
-  return change("mul_", Binary::multiply, x, b, promote(x, b), [](const Tensor& old, const Tensor& other) { return mul(old, other); });
+  return change("mul_", Binary::multiply, x, b, detail::common_dtype("mul_", x, b, "x"), [](const Tensor& old, const Tensor& other) { return mul(old, other); });
 }
 const Tensor& mul_(const Tensor& x, Scalar b) {
   return change("mul_", Unary::mul_scalar, {b.value, 0}, x, beside(x, b), [b](const Tensor& old) { return mul(old, b); });
 }
 
 const Tensor& div_(const Tensor& x, const Tensor& b) {
-  const DType common = promote(x, b);
+  const DType common = detail::common_dtype("div_", x, b, "x");
   return change("div_", Binary::divide, x, b, is_floating(common) ? common : DType::float32,
                 [](const Tensor& old, const Tensor& other) { return div(old, other); });
 }
@@ -99,7 +101,7 @@ const Tensor& div_(const Tensor& x, Scalar b) {
 }
 
 const Tensor& addcmul_(const Tensor& x, const Tensor& a, const Tensor& b, double value) {
-  check_target("addcmul_", x, promote(promote(x, a), b.dtype()));
+  check_target("addcmul_", x, promote(detail::common_dtype("addcmul_", x, a, "x", "a"), detail::check_defined("addcmul_", "b", b).dtype()));
   const Tensor u = operand("addcmul_", x, a), v = operand("addcmul_", x, b);
   const auto write = [&] {
     table_of(x).ternary(queue_of(x), Ternary::add_product, {value, 0}, x.view(), detail::broadcast_view(u, x.shape()),

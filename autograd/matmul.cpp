@@ -71,6 +71,8 @@ Shape with_last(Shape shape, int64_t size) {
 }  // namespace
 
 Tensor matmul(const Tensor& a, const Tensor& b) {
+  detail::check_defined("matmul", "a", a);
+  detail::check_defined("matmul", "b", b);
   check<ShapeError>(a.rank() >= 1 && b.rank() >= 1, "matmul: takes tensors with at least one axis, got a ", a.shape(), " and b ", b.shape(), "; use a * b for scalars");
   detail::check_real("matmul", "a", a);
   detail::check_alike("matmul", "a", a, "b", b);
@@ -84,16 +86,22 @@ Tensor matmul(const Tensor& a, const Tensor& b) {
 }
 
 Tensor dot(const Tensor& a, const Tensor& b) {
+  detail::check_defined("dot", "a", a);
+  detail::check_defined("dot", "b", b);
   check<ShapeError>(a.rank() == 1 && b.rank() == 1 && a.size(0) == b.size(0), "dot: takes two vectors of the same length, got a ", a.shape(), " and b ", b.shape());
   return matmul(a, b);
 }
 
 Tensor outer(const Tensor& a, const Tensor& b) {
+  detail::check_defined("outer", "a", a);
+  detail::check_defined("outer", "b", b);
   check<ShapeError>(a.rank() == 1 && b.rank() == 1, "outer: takes two vectors, got a ", a.shape(), " and b ", b.shape());
   return matmul(unsqueeze(a, 1), unsqueeze(b, 0));
 }
 
 Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
+  detail::check_defined("linear", "x", x);
+  detail::check_defined("linear", "weight", weight);
   check<ShapeError>(weight.rank() == 2, "linear: weight must be [out,in], got ", weight.shape());
   check<ShapeError>(x.rank() >= 1 && x.size(-1) == weight.size(1), "linear: x ", x.shape(), " should have a last axis of ", weight.size(1), ", as weight ",
                     weight.shape(), " expects");

@@ -12,6 +12,7 @@
 namespace fovea {
 namespace {
 
+using detail::check_defined;
 using detail::options_of;
 
 // Does every window of the axis meet the input? With a dilation its taps may step over it.
@@ -68,7 +69,7 @@ PooledMaxima maxima(const char* op, const Tensor& x, const Shape& shape, bool wa
 }
 
 PooledMaxima max_pool(const char* op, const Tensor& x_any, Pair kernel, const MaxPool2dOptions& o, bool wants_indices) {
-  if (x_any.rank() == 3) {
+  if (check_defined(op, "x", x_any).rank() == 3) {
     const PooledMaxima batch = max_pool(op, unsqueeze(x_any, 0), kernel, o, wants_indices);
     return {squeeze(batch.values, 0), batch.indices ? squeeze(batch.indices, 0) : Tensor()};
   }
@@ -95,7 +96,7 @@ Tensor avg_pool_backward(const PoolGeometry& g, const Tensor& gradient) {
 }
 
 Tensor avg_pool(const char* op, const Tensor& x, Pair kernel, const AvgPool2dOptions& o) {
-  if (x.rank() == 3) return squeeze(avg_pool(op, unsqueeze(x, 0), kernel, o), 0);
+  if (check_defined(op, "x", x).rank() == 3) return squeeze(avg_pool(op, unsqueeze(x, 0), kernel, o), 0);
   return avg_pool(op, geometry_of(op, x, kernel, o.stride, o.padding, 1, o.ceil_mode, o.count_include_pad), x);
 }
 
@@ -135,13 +136,13 @@ PoolGeometry plain(const AdaptivePoolGeometry& g) {
 }
 
 Tensor adaptive_avg(const char* op, const Tensor& x, Pair output) {
-  if (x.rank() == 3) return squeeze(adaptive_avg(op, unsqueeze(x, 0), output), 0);
+  if (check_defined(op, "x", x).rank() == 3) return squeeze(adaptive_avg(op, unsqueeze(x, 0), output), 0);
   const AdaptivePoolGeometry g = adaptive_geometry(op, x, output);
   return is_plain(g) ? avg_pool(op, plain(g), x) : adaptive_avg(op, g, x);
 }
 
 Tensor adaptive_max(const char* op, const Tensor& x_any, Pair output) {
-  if (x_any.rank() == 3) return squeeze(adaptive_max(op, unsqueeze(x_any, 0), output), 0);
+  if (check_defined(op, "x", x_any).rank() == 3) return squeeze(adaptive_max(op, unsqueeze(x_any, 0), output), 0);
   const AdaptivePoolGeometry g = adaptive_geometry(op, x_any, output);
   const Tensor x = contiguous(x_any);
   return maxima(op, x, {g.n, g.c, g.out_h, g.out_w}, false,
@@ -154,12 +155,14 @@ Tensor adaptive_max(const char* op, const Tensor& x_any, Pair output) {
 // --- one axis: an image of height 1 ---
 
 Tensor as_image(const char* op, const Tensor& x) {
+  check_defined(op, "x", x);
   check<ShapeError>(x.rank() == 2 || x.rank() == 3, op, ": x must be [n, channels, length] or [channels, length], got ", x.shape());
   return unsqueeze(x, -2);
 }
 
 // [n, channels, 1, positions]
 Tensor flat_positions(const char* op, const Tensor& x) {
+  check_defined(op, "x", x);
   check<ShapeError>(x.rank() >= 2, op, ": x must be [n, channels, ...], got ", x.shape());
   int64_t positions = 1;
   for (int i = 2; i < x.rank(); ++i) positions *= x.shape()[i];

@@ -1,5 +1,6 @@
 #include <fovea/autograd/random.h>
 
+#include <fovea/autograd/arguments.h>
 #include <fovea/autograd/elementwise.h>
 #include <fovea/autograd/shape.h>
 #include <fovea/tensor/creation.h>
@@ -8,6 +9,7 @@ namespace fovea {
 namespace {
 
 void check_probability(const char* op, const Tensor& x, double p) {
+  detail::check_defined(op, "x", x);
   check<ValueError>(p >= 0 && p <= 1, op, ": p must be in [0, 1], got ", p);
   check<DTypeError>(is_floating(x.dtype()), op, ": takes a floating-point tensor, got ", x.dtype(),
                     "; convert it with to(x, DType::float32)");

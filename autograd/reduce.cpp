@@ -3,12 +3,14 @@
 #include <algorithm>
 #include <cmath>
 
+#include <fovea/autograd/arguments.h>
 #include <fovea/autograd/elementwise.h>
 #include <fovea/autograd/shape.h>
 #include <fovea/tensor/creation.h>
 
 namespace fovea {
 
+using detail::check_defined;
 using kernels::ArgReduce;
 using kernels::Reduce;
 
@@ -20,7 +22,7 @@ struct Plan {
   bool is_reduced[max_rank] = {};
   int64_t count = 1;                           // elements that are folded into one
 
-  Plan(const char* op, const Tensor& x, const Axes& axes) : full(x.shape()), kept(x.shape()) {
+  Plan(const char* op, const Tensor& x, const Axes& axes) : full(check_defined(op, "x", x).shape()), kept(full) {
     for (int64_t axis : axes.list()) {
       const int i = wrap_axis(axis, x.rank(), op);
       check<ValueError>(!is_reduced[i], op, ": axis ", i, " comes twice");
@@ -56,6 +58,7 @@ Tensor restored(const Tensor& y, const Plan& plan) { return expand(reshape(y, pl
 DType sum_dtype(const Tensor& x) { return is_floating(x.dtype()) ? x.dtype() : DType::int64; }
 
 void check_real(const char* op, const Tensor& x) {
+  check_defined(op, "x", x);
   check<DTypeError>(is_floating(x.dtype()), op, ": takes a floating-point tensor, got ", x.dtype(),
                     "; convert it with to(x, DType::float32)");
 }
@@ -86,7 +89,7 @@ Tensor arg_extreme(const char* op, ArgReduce reduce, const Tensor& x, int64_t ax
 
 // Values with positions along one axis; a tensor of rank 0 counts as one of one element.
 Extremes extremes(const char* op, Reduce reduce, ArgReduce arg_reduce, const Tensor& x, int64_t axis, bool keepdims) {
-  if (x.rank() == 0) return extremes(op, reduce, arg_reduce, reshape(x, {1}), axis, false);
+  if (check_defined(op, "x", x).rank() == 0) return extremes(op, reduce, arg_reduce, reshape(x, {1}), axis, false);
   const Plan plan(op, x, axis);
   const Tensor indices = arg_extreme(op, arg_reduce, x, axis, true);
   const int at = wrap_axis(axis, x.rank(), op);
@@ -154,10 +157,10 @@ Tensor max(const Tensor& x) { return extreme("max", Reduce::max, x, {}, false); 
 Tensor min(const Tensor& x) { return extreme("min", Reduce::min, x, {}, false); }
 Extremes max(const Tensor& x, int64_t axis, bool keepdims) { return extremes("max", Reduce::max, ArgReduce::argmax, x, axis, keepdims); }
 Extremes min(const Tensor& x, int64_t axis, bool keepdims) { return extremes("min", Reduce::min, ArgReduce::argmin, x, axis, keepdims); }
-Tensor argmax(const Tensor& x) { return arg_extreme("argmax", ArgReduce::argmax, reshape(x.detach(), {x.numel()}), 0, false); }
-Tensor argmin(const Tensor& x) { return arg_extreme("argmin", ArgReduce::argmin, reshape(x.detach(), {x.numel()}), 0, false); }
-Tensor argmax(const Tensor& x, int64_t axis, bool keepdims) { return arg_extreme("argmax", ArgReduce::argmax, x.detach(), axis, keepdims); }
-Tensor argmin(const Tensor& x, int64_t axis, bool keepdims) { return arg_extreme("argmin", ArgReduce::argmin, x.detach(), axis, keepdims); }
+Tensor argmax(const Tensor& x) { return arg_extreme("argmax", ArgReduce::argmax, reshape(check_defined("argmax", "x", x).detach(), {-1}), 0, false); }
+Tensor argmin(const Tensor& x) { return arg_extreme("argmin", ArgReduce::argmin, reshape(check_defined("argmin", "x", x).detach(), {-1}), 0, false); }
+Tensor argmax(const Tensor& x, int64_t axis, bool keepdims) { return arg_extreme("argmax", ArgReduce::argmax, check_defined("argmax", "x", x).detach(), axis, keepdims); }
+Tensor argmin(const Tensor& x, int64_t axis, bool keepdims) { return arg_extreme("argmin", ArgReduce::argmin, check_defined("argmin", "x", x).detach(), axis, keepdims); }
 
 Tensor var(const Tensor& x, const Axes& axes, bool keepdims, double correction) {
   check_real("var", x);
@@ -169,7 +172,9 @@ Tensor var(const Tensor& x, const Axes& axes, bool keepdims, double correction) 
   return div(squares, divisor);
 }
 
-Tensor stddev(const Tensor& x, const Axes& axes, bool keepdims, double correction) { return sqrt(var(x, axes, keepdims, correction)); }
+Tensor stddev(const Tensor& x, const Axes& axes, bool keepdims, double correction) {
+  return sqrt(var(check_defined("stddev", "x", x), axes, keepdims, correction));
+}
 
 Tensor norm(const Tensor& x, double p, const Axes& axes, bool keepdims) {
   check_real("norm", x);
@@ -181,7 +186,7 @@ Tensor norm(const Tensor& x, double p, const Axes& axes, bool keepdims) {
     const Tensor total = sum(pow(abs(x), p), axes, keepdims);
     return where(eq(total, 0), 0, pow(where(eq(total, 0), 1, total), 1 / p));      // the root's slope at 0 is infinite
   }
-  const Tensor y = detail::unary(kernels::Unary::sqrt, reduced(Reduce::sum_squares, x, plan, keepdims, x.dtype()), x.dtype());
+  const Tensor y = detail::unary("norm", kernels::Unary::sqrt, reduced(Reduce::sum_squares, x, plan, keepdims, x.dtype()), x.dtype());
   return record("norm", y, {x}, saving(x, y), [plan](const Saved& s, const Tensor& g) {
     const Tensor length = s[1];
     return grads(mul(s[0], restored(div(g, where(eq(length, 0), 1, length)), plan)));
@@ -206,7 +211,7 @@ Tensor all(const Tensor& x, const Axes& axes, bool keepdims) {
 }
 
 Tensor cumsum(const Tensor& x, int64_t axis) {
-  if (x.rank() == 0) return reshape(cumsum(reshape(x, {1}), axis), {});
+  if (check_defined("cumsum", "x", x).rank() == 0) return reshape(cumsum(reshape(x, {1}), axis), {});
   return cumsum_along(x, wrap_axis(axis, x.rank(), "cumsum"), false);
 }
 

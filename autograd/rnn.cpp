@@ -140,7 +140,7 @@ RnnResult run_layer(const RnnGeometry& g, const Tensor& x, const Tensor& lengths
 }
 
 void check_like(const char* op, const std::string& argument, const Tensor& t, const Shape& shape, const Tensor& x) {
-  check<ShapeError>(t.defined(), op, ": ", argument, " is undefined, expected shape ", shape);
+  check<ShapeError>(t.defined(), op, ": ", argument, " is an undefined tensor, expected shape ", shape);
   check<ShapeError>(t.shape() == shape, op, ": ", argument, " has shape ", t.shape(), ", expected ", shape, " (x is ", x.shape(), ")");
   detail::check_alike(op, argument.c_str(), t, "x", x);
 }
@@ -179,10 +179,13 @@ size_t weights_per_direction(const char* op, const std::vector<Tensor>& weights,
 
 RnnResult run_layers(RnnCell cell, const Tensor& input, const std::vector<Tensor>& weights, const RnnOptions& options) {
   const char* op = name_of(cell);
+  detail::check_defined(op, "x", input);
   check<ShapeError>(input.rank() == 3, op, ": x must be ", options.batch_first ? "[batch, time, input]" : "[time, batch, input]", ", got ", input.shape());
   detail::check_real(op, "x", input);
   const size_t per_direction = weights_per_direction(op, weights, options);
-  check<ShapeError>(weights[1].defined() && weights[1].rank() == 2, op, ": weight_hh_l0 must be a matrix [gates * hidden, hidden]");
+  detail::check_defined(op, "weight_hh_l0", weights[1]);
+  check<ShapeError>(weights[1].rank() == 2, op, ": weight_hh_l0 must be a matrix [gates * hidden, hidden], got ",
+                    weights[1].shape());
   Tensor x = options.batch_first ? transpose(input, 0, 1) : input;
   const int64_t directions = options.bidirectional ? 2 : 1, hidden = weights[1].size(1);
   const Shape states{options.layers * directions, x.size(1), hidden};
@@ -211,7 +214,8 @@ namespace {
 
 // [batch, input] and [batch, hidden] states with weights of `gates` times hidden rows.
 void check_cell(const char* op, int64_t gates, const Tensor& x, const Tensor& h, const Tensor& weight_ih, const Tensor& weight_hh, const Tensor& bias_ih, const Tensor& bias_hh) {
-  check<ValueError>(x.defined() && h.defined() && weight_ih.defined() && weight_hh.defined(), op, ": x, h, weight_ih and weight_hh must be defined");
+  detail::check_defined(op, "x", x);
+  detail::check_defined(op, "weight_hh", weight_hh);
   check<DTypeError>(x.dtype() == DType::float32 || x.dtype() == DType::float64, op, ": takes float32 or float64, got ", x.dtype());
   check<ShapeError>(x.rank() == 2, op, ": x must be [batch, input], got ", x.shape());
   check<ShapeError>(weight_hh.rank() == 2, op, ": weight_hh must be [", gates, " * hidden, hidden], got ", weight_hh.shape());

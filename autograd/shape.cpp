@@ -3,9 +3,14 @@
 #include <algorithm>
 #include <numeric>
 
+#include <fovea/autograd/arguments.h>
 #include <fovea/tensor/creation.h>
 
 namespace fovea {
+
+using detail::check_defined;
+using detail::checked_axis;
+
 namespace {
 
 Tensor view_of(const Tensor& x, const Shape& shape, const Strides& strides, int64_t offset) {
@@ -132,6 +137,7 @@ Tensor pad_constant(const Tensor& x, const std::vector<int64_t>& padding, double
 }
 
 Tensor triangle(const char* name, const Tensor& x, int64_t diagonal, bool is_lower) {
+  check_defined(name, "x", x);
   check<ShapeError>(x.rank() >= 2, name, ": takes a matrix or a stack of matrices, got shape ", x.shape());
   Tensor y = zeros_like(x);
   const int64_t rows = x.size(-2), columns = x.size(-1);
@@ -149,6 +155,7 @@ Tensor triangle(const char* name, const Tensor& x, int64_t diagonal, bool is_low
 }  // namespace
 
 Tensor permute(const Tensor& x, const std::vector<int64_t>& axes) {
+  check_defined("permute", "x", x);
   check<ShapeError>(static_cast<int>(axes.size()) == x.rank(), "permute: x ", x.shape(), " has ", x.rank(), " axes, got an order of ", axes.size());
   Shape shape = x.shape();
   Strides strides = x.strides();
@@ -164,6 +171,7 @@ Tensor permute(const Tensor& x, const std::vector<int64_t>& axes) {
 }
 
 Tensor transpose(const Tensor& x, int64_t axis0, int64_t axis1) {
+  check_defined("transpose", "x", x);
   std::vector<int64_t> axes(static_cast<size_t>(x.rank()));
   std::iota(axes.begin(), axes.end(), int64_t{0});
   std::swap(axes[static_cast<size_t>(wrap_axis(axis0, x.rank(), "transpose"))], axes[static_cast<size_t>(wrap_axis(axis1, x.rank(), "transpose"))]);
@@ -171,11 +179,13 @@ Tensor transpose(const Tensor& x, int64_t axis0, int64_t axis1) {
 }
 
 Tensor transpose(const Tensor& x) {
+  check_defined("transpose", "x", x);
   check<ShapeError>(x.rank() >= 2, "transpose: takes at least two axes, got shape ", x.shape());
   return transpose(x, -2, -1);
 }
 
 Tensor expand(const Tensor& x, const Shape& shape) {
+  check_defined("expand", "x", x);
   if (x.shape() == shape) return x;
   checked_numel(shape, "expand");
   const int added = shape.rank() - x.rank();
@@ -187,6 +197,7 @@ Tensor expand(const Tensor& x, const Shape& shape) {
 }
 
 Tensor sum_to(const Tensor& g, const Shape& shape) {
+  check_defined("sum_to", "g", g);
   if (g.shape() == shape) return g;
   const int added = g.rank() - shape.rank();
   check<ShapeError>(added >= 0 && broadcast_shapes(shape, g.shape(), "sum_to") == g.shape(), "sum_to: ", g.shape(), " is not ", shape, " broadcast");
@@ -201,6 +212,7 @@ Tensor sum_to(const Tensor& g, const Shape& shape) {
 }
 
 Tensor unsqueeze(const Tensor& x, int64_t axis) {
+  check_defined("unsqueeze", "x", x);
   Shape shape = x.shape();
   Strides strides = x.strides();
   const int at = wrap_axis(axis, x.rank() + 1, "unsqueeze");
@@ -210,7 +222,7 @@ Tensor unsqueeze(const Tensor& x, int64_t axis) {
 }
 
 Tensor squeeze(const Tensor& x, int64_t axis) {
-  const int at = wrap_axis(axis, x.rank(), "squeeze");
+  const int at = checked_axis("squeeze", x, axis);
   check<ShapeError>(x.shape()[at] == 1, "squeeze: axis ", at, " of x ", x.shape(), " has size ", x.shape()[at], ", not 1");
   Shape shape = x.shape();
   Strides strides = x.strides();
@@ -220,6 +232,7 @@ Tensor squeeze(const Tensor& x, int64_t axis) {
 }
 
 Tensor squeeze(const Tensor& x) {
+  check_defined("squeeze", "x", x);
   Tensor y = x;
   for (int axis = x.rank() - 1; axis >= 0; --axis)
     if (x.shape()[axis] == 1) y = squeeze(y, axis);
@@ -227,13 +240,13 @@ Tensor squeeze(const Tensor& x) {
 }
 
 Tensor narrow(const Tensor& x, int64_t axis, int64_t start, int64_t length) {
-  const int at = wrap_axis(axis, x.rank(), "narrow");
+  const int at = checked_axis("narrow", x, axis);
   check<IndexError>(start >= 0 && length >= 0 && start <= x.shape()[at] - length, "narrow: [", start, ", ", start, " + ", length, ") is not inside axis ", at, " of x ", x.shape());
   return slice_view(x, at, start, length, 1);
 }
 
 Tensor slice(const Tensor& x, int64_t axis, int64_t start, int64_t end, int64_t step) {
-  const int at = wrap_axis(axis, x.rank(), "slice");
+  const int at = checked_axis("slice", x, axis);
   check<ValueError>(step != 0, "slice: step cannot be 0");
   const int64_t size = x.shape()[at];
   const int64_t lowest = step > 0 ? 0 : -1, highest = step > 0 ? size : size - 1;
@@ -245,13 +258,14 @@ Tensor slice(const Tensor& x, int64_t axis, int64_t start, int64_t end, int64_t 
 }
 
 Tensor select(const Tensor& x, int64_t axis, int64_t index) {
-  const int at = wrap_axis(axis, x.rank(), "select");
+  const int at = checked_axis("select", x, axis);
   const int64_t size = x.shape()[at], i = index < 0 ? index + size : index;
   check<IndexError>(i >= 0 && i < size, "select: index ", index, " is out of range for axis ", at, " of x ", x.shape());
   return squeeze(slice_view(x, at, i, 1, 1), at);
 }
 
 Tensor flip(const Tensor& x, const std::vector<int64_t>& axes) {
+  check_defined("flip", "x", x);
   Tensor y = x;
   for (int64_t axis : axes) {
     const int at = wrap_axis(axis, x.rank(), "flip");
@@ -261,6 +275,7 @@ Tensor flip(const Tensor& x, const std::vector<int64_t>& axes) {
 }
 
 Tensor diagonal(const Tensor& x) {
+  check_defined("diagonal", "x", x);
   check<ShapeError>(x.rank() >= 2, "diagonal: takes at least two axes, got shape ", x.shape());
   Shape shape = x.shape();
   Strides strides = x.strides();
@@ -276,7 +291,7 @@ Tensor diagonal(const Tensor& x) {
 }
 
 std::vector<Tensor> split(const Tensor& x, const std::vector<int64_t>& sizes, int64_t axis) {
-  const int at = wrap_axis(axis, x.rank(), "split");
+  const int at = checked_axis("split", x, axis);
   const int64_t total = std::accumulate(sizes.begin(), sizes.end(), int64_t{0});
   check<ShapeError>(total == x.shape()[at], "split: the sizes add up to ", total, ", axis ", at, " of x ", x.shape(), " has ", x.shape()[at]);
   std::vector<Tensor> parts;
@@ -290,7 +305,7 @@ std::vector<Tensor> split(const Tensor& x, const std::vector<int64_t>& sizes, in
 }
 
 std::vector<Tensor> split(const Tensor& x, int64_t size, int64_t axis) {
-  const int64_t total = x.shape()[wrap_axis(axis, x.rank(), "split")];
+  const int64_t total = check_defined("split", "x", x).size(axis);
   check<ValueError>(size > 0, "split: size must be positive, got ", size);
   std::vector<int64_t> sizes;
   for (int64_t start = 0; start < total; start += size) sizes.push_back(std::min(size, total - start));
@@ -300,11 +315,12 @@ std::vector<Tensor> split(const Tensor& x, int64_t size, int64_t axis) {
 
 std::vector<Tensor> chunk(const Tensor& x, int64_t chunks, int64_t axis) {
   check<ValueError>(chunks > 0, "chunk: takes a positive number of chunks, got ", chunks);
-  const int64_t size = x.shape()[wrap_axis(axis, x.rank(), "chunk")];
+  const int64_t size = check_defined("chunk", "x", x).size(axis);
   return split(x, size / chunks + (size % chunks > 0) + (size == 0), axis);
 }
 
 Tensor reshape(const Tensor& x, const Shape& asked) {
+  check_defined("reshape", "x", x);
   const Shape shape = resolve_shape(x, asked);
   if (shape == x.shape()) return x;
   Strides strides;
@@ -314,6 +330,7 @@ Tensor reshape(const Tensor& x, const Shape& asked) {
 }
 
 Tensor flatten(const Tensor& x, int64_t first_axis, int64_t last_axis) {
+  check_defined("flatten", "x", x);
   if (x.rank() == 0) return reshape(x, {1});
   const int first = wrap_axis(first_axis, x.rank(), "flatten"), last = wrap_axis(last_axis, x.rank(), "flatten");
   check<ShapeError>(first <= last, "flatten: the first axis (", first, ") comes after the last (", last, ")");
@@ -326,15 +343,17 @@ Tensor flatten(const Tensor& x, int64_t first_axis, int64_t last_axis) {
 }
 
 Tensor clone(const Tensor& x) {
+  check_defined("clone", "x", x);
   Tensor y = empty_like(x);
   copy_into(x, y);
   return record("clone", y, {x}, saving(), [](const Saved&, const Tensor& g) { return grads(g); });
 }
 
-Tensor contiguous(const Tensor& x) { return x.is_contiguous() ? x : clone(x); }
+Tensor contiguous(const Tensor& x) { return check_defined("contiguous", "x", x).is_contiguous() ? x : clone(x); }
 
 Tensor concat(const std::vector<Tensor>& tensors, int64_t axis) {
   check<ValueError>(!tensors.empty(), "concat: takes at least one tensor");
+  for (const Tensor& t : tensors) check_defined("concat", "a part", t);
   const Tensor& first = tensors[0];
   const int at = wrap_axis(axis, first.rank(), "concat");
   Shape shape = first.shape();
@@ -361,6 +380,7 @@ Tensor concat(const std::vector<Tensor>& tensors, int64_t axis) {
 
 Tensor stack(const std::vector<Tensor>& tensors, int64_t axis) {
   check<ValueError>(!tensors.empty(), "stack: takes at least one tensor");
+  for (const Tensor& t : tensors) check_defined("stack", "a part", t);
   const int at = wrap_axis(axis, tensors[0].rank() + 1, "stack");
   std::vector<Tensor> rows;
   for (const Tensor& t : tensors) {
@@ -372,6 +392,7 @@ Tensor stack(const std::vector<Tensor>& tensors, int64_t axis) {
 
 // An axis at a time, from the last: seen as [before, 1, from the axis on], expanded and copied. So no more axes are needed than x has.
 Tensor repeat(const Tensor& x, const std::vector<int64_t>& times) {
+  check_defined("repeat", "x", x);
   check<ShapeError>(static_cast<int>(times.size()) >= x.rank(), "repeat: x ", x.shape(), " has more axes than the ", times.size(), " numbers given");
   Shape shape = x.shape();
   while (shape.rank() < static_cast<int>(times.size())) shape.insert(0, 1);
@@ -395,7 +416,7 @@ Tensor repeat(const Tensor& x, const std::vector<int64_t>& times) {
 }
 
 Tensor roll(const Tensor& x, int64_t shift, int64_t axis) {
-  const int at = wrap_axis(axis, x.rank(), "roll");
+  const int at = checked_axis("roll", x, axis);
   const int64_t size = x.shape()[at];
   if (size == 0 || shift % size == 0) return x;
   const int64_t k = (shift % size + size) % size;
@@ -403,6 +424,7 @@ Tensor roll(const Tensor& x, int64_t shift, int64_t axis) {
 }
 
 Tensor pad(const Tensor& x, const std::vector<int64_t>& padding, PadMode mode, double value) {
+  check_defined("pad", "x", x);
   check<ShapeError>(padding.size() % 2 == 0 && static_cast<int>(padding.size()) <= 2 * x.rank(), "pad: takes pairs (before, after) for at most ", x.rank(), " axes, got ",
                     padding.size(), " values");
   constexpr int64_t limit = int64_t{1} << 60;                       // so that sums do not overflow
@@ -417,6 +439,7 @@ Tensor tril(const Tensor& x, int64_t diagonal) { return triangle("tril", x, diag
 Tensor triu(const Tensor& x, int64_t diagonal) { return triangle("triu", x, diagonal, false); }
 
 Tensor to(const Tensor& x, DType dtype) {
+  check_defined("to", "x", x);
   if (x.dtype() == dtype) return x;
   Tensor y = empty_like(x, dtype);
   copy_into(x, y);
@@ -426,6 +449,7 @@ Tensor to(const Tensor& x, DType dtype) {
 }
 
 Tensor to(const Tensor& x, Device device) {
+  check_defined("to", "x", x);
   if (x.device() == device) return x;
   check<DeviceError>(!x.is_meta(), "to: a tensor on meta has no data to copy to ", device);
   Tensor y = empty(x.shape(), {x.dtype(), device});                  // throws where there is no such device

@@ -86,6 +86,7 @@ Tensor row_losses(const RowLoss& loss, const Tensor& logits, const Tensor& label
 
 void check_arguments(const Tensor& logits, const Tensor& labels, const CrossEntropyOptions& o) {
   detail::check_real("cross_entropy", "logits", logits);
+  detail::check_defined("cross_entropy", "labels", labels);
   check<ShapeError>(logits.rank() >= 1, "cross_entropy: logits must be [n, classes, ...] or [classes], got ", logits.shape());
   Shape expected = logits.shape();
   expected.erase(logits.rank() == 1 ? 0 : 1);

@@ -60,3 +60,20 @@ TEST_CASE("half-precision slices gather their gradients in float32") {
   sum(to(rows, DType::float32)).backward();
   CHECK(w.grad().to_vector<float>() == std::vector<float>{0, 0, 3, 3});
 }
+
+TEST_CASE("an undefined tensor: the error names the operation and the argument") {
+  const Tensor x = ones({1, 2, 4, 4}), none;
+  CHECK(error_of<ValueError>([&] { conv2d(x, none); }) == "conv2d: weight is an undefined tensor");
+  CHECK(error_of<ValueError>([&] { layer_norm(none, {4}); }) == "layer_norm: x is an undefined tensor");
+  CHECK(error_of<ValueError>([&] { x + none; }) == "add: b is an undefined tensor");
+  CHECK(error_of<ValueError>([&] { contiguous(none); }) == "contiguous: x is an undefined tensor");
+  CHECK(error_of<ValueError>([&] { concat({x, none}); }) == "concat: a part is an undefined tensor");
+  CHECK(error_of<ValueError>([&] { add_(x, none); }) == "add_: b is an undefined tensor");
+  CHECK(error_of<ValueError>([&] { copy_(x, none); }) == "copy_: the operand is an undefined tensor");
+  CHECK(error_of<ValueError>([&] { dropout(none, 0.5); }) == "dropout: x is an undefined tensor");
+  CHECK(error_of<ValueError>([&] { none[0]; }) == "index: x is an undefined tensor");
+  CHECK(error_of<ValueError>([&] { masked_select(x, none); }) == "masked_select: mask is an undefined tensor");
+  CHECK(error_of<ValueError>([&] { where(x > 0, none, 1); }) == "where: a is an undefined tensor");
+  CHECK(error_of<ValueError>([&] { where(none, x, x); }) == "where: condition is an undefined tensor");
+  CHECK(error_of<ValueError>([&] { none.backward(); }) == "backward: output 0 is an undefined tensor");
+}

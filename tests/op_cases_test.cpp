@@ -4,16 +4,20 @@
 #include <cmath>
 #include <cstring>
 #include <map>
+#include <set>
 
 #include <fovea/autograd/shape.h>
 #include <fovea/kernels/cpu/parallel.h>
 #include <fovea/kernels/table_entries.h>
 #include <fovea/tensor/npz.h>
 
+#include "messages.h"
 #include "op_cases.h"
 
 using namespace fovea;
 using namespace fovea::op_cases;
+using fovea::testing::contains;
+using fovea::testing::error_of;
 
 namespace {
 
@@ -208,6 +212,26 @@ TEST_CASE("how the inputs lie in memory changes nothing, and inputs stay as they
         CHECK(difference(got[i].to_vector<double>(), expected[i].to_vector<double>(), 1e-12) == "");
       }
       for (size_t i = 0; i < inputs.size(); ++i) CHECK(is_bitwise_equal(moved[i], make_input(sample.inputs[i], i, DType::float64)));
+    }
+  });
+}
+
+// Rows whose call asks something of its inputs before it comes to the operation.
+const std::set<std::string> asks_first = {"contiguous", "concat/last axis", "where/number", "conv2d/depthwise", "layer_norm", "layer_norm/plain"};
+
+TEST_CASE("an undefined tensor is an error that names the operation and the argument, or an argument left out") {
+  for_each_sample([](const Operation& row, const Sample& sample, size_t) {
+    if (sample.is_large || asks_first.count(row.name)) return;
+    const std::string name = row.name == "max_pool2d/indices" ? "max_pool2d_with_indices" : row.name.substr(0, row.name.find('/'));
+    for (size_t k = 0; k < sample.inputs.size(); ++k) {
+      INFO("input ", k);
+      std::vector<Tensor> inputs = make_inputs(sample, DType::float32);
+      inputs[k] = Tensor();
+      bool is_left_out = false;
+      const std::string text = error_of<Error>([&] { is_left_out = row.call(inputs).defined(); });
+      const bool is_named = text.starts_with(name + ": ") && !contains(text, "an undefined tensor was used");
+      CHECK_MESSAGE((is_named || is_left_out), text);
+      CHECK((k > 0 || !is_left_out));                      // no operation does without its first input
     }
   });
 }
