@@ -265,19 +265,26 @@ Tensor checkpoint(std::function<Tensor(const std::vector<Tensor>&)> fn, const st
   const size_t count = inputs.size();
   auto run_again = [fn = std::move(fn), before, count](const Saved& s, const Grads& g) -> Grads {
     check<AutogradError>(!grad_mode(), "checkpoint: second derivatives are not offered; call the function without checkpoint");
-    std::vector<Tensor> again;
+    std::vector<Tensor> again, wanted;
+    std::vector<size_t> places;
     for (size_t i = 0; i < count; ++i) {
       again.push_back(s[static_cast<int>(i)].detach());
-      if (s.needs(static_cast<int>(i))) again.back().set_requires_grad();
+      if (!s.needs(static_cast<int>(i))) continue;
+      wanted.push_back(again.back().set_requires_grad());
+      places.push_back(i);
     }
-    {
-      GeneratorScope same_numbers(before);
-      GradMode recording(true);
-      Tensor output = fn(again);
-      if (output.requires_grad()) fovea::backward({output}, {g[0]});
+    GeneratorScope same_numbers(before);
+    GradMode recording(true);
+    const Tensor output = fn(again);
+    Grads result(count);
+    if (!output.requires_grad()) return result;
+    if (s.is_for_leaves()) {                   // the leaves that fn uses besides its inputs get their share too
+      fovea::backward({output}, {g[0]});
+      for (const size_t i : places) result[i] = again[i].grad();
+    } else {
+      const std::vector<Tensor> found = fovea::grad({output}, wanted, {g[0]}, {.allow_unused = true});
+      for (size_t i = 0; i < places.size(); ++i) result[places[i]] = found[i];
     }
-    Grads result;
-    for (const Tensor& x : again) result.push_back(x.grad());
     return result;
   };
   attach("checkpoint", {&y}, inputs, saved.data(), saved.size(), run_again);

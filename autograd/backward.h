@@ -22,7 +22,8 @@ std::vector<Tensor> grad(const std::vector<Tensor>& outputs, const std::vector<T
                          GradOptions options = {});
 
 // Runs fn without recording and runs it again in the backward pass, trading time for memory (Chen et al. 2016, "Training deep nets with sublinear memory cost").
-// The second run draws the same random numbers. Gradients reach the inputs, and the leaves that fn uses besides them as long as an input requires a gradient.
+// The second run draws the same random numbers. Gradients reach the inputs; backward() also reaches the leaves that fn uses besides them, as long as an input
+// requires a gradient. grad() does not know of those leaves: it leaves them alone, and is not to be asked for them.
 Tensor checkpoint(std::function<Tensor(const std::vector<Tensor>&)> fn, const std::vector<Tensor>& inputs);
 
 }  // namespace fovea

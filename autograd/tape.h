@@ -90,6 +90,7 @@ class Saved {
   Saved(const std::shared_ptr<Node>& node, const std::unordered_set<const Node*>* wanted) : node_(node), wanted_(wanted) {}
   Tensor operator[](int i) const;            // AutogradError naming the operation if the tensor was changed in place since
   bool needs(int input) const;               // false: return an undefined gradient for this input and save the work
+  bool is_for_leaves() const { return wanted_ == nullptr; }       // backward(), which accumulates into grad() of leaves; false in grad(), which must not
 
  private:
   const std::shared_ptr<Node>& node_;

@@ -349,6 +349,20 @@ TEST_CASE("checkpoint: the same gradients and the same random numbers, at less m
   CHECK(contains(error_of<AutogradError>([&] { grad({total(again)}, {x}, {}, {.create_graph = true}); }), "checkpoint"));
 }
 
+TEST_CASE("checkpoint: grad() leaves the grad() of leaves alone, also of those that only the function knows, and of checkpoints inside") {
+  const Tensor x = leaf({0.1, 0.2, 0.3}), y = leaf({1, 2, 3}), w = leaf({0.2, 0.3, 0.4});
+  const auto product = [&w](const std::vector<Tensor>& in) { return times(times(in[0], in[1]), w); };
+  const auto nested = [&](const std::vector<Tensor>& in) { return checkpoint(product, in); };
+  const Values expected = values_of(grad({total(product({x, y}))}, {x})[0]);
+  for (const auto& fn : {std::function<Tensor(const std::vector<Tensor>&)>(product), std::function<Tensor(const std::vector<Tensor>&)>(nested)}) {
+    CHECK(values_of(grad({total(checkpoint(fn, {x, y}))}, {x})[0]) == expected);
+    for (const Tensor& t : {x, y, w}) CHECK_FALSE(t.grad().defined());
+  }
+  CHECK_THROWS_AS(grad({total(checkpoint(product, {x, y}))}, {w}), AutogradError);
+  const auto first_only = [](const std::vector<Tensor>& in) { return times(in[0], in[0]); };
+  CHECK_FALSE(grad({total(checkpoint(first_only, {x, y}))}, {y}, {}, {.allow_unused = true})[0].defined());
+}
+
 TEST_CASE("leaves: what can require a gradient") {
   CHECK_THROWS_AS(arange(3).set_requires_grad(), DTypeError);
   const Tensor x = leaf({1});
