@@ -36,29 +36,36 @@ Tensor checked_lengths(const char* op, const char* argument, const Tensor& lengt
   return wide;
 }
 
-// Concatenated targets as rows of the longest, filled up with zeros.
-Tensor padded_targets(const Tensor& targets, const std::vector<int64_t>& lengths) {
+// Targets as the kernel takes them: labels [batch, max_target], with zeros past each target's length, and lengths [batch].
+struct Targets {
+  Tensor labels, lengths;
+};
+
+// From padded or concatenated labels, each of them checked. A target of more labels than there are steps is infeasible whatever it says, so time + 1 labels
+// of it are enough; that way one very long target in a large batch takes no more memory than its share of the logits.
+Targets checked_targets(const Tensor& labels, const Tensor& target_lengths, const CtcGeometry& g) {
+  const std::vector<int64_t> lengths = target_lengths.to_vector<int64_t>();
   int64_t total = 0, longest = 0;
   for (const int64_t length : lengths) {
     total += length;
     longest = std::max(longest, length);
   }
-  check<ShapeError>(targets.size(0) == total, "ctc_loss: targets hold ", targets.size(0), " labels but target_lengths add up to ", total);
-  const std::vector<int64_t> labels = targets.to_vector<int64_t>();
-  std::vector<int64_t> rows(lengths.size() * static_cast<size_t>(longest), 0);
-  auto from = labels.begin();
-  for (size_t b = 0; b < lengths.size(); from += lengths[b++]) std::copy(from, from + lengths[b], rows.begin() + static_cast<int64_t>(b) * longest);
-  return from_vector(rows, {static_cast<int64_t>(lengths.size()), longest});
-}
-
-void check_labels(const Tensor& targets, const std::vector<int64_t>& lengths, const CtcGeometry& g) {
-  const std::vector<int64_t> labels = targets.to_vector<int64_t>();
-  for (int64_t b = 0; b < g.batch; ++b)
-    for (int64_t i = 0; i < lengths[static_cast<size_t>(b)]; ++i) {
-      const int64_t label = labels[static_cast<size_t>(b * g.max_target + i)];
-      check<IndexError>(label >= 0 && label < g.classes, "ctc_loss: label ", i, " of sample ", b, " is ", label, " but there are ", g.classes, " classes");
-      check<IndexError>(label != g.blank, "ctc_loss: label ", i, " of sample ", b, " is ", label, ", the blank; targets must not hold blanks");
+  const bool is_padded = labels.rank() == 2;
+  check<ShapeError>(is_padded || labels.size(0) == total, "ctc_loss: targets hold ", labels.size(0), " labels but target_lengths add up to ", total);
+  const int64_t columns = std::min(longest, g.time + 1);
+  Tensor rows = zeros({g.batch, columns}, DType::int64);
+  const int64_t* from = labels.data<int64_t>();
+  int64_t* row = rows.mutable_data<int64_t>();
+  for (int64_t b = 0; b < g.batch; ++b, row += columns) {
+    const int64_t length = lengths[static_cast<size_t>(b)];
+    for (int64_t i = 0; i < length; ++i) {
+      check<IndexError>(from[i] >= 0 && from[i] < g.classes, "ctc_loss: label ", i, " of sample ", b, " is ", from[i], " but there are ", g.classes, " classes");
+      check<IndexError>(from[i] != g.blank, "ctc_loss: label ", i, " of sample ", b, " is ", from[i], ", the blank; targets must not hold blanks");
     }
+    std::copy(from, from + std::min(length, columns), row);
+    from += is_padded ? labels.size(1) : length;
+  }
+  return {rows, longest > columns ? clamp_max(target_lengths, static_cast<double>(columns)) : target_lengths};
 }
 
 // What each loss counts for in the result: d result / d loss. Undefined for no reduction.
@@ -74,7 +81,7 @@ Tensor ctc_loss(const Tensor& logits, const Tensor& targets, const Tensor& input
   const char* op = "ctc_loss";
   check_logits(op, logits, options.blank);
   CtcGeometry g{logits.size(0), logits.size(1), logits.size(2), 0, options.blank, options.zero_infinity};
-  Tensor labels = as_int64(op, "targets", targets);
+  const Tensor labels = as_int64(op, "targets", targets);
   check<ShapeError>(labels.rank() == 1 || (labels.rank() == 2 && labels.size(0) == g.batch), op, ": targets must be [", g.batch, ", longest target] or [sum of lengths], got ",
                     targets.shape());
   detail::check_defined(op, "input_lengths", input_lengths);
@@ -84,17 +91,14 @@ Tensor ctc_loss(const Tensor& logits, const Tensor& targets, const Tensor& input
   const bool is_padded = labels.rank() == 2;
   const Tensor times = checked_lengths(op, "input_lengths", input_lengths, g.batch, g.time, "steps of logits");
   const Tensor lengths = checked_lengths(op, "target_lengths", target_lengths, g.batch, labels.size(-1), is_padded ? "columns of targets" : "labels given");
-  if (!labels.is_meta()) {
-    if (!is_padded) labels = padded_targets(labels, lengths.to_vector<int64_t>());
-    g.max_target = labels.size(1);
-    check_labels(labels, lengths.to_vector<int64_t>(), g);
-  }
+  const Targets kept = labels.is_meta() ? Targets{labels, lengths} : checked_targets(labels, lengths, g);
+  g.max_target = kept.labels.size(-1);
 
   const Tensor scores = contiguous(logits);
   const Tensor losses = empty({g.batch}, {logits.dtype(), logits.device()}), dlogits = should_record({logits}) ? empty_like(scores) : Tensor();
   {
     const Scratch scratch(table_of(logits).ctc_workspace(g, logits.dtype()), logits.device());
-    table_of(logits).ctc_loss(queue_of(logits), g, scores.view(), labels.view(), times.view(), lengths.view(), losses.mutable_view(),
+    table_of(logits).ctc_loss(queue_of(logits), g, scores.view(), kept.labels.view(), times.view(), kept.lengths.view(), losses.mutable_view(),
                               detail::mutable_view_or_none(dlogits), scratch);
   }
   const Tensor weights = loss_weights(options.reduction, lengths, losses);

@@ -17,6 +17,7 @@ struct CtcOptions {
 // logits: [time, batch, classes], float32 or float64; log-probabilities are as good, normalising them again changes nothing.
 // targets: integers, [batch, longest target] (what stands past a target's length does not matter) or all targets one after the other, [sum of lengths].
 // input_lengths, target_lengths: integers, [batch]. A sample needs as many steps as it has labels, and one more for each label that equals the one before.
+// A sample with too few steps has an infinite loss and no gradient; a very long target among short ones costs no memory for that.
 // IndexError names the sample whose label is no class or the blank, or whose length does not fit. Differentiable once.
 Tensor ctc_loss(const Tensor& logits, const Tensor& targets, const Tensor& input_lengths, const Tensor& target_lengths, const CtcOptions& options = {});
 

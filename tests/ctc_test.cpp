@@ -17,6 +17,7 @@
 #include <fovea/autograd/gradcheck.h>
 #include <fovea/autograd/shape.h>
 #include <fovea/kernels/cpu/parallel.h>
+#include <fovea/tensor/allocator.h>
 #include <fovea/tensor/creation.h>
 #include <fovea/tensor/npy.h>
 
@@ -436,6 +437,28 @@ TEST_CASE("ctc_loss: an infeasible sample makes the loss infinite or counts for 
   CHECK(e.loss({.zero_infinity = true}).item() == doctest::Approx((4.9017573448419665 / 2 + 1.926958448979383) / 3).epsilon(1e-13));
   CHECK(gradient.to_vector<double>() == without.to_vector<double>());
   for (const double v : select(gradient, 1, 0).to_vector<double>()) CHECK(v == 0);
+}
+
+TEST_CASE("ctc_loss: one target of many labels among many samples costs infinity, and no memory to speak of") {
+  constexpr int64_t batch = 4096, longest = 1 << 20;         // as rows of the longest: 32 GB
+  const Tensor logits = zeros({3, batch, 3}), steps = full({batch}, 3, DType::int64);
+  std::vector<int64_t> lengths(batch, 1);
+  lengths[5] = longest;
+  const Tensor targets = ones({longest + batch - 1}, DType::int64), target_lengths = from_vector(lengths);
+  allocator::clear();
+  const int64_t before = allocator::stats().active_bytes;
+  allocator::reset_peak();
+  const std::vector<double> losses = ctc_loss(logits, targets, steps, target_lengths, {.reduction = Reduction::none}).to_vector<double>();
+  CHECK(allocator::stats().peak_bytes - before < (64 << 20));
+  const double expected = -std::log(6.0 / 27);               // six ways to say one label in three steps of three equal classes
+  CHECK(losses[5] == infinity);
+  for (size_t b = 0; b < losses.size(); ++b)
+    if (b != 5) CHECK(losses[b] == doctest::Approx(expected));
+  // mean divides by the whole length, not by what was kept of the target; a wrong label far behind is still found
+  CHECK(ctc_loss(logits, targets, steps, target_lengths, {.zero_infinity = true}).item() == doctest::Approx(expected * (batch - 1) / batch));
+  Tensor wrong = clone(targets);
+  wrong.mutable_data<int64_t>()[longest] = 7;
+  CHECK(contains(error_of([&] { ctc_loss(logits, wrong, steps, target_lengths); }), str("label ", longest - 5, " of sample 5 is 7")));
 }
 
 TEST_CASE("ctc_loss: bad labels and lengths are errors that name the sample") {
