@@ -130,7 +130,7 @@ Tensor scaled(const char* name, Unary op, const Tensor& x, double value, double 
 }
 
 Tensor clamp_backward(const Tensor& g, const Tensor& x, double low, double high) {
-  return record("clamp_backward", detail::binary("clamp_backward", Binary::hardtanh_backward, g, x, g.dtype(), {low, high}), {g, x},
+  return record("clamp_backward", detail::binary("clamp_backward", Binary::clamp_backward, g, x, g.dtype(), {low, high}), {g, x},
                 saving(x), [low, high](const Saved& s, const Tensor& gg) { return grads(clamp_backward(gg, s[0], low, high), Tensor()); });
 }
 

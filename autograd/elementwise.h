@@ -104,7 +104,7 @@ Tensor erf(const Tensor& x);
 Tensor floor(const Tensor& x);                                 // gradient 0, as of the next two
 Tensor ceil(const Tensor& x);
 Tensor round(const Tensor& x);                                 // halves to the even neighbour
-// To [low, high]; NaN stays. The gradient is 0 where x is at or beyond a bound. Infinite bounds are none.
+// To [low, high]; NaN stays. The gradient passes where low <= x <= high, at the bounds too, as PyTorch's (hardtanh's does not). Infinite bounds are none.
 Tensor clamp(const Tensor& x, double low, double high);
 Tensor clamp_min(const Tensor& x, double low);
 Tensor clamp_max(const Tensor& x, double high);

@@ -38,7 +38,7 @@ enum class Binary : uint8_t {
   relu_backward,                                                             // saved y
   tanh_backward, sigmoid_backward,                                           // saved y
   gelu_backward, gelu_tanh_backward, silu_backward, softplus_backward,       // saved x
-  leaky_relu_backward, elu_backward, hardtanh_backward,                      // saved x; parameters as for the forward
+  leaky_relu_backward, elu_backward, hardtanh_backward, clamp_backward,      // saved x; parameters as for the forward. At a bound hardtanh's slope is 0, clamp's 1
   logical_and, logical_or, logical_xor,                                      // bool
   equal, not_equal, less, less_equal, greater, greater_equal,                // y is bool
 };

@@ -125,7 +125,11 @@ TEST_CASE("gradients at kinks and special values are PyTorch's") {
   };
   using Values = std::vector<double>;
   CHECK(slopes({-1, 0, 1}, [](const Tensor& x) { return relu(x); }) == Values{0, 0, 1});
-  CHECK(slopes({-1, 0, 0.5, 1}, [](const Tensor& x) { return clamp(x, -1, 1); }) == Values{0, 1, 1, 0});
+  CHECK(slopes({-1, 0, 0.5, 1}, [](const Tensor& x) { return clamp(x, -1, 1); }) == Values{1, 1, 1, 1});
+  CHECK(slopes({-1.5, -1, 0, 2, 2.5, std::nan("")}, [](const Tensor& x) { return clamp(x, -1, 2); }) == Values{0, 1, 1, 1, 0, 0});
+  CHECK(slopes({-1, 0.5, 1}, [](const Tensor& x) { return clamp_min(x, 0.5); }) == Values{0, 1, 1});
+  CHECK(slopes({-1, 0.5, 1}, [](const Tensor& x) { return clamp_max(x, 0.5); }) == Values{1, 1, 0});
+  CHECK(slopes({-1, 0, 1}, [](const Tensor& x) { return hardtanh(x); }) == Values{0, 1, 0});
   CHECK(slopes({-1, 0, 6}, [](const Tensor& x) { return relu6(x); }) == Values{0, 0, 0});
   CHECK(slopes({-2, 0, 3}, [](const Tensor& x) { return abs(x); }) == Values{-1, 0, 1});
   CHECK(slopes({-2, 0, 3}, [](const Tensor& x) { return maximum(x, zeros_like(x)); }) == Values{0, 0.5, 1});

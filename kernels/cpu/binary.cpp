@@ -131,6 +131,8 @@ void binary_real(Binary op, Scalars s, bool streams, const void* a, const void* 
       return FOVEA_MAP(hn::IfThenElse(hn::Gt(v, hn::Zero(d)), u, hn::Mul(u, hn::Mul(vm::constant(d, alpha), vm::exp(d, v)))));
     case Binary::hardtanh_backward:
       return FOVEA_MAP(hn::IfThenZeroElse(hn::Or(hn::Le(v, vm::constant(d, alpha)), hn::Ge(v, vm::constant(d, beta))), u));
+    case Binary::clamp_backward:
+      return FOVEA_MAP(hn::IfThenElseZero(hn::And(hn::Ge(v, vm::constant(d, alpha)), hn::Le(v, vm::constant(d, beta))), u));
     default: return compare<T>(op, a, b, y, n);
   }
 }
