@@ -99,7 +99,9 @@ template Tensor from_vector(const std::vector<int32_t>&, const Shape&);
 template Tensor from_vector(const std::vector<int64_t>&, const Shape&);
 template Tensor from_vector(const std::vector<uint8_t>&, const Shape&);
 
-Tensor tensor(std::initializer_list<double> values, TensorOptions options) {
+Tensor tensor(std::initializer_list<detail::Number> list, TensorOptions options) {
+  std::vector<double> values;
+  for (const detail::Number& number : list) values.push_back(number.value);
   return from_doubles(values, {static_cast<int64_t>(values.size())}, options);
 }
 

@@ -36,8 +36,14 @@ Tensor eye(int64_t n, TensorOptions options = {});
 // Values in row-major order; a copy. ShapeError if there are not shape.numel() of them.
 template <class T> Tensor from_vector(const std::vector<T>& values, const Shape& shape);
 template <class T> Tensor from_vector(const std::vector<T>& values) { return from_vector(values, Shape{static_cast<int64_t>(values.size())}); }
-// tensor({1, 2, 3}), tensor({{1, 2}, {3, 4}})
-Tensor tensor(std::initializer_list<double> values, TensorOptions options = {});
+// tensor({1, 2, 3}), tensor({{1, 2}, {3, 4}}). A number is a class of its own here, so that {{0}, {1}} is two rows, and not two numbers with braces around each.
+namespace detail {
+struct Number {
+  double value;
+  Number(double value) : value(value) {}
+};
+}  // namespace detail
+Tensor tensor(std::initializer_list<detail::Number> values, TensorOptions options = {});
 Tensor tensor(std::initializer_list<std::initializer_list<double>> rows, TensorOptions options = {});
 // Memory that `owner` keeps alive, not copied. Contiguous, on the CPU.
 Tensor from_blob(void* data, const Shape& shape, DType dtype, std::shared_ptr<const void> owner);

@@ -206,8 +206,18 @@ TEST_CASE("creation") {
   CHECK(linspace(2, 9, 1).to_vector<float>() == std::vector<float>{2});
   CHECK(eye(2).to_vector<float>() == std::vector<float>{1, 0, 0, 1});
   CHECK(tensor({{1, 2}, {3, 4}}).shape() == Shape{2, 2});
+  CHECK(tensor({{0}, {1}}).shape() == Shape{2, 1});
+  CHECK(tensor({{0}, {1}}, DType::int64).to_vector<int64_t>() == std::vector<int64_t>{0, 1});
+  CHECK(tensor({{0}, {1}, {2}}).shape() == Shape{3, 1});
+  CHECK(tensor({{0.5}}).shape() == Shape{1, 1});
+  CHECK(tensor({{1, 2, 3}}).shape() == Shape{1, 3});
+  CHECK(tensor({{}, {}}).shape() == Shape{2, 0});
+  CHECK(tensor({5}).shape() == Shape{1});
+  const int count = 3;
+  CHECK(tensor({count, 2.5}).to_vector<float>() == std::vector<float>{3, 2.5});
   CHECK(full({2}, 7, DType::int32).to_vector<int32_t>() == std::vector<int32_t>{7, 7});
   CHECK_THROWS_AS(tensor({{1, 2}, {3}}), ShapeError);
+  CHECK_THROWS_AS(tensor({{1}, {2, 3}}), ShapeError);
   CHECK_THROWS_AS(from_vector<float>({1, 2, 3}, {2, 2}), ShapeError);
   CHECK_THROWS_AS(arange(0, 1, 0), ValueError);
   CHECK_THROWS_AS(linspace(0, 1, -1), ValueError);
