@@ -118,7 +118,7 @@ TEST_CASE("first_out_of_range finds the first offender in row-major order") {
 
 namespace {
 
-Tensor integers(std::initializer_list<double> list) { return tensor(list, DType::int64); }
+Tensor integers(const std::vector<int64_t>& list) { return from_vector(list); }
 
 }  // namespace
 

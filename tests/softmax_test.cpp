@@ -74,7 +74,7 @@ TEST_CASE("softmax kernels agree with double precision, along every axis") {
 
 TEST_CASE("softmax: huge, infinite and NaN scores do what PyTorch does") {
   const AxisGeometry g{1, 4, 1};
-  const auto run = [&](std::initializer_list<double> scores, bool is_log) { return values(run_softmax(g, is_log, tensor(scores))); };
+  const auto run = [&](const std::vector<double>& scores, bool is_log) { return values(run_softmax(g, is_log, to(from_vector(scores), DType::float32))); };
   CHECK(run({1e30, 1e30, -1e30, 0}, false) == std::vector<double>{0.5, 0.5, 0, 0});
   CHECK(run({-infinity, 0, -infinity, -infinity}, false) == std::vector<double>{0, 1, 0, 0});
   CHECK(run({-infinity, 0, -infinity, -infinity}, true) == std::vector<double>{-infinity, 0, -infinity, -infinity});
@@ -127,7 +127,7 @@ Tensor pattern(const Shape& shape, int64_t step, int64_t modulus, int64_t shift)
   return x;
 }
 
-Tensor labels_of(std::initializer_list<double> labels) { return tensor(labels, DType::int64); }
+Tensor labels_of(const std::vector<int64_t>& labels) { return from_vector(labels); }
 
 }  // namespace
 
