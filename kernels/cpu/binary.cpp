@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include <fovea/kernels/cpu/elementwise_blocks.h>
+#include <fovea/kernels/cpu/wrapped.h>
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/binary.cpp"
@@ -135,22 +136,6 @@ void binary_real(Binary op, Scalars s, bool streams, const void* a, const void* 
       return FOVEA_MAP(hn::IfThenElseZero(hn::And(hn::Ge(v, vm::constant(d, alpha)), hn::Le(v, vm::constant(d, beta))), u));
     default: return compare<T>(op, a, b, y, n);
   }
-}
-
-HWY_INLINE int64_t wrapped_add(int64_t a, int64_t b) { return static_cast<int64_t>(static_cast<uint64_t>(a) + static_cast<uint64_t>(b)); }
-HWY_INLINE int64_t wrapped_subtract(int64_t a, int64_t b) {
-  return static_cast<int64_t>(static_cast<uint64_t>(a) - static_cast<uint64_t>(b));
-}
-HWY_INLINE int64_t wrapped_multiply(int64_t a, int64_t b) {
-  return static_cast<int64_t>(static_cast<uint64_t>(a) * static_cast<uint64_t>(b));
-}
-
-int64_t integer_power(int64_t x, int64_t exponent) {
-  if (exponent < 0) return x == 1 ? 1 : x == -1 ? (exponent % 2 == 0 ? 1 : -1) : 0;
-  int64_t y = 1;
-  for (; exponent > 0; exponent >>= 1, x = wrapped_multiply(x, x))
-    if (exponent & 1) y = wrapped_multiply(y, x);
-  return y;
 }
 
 // Rounds towards zero; by zero gives 0, as there is no integer infinity.

@@ -6,13 +6,15 @@
 // Note [Blocks]
 // The arithmetic only exists for contiguous runs. Where an operand is not contiguous, repeats (broadcast) or has another dtype, pieces of
 // at most `block` elements are gathered into a buffer in the first-level cache, computed on, and scattered. A repeated scalar is gathered
-// once.
+// once. An operand that runs along another axis than y (a transpose) would be gathered with a cache line for each element: there the loop goes
+// tile by tile, and each tile of the operand is turned over as a whole.
 #include <fovea/kernels/table.h>
 
 #include <fovea/kernels/cpu/convert.h>
 #include <fovea/kernels/cpu/elementwise_blocks.h>
 #include <fovea/kernels/cpu/parallel.h>
 #include <fovea/kernels/cpu/strided.h>
+#include <fovea/kernels/cpu/transpose.h>
 
 namespace fovea::kernels {
 namespace {
@@ -152,7 +154,61 @@ class Piece {
   alignas(64) char buffer_[N][block * 8];
 };
 
-// Calls f(pointers, is_final, n) on contiguous runs of the computed types; views[0] is the output, and not final while it is in a buffer.
+// An operand that lies contiguously along `axis` while y does so along the innermost one.
+template <int N>
+bool is_turned(const StridedLoop<N>& loop, const Operand (&operands)[N], int k, int axis) {
+  return loop.stride[k][axis] == operands[k].bytes && std::abs(loop.inner_stride(k)) > operands[k].bytes;
+}
+
+// The axis along which operands are turned, long enough for tiles; -1 if there is none, or if a dtype has to be converted on the way.
+template <int N>
+int turned_axis(const StridedLoop<N>& loop, const Operand (&operands)[N]) {
+  constexpr int64_t least = 16;
+  if (loop.rank < 2 || loop.inner() < least || loop.inner_stride(0) != operands[0].bytes) return -1;
+  for (const Operand& o : operands)
+    if (!o.has_same_type) return -1;
+  for (int axis = loop.rank - 2; axis >= 0; --axis)
+    for (int k = 1; k < N; ++k)
+      if (loop.size[axis] >= least && is_turned(loop, operands, k, axis)) return axis;
+  return -1;
+}
+
+// Tiles of rows (along `axis`) and columns (along the innermost axis), in each of which the turned operands are brought into y's order.
+template <int N, class F>
+void run_tiles(StridedLoop<N> loop, const Operand (&operands)[N], int axis, const F& f) {
+  constexpr int64_t tile = transpose_tile;
+  const int last = loop.rank - 1;
+  const int64_t rows = loop.size[axis], columns = loop.size[last], tile_rows = (rows + tile - 1) / tile, tile_columns = (columns + tile - 1) / tile;
+  const int64_t matrices = loop.total / (rows * columns);
+  loop.size[axis] = 1;                         // the axes that are left number the matrices
+  loop.size[last] = 1;
+  TransposeTile turn[N] = {};
+  for (int k = 1; k < N; ++k)
+    if (is_turned(loop, operands, k, axis)) turn[k] = transpose_tile_of(operands[k].bytes);
+  parallel_for(matrices * tile_rows * tile_columns, grain / (tile * tile), [&](int64_t begin, int64_t end) {
+    alignas(64) char buffer[N - 1][tile * tile * 8];
+    for (int64_t t = begin; t < end; ++t) {
+      const int64_t c = t % tile_columns * tile, r = t / tile_columns % tile_rows * tile, height = std::min(tile, rows - r), width = std::min(tile, columns - c);
+      const Cursor cursor(loop.size, loop.rank, t / (tile_rows * tile_columns));
+      char* corner[N];
+      for (int k = 0; k < N; ++k) {
+        corner[k] = loop.base[k] + cursor.offset(loop.stride[k], loop.rank) + r * loop.stride[k][axis] + c * loop.stride[k][last];
+        if (turn[k]) turn[k](false, corner[k], loop.stride[k][last], buffer[k - 1], tile * operands[k].bytes, height, width);
+      }
+      for (int64_t row = 0; row < height; ++row) {
+        char* p[N] = {corner[0] + row * loop.stride[0][axis]};
+        for (int k = 1; k < N; ++k) {
+          char* const source = corner[k] + row * loop.stride[k][axis];
+          p[k] = turn[k] ? buffer[k - 1] + row * tile * operands[k].bytes : loop.inner_stride(k) == operands[k].bytes ? source : buffer[k - 1];
+          if (p[k] == buffer[k - 1] && !turn[k]) operands[k].to_buffer(source, loop.inner_stride(k), p[k], operands[k].bytes, width);
+        }
+        f(p, false, width);
+      }
+    }
+  });
+}
+
+// Calls f(pointers, is_final, n) on contiguous runs of the computed types; views[0] is the output, and final where a long run of it is written in place.
 template <int N, class F>
 void for_blocks(const ConstView* const (&views)[N], const DType (&computed)[N], const F& f) {
   const Shape& shape = views[0]->shape;
@@ -161,6 +217,8 @@ void for_blocks(const ConstView* const (&views)[N], const DType (&computed)[N], 
   loop.collapse(shape);
   Operand operands[N];
   for (int k = 0; k < N; ++k) operands[k] = Operand(views[k]->dtype, computed[k], loop.is_flat(k, size_of(views[k]->dtype)));
+  const int axis = turned_axis(loop, operands);
+  if (axis >= 0) return run_tiles(loop, operands, axis, f);
   parallel_for(loop.total, grain, [&](int64_t begin, int64_t end) { Piece<N>(loop, operands, begin, end).run(f); });
 }
 

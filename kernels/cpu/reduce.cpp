@@ -5,7 +5,8 @@
 //
 // Note [Rows and columns]
 // Where x's innermost axis is reduced, each output is a fold over contiguous runs ("rows"). Where it is kept, rows of x are folded into a
-// row of accumulators ("columns"), so memory is still read in order. A fold too long for one thread is cut into fixed pieces whose results
+// row of accumulators ("columns"), so memory is still read in order. Rows of a few elements are not worth a call each: they too are folded by column, the
+// k-th elements of many rows gathered at a time. A fold too long for one thread is cut into fixed pieces whose results
 // are joined in order.
 #include <fovea/kernels/table.h>
 
@@ -16,6 +17,7 @@
 #include <fovea/kernels/cpu/parallel.h>
 #include <fovea/kernels/cpu/reduce_blocks.h>
 #include <fovea/kernels/cpu/strided.h>
+#include <fovea/kernels/cpu/wrapped.h>
 
 namespace fovea::kernels {
 namespace {
@@ -23,6 +25,7 @@ namespace {
 constexpr int64_t grain = 32768;               // elements that make a piece of work
 constexpr int64_t row_block = 4096;
 constexpr int64_t gather_block = 1024;
+constexpr int64_t short_row = 32;
 constexpr int64_t column_tile = 512;
 constexpr int64_t flush_rows = 128;
 constexpr int64_t max_pieces = 512, max_column_pieces = 32;
@@ -48,9 +51,8 @@ struct Axes {
 
 double add(double a, double b) { return a + b; }
 double multiply(double a, double b) { return a * b; }
-// Integers wrap: computed without a sign, where that is defined.
-int64_t add(int64_t a, int64_t b) { return static_cast<int64_t>(static_cast<uint64_t>(a) + static_cast<uint64_t>(b)); }
-int64_t multiply(int64_t a, int64_t b) { return static_cast<int64_t>(static_cast<uint64_t>(a) * static_cast<uint64_t>(b)); }
+int64_t add(int64_t a, int64_t b) { return wrapped_add(a, b); }
+int64_t multiply(int64_t a, int64_t b) { return wrapped_multiply(a, b); }
 
 template <class A>
 Partial<A> combine(Reduce op, const Partial<A>& a, const Partial<A>& b) {
@@ -95,8 +97,9 @@ class Reduction {
     loop.collapse(x.shape);
     for (int i = 0; i < loop.rank; ++i) (loop.stride[1][i] == 0 ? reduced_ : kept_).add(loop.size[i], loop.stride[0][i], loop.stride[1][i]);
     const bool inner_is_kept = loop.stride[1][loop.rank - 1] != 0;
-    is_by_column_ = inner_is_kept && op != Reduce::logsumexp && loop.inner() >= 8 && reduced_.total > 1;
+    const bool has_short_rows = !inner_is_kept && reduced_.total < short_row;
     kept_.finish();
+    is_by_column_ = (inner_is_kept || has_short_rows) && op != Reduce::logsumexp && kept_.size[kept_.rank - 1] >= 8 && reduced_.total > 1;
     reduced_.finish();
     x_ = loop.base[0];
     y_ = loop.base[1];
@@ -212,9 +215,17 @@ class Reduction {
     }
   }
 
-  void store_columns(char* y, const A* result, int64_t width) const {
+  void store_columns(char* y, A* result, int64_t width) const {
     const int64_t stride = kept_.y_stride[kept_.rank - 1];
-    for (int64_t j = 0; j < width; ++j) store(y + j * stride, {result[j], 0});
+    if constexpr (std::is_same_v<A, double>) {
+      if (op_ == Reduce::mean)
+        for (int64_t j = 0; j < width; ++j) result[j] /= static_cast<double>(reduced_.total);
+      from_double_(result, sizeof(A), y, stride, width);
+    } else if (op_ == Reduce::mean) {
+      for (int64_t j = 0; j < width; ++j) store(y + j * stride, {result[j], 0});
+    } else {
+      from_int64_(result, sizeof(A), y, stride, width);
+    }
   }
 
   void run_columns() const {

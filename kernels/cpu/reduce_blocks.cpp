@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include <fovea/kernels/cpu/reduce_blocks.h>
+#include <fovea/kernels/cpu/wrapped.h>
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/reduce_blocks.cpp"
@@ -98,11 +99,6 @@ Partial<double> row_real(Reduce op, const T* x, int64_t n) {
     }
   }
   return {};
-}
-
-HWY_INLINE int64_t wrapped_add(int64_t a, int64_t b) { return static_cast<int64_t>(static_cast<uint64_t>(a) + static_cast<uint64_t>(b)); }
-HWY_INLINE int64_t wrapped_multiply(int64_t a, int64_t b) {
-  return static_cast<int64_t>(static_cast<uint64_t>(a) * static_cast<uint64_t>(b));
 }
 
 HWY_INLINE int64_t combine(Reduce op, int64_t a, int64_t v) {

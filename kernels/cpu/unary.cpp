@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include <fovea/kernels/cpu/elementwise_blocks.h>
+#include <fovea/kernels/cpu/wrapped.h>
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/unary.cpp"
@@ -75,11 +76,20 @@ HWY_INLINE V clamp(D d, V x, double low, double high) {
   return hn::IfThenElse(hn::Gt(x, hi), hi, x);
 }
 
+// x ^ 0.5 as C's pow, which differs from the square root at -0 and -infinity.
+template <class D, class V>
+HWY_INLINE V half_power(D d, V x) {
+  const V infinity = vm::infinity(d);
+  return hn::IfThenElse(hn::Eq(x, hn::Neg(infinity)), infinity, hn::Sqrt(hn::Add(x, hn::Zero(d))));
+}
+
 template <class D, class V>
 HWY_INLINE V pow_scalar(D d, V x, double exponent) {
   if (exponent == 2) return hn::Mul(x, x);
   if (exponent == 3) return hn::Mul(hn::Mul(x, x), x);
   if (exponent == -1) return hn::Div(vm::constant(d, 1), x);
+  if (exponent == 0.5) return half_power(d, x);
+  if (exponent == -0.5) return hn::Div(vm::constant(d, 1), half_power(d, x));
   return vm::pow(d, x, vm::constant(d, exponent));
 }
 
@@ -130,20 +140,6 @@ void unary_real(Unary op, Scalars s, bool streams, const void* x, void* y, int64
     case Unary::is_nan: return FOVEA_TEST(v != v);
     case Unary::is_finite: return FOVEA_TEST(v - v == 0);
   }
-}
-
-// Integers wrap: sums and products are made without a sign.
-HWY_INLINE int64_t wrapped_add(int64_t a, int64_t b) { return static_cast<int64_t>(static_cast<uint64_t>(a) + static_cast<uint64_t>(b)); }
-HWY_INLINE int64_t wrapped_multiply(int64_t a, int64_t b) {
-  return static_cast<int64_t>(static_cast<uint64_t>(a) * static_cast<uint64_t>(b));
-}
-
-int64_t integer_power(int64_t x, int64_t exponent) {
-  if (exponent < 0) return x == 1 ? 1 : x == -1 ? (exponent % 2 == 0 ? 1 : -1) : 0;
-  int64_t y = 1;
-  for (; exponent > 0; exponent >>= 1, x = wrapped_multiply(x, x))
-    if (exponent & 1) y = wrapped_multiply(y, x);
-  return y;
 }
 
 void unary_int64(Unary op, Scalars s, bool, const void* x, void* y, int64_t n) {

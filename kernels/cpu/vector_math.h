@@ -134,10 +134,38 @@ HWY_INLINE V erf(D d, V x) {
   }
 }
 
-// x ^ y as C's pow.
+// x ^ y as C's pow, one number at a time.
+template <class D, class V>
+HWY_INLINE V pow_of_lanes(D d, V x, V y) {
+  return lane_by_lane(d, x, y, [](T<D> base, T<D> exponent) HWY_ATTR { return std::pow(base, exponent); });
+}
+
+// e ^ (y ln x) for the ordinary numbers x > 0 and y, with the product in double: its rounding is then far below what float32 can hold.
+#if HWY_TARGET != HWY_SCALAR
+template <class D, class V>
+HWY_INLINE V power_of_ordinary(D d, V x, V y) {
+  const hn::Half<D> half;
+  const hn::Rebind<double, hn::Half<D>> wide;
+  const auto of_half = [&](auto u, auto v) HWY_ATTR {
+    const auto product = hn::Mul(hn::PromoteTo(wide, v), hn::Log(wide, hn::PromoteTo(wide, u)));
+    const auto limit = hn::Set(wide, 200.0);   // e^200 is beyond float32 either way, and inside Exp's range
+    return hn::DemoteTo(half, hn::Exp(wide, hn::Max(hn::Min(product, limit), hn::Neg(limit))));
+  };
+  return hn::Combine(d, of_half(hn::UpperHalf(half, x), hn::UpperHalf(half, y)), of_half(hn::LowerHalf(half, x), hn::LowerHalf(half, y)));
+}
+#endif
+
+// x ^ y as C's pow. In float32 a vector without zeros, negative numbers, infinities and NaN takes a fast way.
 template <class D, class V>
 HWY_INLINE V pow(D d, V x, V y) {
-  return lane_by_lane(d, x, y, [](T<D> base, T<D> exponent) HWY_ATTR { return std::pow(base, exponent); });
+#if HWY_TARGET != HWY_SCALAR
+  if constexpr (sizeof(T<D>) == 4) {
+    const auto largest = hn::Set(d, std::numeric_limits<float>::max());
+    const auto is_ordinary = hn::And(hn::And(hn::Gt(x, hn::Zero(d)), hn::Le(x, largest)), hn::Le(hn::Abs(y), largest));
+    if (hn::AllTrue(d, is_ordinary)) return power_of_ordinary(d, x, y);
+  }
+#endif
+  return pow_of_lanes(d, x, y);
 }
 
 // Min and Max that hand on a NaN from either side, as PyTorch's.
