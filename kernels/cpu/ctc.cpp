@@ -15,7 +15,6 @@
 #include <fovea/kernels/table.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -349,15 +348,12 @@ template <class T>
 void ctc_typed(const CtcGeometry& g, const ConstView& logits, const ConstView& targets, const ConstView& input_lengths, const ConstView& target_lengths,
                const View& losses, const View& dlogits, Workspace scratch) {
   const Layout<T> layout(g, static_cast<bool>(dlogits));
-  const int64_t bytes = layout.total * static_cast<int64_t>(sizeof(T)), workers = std::min(g.batch, scratch.bytes / bytes);
-  std::atomic<int64_t> next{0};                                                // samples differ in length: whoever is free takes the next one
-  parallel_for(workers, 1, [&](int64_t worker, int64_t) {
+  const int64_t workers = scratch.bytes / (layout.total * static_cast<int64_t>(sizeof(T)));
+  parallel_workers(workers, g.batch, [&](int64_t worker, int64_t b) {         // samples differ in length
     T* memory = static_cast<T*>(scratch.data) + worker * layout.total;
-    for (int64_t b; (b = next.fetch_add(1, std::memory_order_relaxed)) < g.batch;) {
-      const Sample<T> sample{g, layout, memory, logits.as<T>() + b * g.classes, g.batch * g.classes, targets.as<int64_t>() + b * g.max_target,
-                             input_lengths.as<int64_t>()[b], target_lengths.as<int64_t>()[b], static_cast<bool>(dlogits)};
-      run_sample(sample, losses.as<T>() + b, dlogits ? dlogits.as<T>() + b * g.classes : nullptr);
-    }
+    const Sample<T> sample{g, layout, memory, logits.as<T>() + b * g.classes, g.batch * g.classes, targets.as<int64_t>() + b * g.max_target,
+                           input_lengths.as<int64_t>()[b], target_lengths.as<int64_t>()[b], static_cast<bool>(dlogits)};
+    run_sample(sample, losses.as<T>() + b, dlogits ? dlogits.as<T>() + b * g.classes : nullptr);
   });
 }
 

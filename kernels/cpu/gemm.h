@@ -11,7 +11,6 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
 
 #include <fovea/kernels/cpu/parallel.h>
@@ -95,16 +94,6 @@ GemmBlock<T> left_rows(const T* from, int64_t pitch, int64_t rows, int64_t depth
   if (!is_crowded) return {from, pitch};
   for (int64_t i = 0; i < rows; ++i) std::copy(from + i * pitch, from + i * pitch + depth, buffer + i * gemm_depth);
   return {buffer, gemm_depth};
-}
-
-// Runs f(worker, task) for every task in [0, tasks), each on one of at most `workers` threads; worker < workers names the thread's own scratch memory.
-template <class F>
-void parallel_workers(int64_t workers, int64_t tasks, const F& f) {
-  std::atomic<int64_t> next{0};
-  parallel_for(std::min(workers, tasks), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t worker = begin; worker < end; ++worker)
-      for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) f(worker, task);
-  });
 }
 
 }  // namespace fovea::kernels

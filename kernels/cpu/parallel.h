@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <type_traits>
 
@@ -41,6 +42,17 @@ void parallel_for(int64_t n, int64_t grain, const F& f) {
     const Context& x = *static_cast<const Context*>(c);
     x.f(i * x.grain, std::min(x.n, (i + 1) * x.grain));
   }, &context);
+}
+
+// Runs f(worker, task) for every task in [0, tasks), each on one of at most `workers` threads: whoever is free takes the next task. worker < workers names the
+// thread's own scratch memory.
+template <class F>
+void parallel_workers(int64_t workers, int64_t tasks, const F& f) {
+  std::atomic<int64_t> next{0};
+  parallel_for(std::min(workers, tasks), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t worker = begin; worker < end; ++worker)
+      for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) f(worker, task);
+  });
 }
 
 }  // namespace kernels
