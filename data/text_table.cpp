@@ -1,12 +1,12 @@
 #include <fovea/data/text_table.h>
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 #include <string_view>
 
 #include <fovea/kernels/error.h>
 #include <fovea/tensor/file.h>
+#include <fovea/tensor/number.h>
 
 namespace fovea::data {
 namespace {
@@ -64,11 +64,9 @@ size_t TextTable::column(const std::string& name) const {
 
 double TextTable::number(int64_t row, size_t column) const {
   const std::string& field = at(row, column);
-  double value = 0;
-  const auto [end, error] = std::from_chars(field.data(), field.data() + field.size(), value);
-  const bool is_number = error == std::errc() && end == field.data() + field.size() && std::isfinite(value);
-  check<FileError>(is_number, place(row), ": ", heading_[column], " is \"", field, "\", expected a number");
-  return value;
+  const std::optional<double> value = number_in<double>(field);
+  check<FileError>(value && std::isfinite(*value), place(row), ": ", heading_[column], " is \"", field, "\", expected a number");
+  return *value;
 }
 
 std::string TextTable::place(int64_t row) const { return str(path_, ", line ", rows_[static_cast<size_t>(row)].line); }

@@ -1,8 +1,8 @@
 #include <fovea/optim/checkpoint.h>
 
-#include <charconv>
 
 #include <fovea/tensor/file.h>
+#include <fovea/tensor/number.h>
 #include <fovea/tensor/random.h>
 
 namespace fovea::optim {
@@ -15,10 +15,9 @@ constexpr std::string_view position_prefix = "fovea.position.", user_prefix = "u
 
 template <class T>
 T parse_number(const std::string& text, const std::string& key, const std::string& what) {
-  T value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  check<FileError>(error == std::errc() && end == text.data() + text.size(), what, ": \"", key, "\" is \"", text, "\", expected an integer of 64 bits");
-  return value;
+  const std::optional<T> value = number_in<T>(text);
+  check<FileError>(value.has_value(), what, ": \"", key, "\" is \"", text, "\", expected an integer of 64 bits");
+  return *value;
 }
 
 template <class T>

@@ -1,10 +1,10 @@
 #include "arguments.h"
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 
 #include <fovea/kernels/error.h>
+#include <fovea/tensor/number.h>
 
 using fovea::check;
 using fovea::ValueError;
@@ -47,19 +47,16 @@ std::string Arguments::text(const std::string& name, const std::string& otherwis
 long Arguments::integer(const std::string& name, long otherwise, long least) const {
   if (!has(name)) return otherwise;
   const std::string& word = values_.at(name);
-  long value = 0;
-  const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), value);
-  check<ValueError>(error == std::errc() && end == word.data() + word.size(), "option --", name, " takes a whole number, got \"", word, "\"");
-  check<ValueError>(value >= least, "option --", name, " must be at least ", least, ", got ", value);
-  return value;
+  const std::optional<long> value = fovea::number_in<long>(word);
+  check<ValueError>(value.has_value(), "option --", name, " takes a whole number, got \"", word, "\"");
+  check<ValueError>(*value >= least, "option --", name, " must be at least ", least, ", got ", *value);
+  return *value;
 }
 
 double Arguments::number(const std::string& name, double otherwise) const {
   if (!has(name)) return otherwise;
   const std::string& word = values_.at(name);
-  double value = 0;
-  const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), value);
-  check<ValueError>(error == std::errc() && end == word.data() + word.size() && std::isfinite(value) && value >= 0, "option --", name,
-                    " takes a number that is not negative, got \"", word, "\"");
-  return value;
+  const std::optional<double> value = fovea::number_in<double>(word);
+  check<ValueError>(value && std::isfinite(*value) && *value >= 0, "option --", name, " takes a number that is not negative, got \"", word, "\"");
+  return *value;
 }

@@ -1,7 +1,8 @@
 #include "model_file.h"
 
-#include <charconv>
 #include <sstream>
+
+#include <fovea/tensor/number.h>
 
 using namespace fovea;
 
@@ -25,11 +26,9 @@ std::vector<int64_t> numbers(const Metadata& metadata, const std::string& key, c
   std::vector<int64_t> list;
   std::istringstream words(entry(metadata, key, path));
   for (std::string word; words >> word;) {
-    int64_t value = 0;
-    const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), value);
-    check<FileError>(error == std::errc() && end == word.data() + word.size() && value > 0 && value <= largest_size, path, ": \"", key, "\" holds \"", word,
-                     "\", expected numbers from 1 to ", largest_size);
-    list.push_back(value);
+    const std::optional<int64_t> value = number_in<int64_t>(word);
+    check<FileError>(value && *value > 0 && *value <= largest_size, path, ": \"", key, "\" holds \"", word, "\", expected numbers from 1 to ", largest_size);
+    list.push_back(*value);
   }
   check<FileError>(!list.empty() && list.size() <= 16, path, ": \"", key, "\" holds ", list.size(), " numbers");
   return list;
