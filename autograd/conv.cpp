@@ -44,6 +44,18 @@ Scratch scratch_for(const ConvGeometry& g, const Tensor& x) { return Scratch(tab
 // Of a tensor [n,c,h,w]: the sum over all but c.
 Tensor sum_of_channels(const Tensor& g) { return reshape(sum_to(g, {1, g.size(1), 1, 1}), {g.size(1)}); }
 
+// The gradients of weight and bias from one call, where nothing of it is recorded.
+struct WeightGradients {
+  Tensor weight, bias;
+};
+WeightGradients weight_gradients(const ConvGeometry& g, const Tensor& x, const Tensor& dy_any, bool has_bias) {
+  const Tensor dy = contiguous(dy_any), dweight = empty({g.k, g.group_c(), g.r, g.s}, {x.dtype(), x.device()});
+  const Tensor dbias = has_bias ? empty({g.k}, {x.dtype(), x.device()}) : Tensor();
+  const Scratch scratch = scratch_for(g, x);
+  table_of(x).conv2d_backward_weight(queue_of(x), g, x.view(), dy.view(), dweight.mutable_view(), detail::mutable_view_or_none(dbias), scratch);
+  return {dweight, dbias};
+}
+
 Tensor forward(const ConvGeometry& g, const Tensor& x_any, const Tensor& weight_any, const Tensor& bias) {
   const Tensor x = contiguous(x_any), weight = contiguous(weight_any);
   const Tensor y = empty({g.n, g.k, g.out_h(), g.out_w()}, {x.dtype(), x.device()});
@@ -53,6 +65,10 @@ Tensor forward(const ConvGeometry& g, const Tensor& x_any, const Tensor& weight_
                 [g](const Saved& s, const Tensor& dy) {
                   Tensor dx, dweight, dbias;
                   if (s.needs(0)) dx = conv2d_backward_data(g, dy, s[1]);
+                  if (s.needs(1) && s.needs(2) && !grad_mode()) {
+                    const WeightGradients both = weight_gradients(g, s[0], dy, true);
+                    return grads(dx, both.weight, both.bias);
+                  }
                   if (s.needs(1)) dweight = conv2d_backward_weight(g, s[0], dy);
                   if (s.needs(2)) dbias = sum_of_channels(dy);
                   return grads(dx, dweight, dbias);
@@ -123,9 +139,7 @@ Tensor conv2d_backward_data(const ConvGeometry& geometry, const Tensor& dy, cons
 
 Tensor conv2d_backward_weight(const ConvGeometry& g, const Tensor& x_any, const Tensor& dy_any) {
   const Tensor x = contiguous(x_any), dy = contiguous(dy_any);
-  const Tensor dweight = empty({g.k, g.group_c(), g.r, g.s}, {x.dtype(), x.device()});
-  const Scratch scratch = scratch_for(g, x);
-  table_of(x).conv2d_backward_weight(queue_of(x), g, x.view(), dy.view(), dweight.mutable_view(), View(), scratch);
+  const Tensor dweight = weight_gradients(g, x, dy, false).weight;
   return record("conv2d_backward_weight", dweight, {x, dy}, saving(dy.requires_grad() ? x : Tensor(), x.requires_grad() ? dy : Tensor()),
                 [g](const Saved& s, const Tensor& gradient) {
                   Tensor dx, d_dy;
