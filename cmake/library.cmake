@@ -25,6 +25,9 @@ target_include_directories(fovea
   PRIVATE ${PROJECT_SOURCE_DIR})
 target_include_directories(fovea SYSTEM PRIVATE ${FOVEA_HIGHWAY_INCLUDE} ${FOVEA_STB_INCLUDE})
 target_link_libraries(fovea PRIVATE Threads::Threads)
+if(FOVEA_ONE_INSTRUCTION_SET)
+  include(cmake/one_instruction_set.cmake)
+endif()
 # In a parent project without a build type, arithmetic without optimisation would be a trap: slow by a factor of ten.
 if(NOT PROJECT_IS_TOP_LEVEL AND NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
   target_compile_options(fovea PRIVATE -O2)

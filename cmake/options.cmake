@@ -4,6 +4,7 @@ option(FOVEA_BUILD_FUZZERS "Build the fuzzers of the file readers (needs clang)"
 option(FOVEA_BUILD_BENCHMARKS "Build the benchmarks (needs Google Benchmark)" OFF)
 option(FOVEA_INSTALL "Make the install target" ${PROJECT_IS_TOP_LEVEL})
 option(FOVEA_WARNINGS_AS_ERRORS "Treat compiler warnings as errors" OFF)
+option(FOVEA_ONE_INSTRUCTION_SET "Compile the kernels for the best instruction set of this machine only" OFF)
 set(FOVEA_SANITIZE "" CACHE STRING "Sanitizers to build with, e.g. address,undefined or thread")
 option(BUILD_SHARED_LIBS "Build a shared library" OFF)
 
