@@ -1,5 +1,7 @@
 #include <fovea/autograd/arguments.h>
 
+#include <fovea/autograd/shape.h>
+
 namespace fovea::detail {
 
 void check_real(const char* op, const char* name, const Tensor& x) {
@@ -7,6 +9,8 @@ void check_real(const char* op, const char* name, const Tensor& x) {
   check<DTypeError>(x.dtype() == DType::float32 || x.dtype() == DType::float64, op, ": ", name, " is ", x.dtype(),
                     "; takes float32 or float64, convert with to(x, DType::float32)");
 }
+
+Tensor widened(const Tensor& x) { return is_half(x) ? to(x, DType::float32) : x; }
 
 void check_alike(const char* op, const char* name, const Tensor& x, const char* other_name, const Tensor& other) {
   check_defined(op, name, x);

@@ -26,6 +26,12 @@ int kind_of(DType dtype);
 // The dtype of x beside a number: an integer tensor beside a fraction, and a bool beside any number, change kind.
 DType dtype_beside(const Tensor& x, bool is_integer);
 
+// Note [Half types are storage]
+// Operations whose kernels want float32 or float64 widen float16 and bfloat16 arguments, compute in float32, and round the result. The conversions are recorded, so
+// gradients come back in the dtype of each argument.
+inline bool is_half(const Tensor& x) { return x.defined() && (x.dtype() == DType::float16 || x.dtype() == DType::bfloat16); }
+Tensor widened(const Tensor& x);           // in float32 where x is of a half type, else x itself
+
 inline TensorOptions options_of(const Tensor& x) { return {x.dtype(), x.device()}; }
 
 // An undefined tensor is an argument that is not there: a view without data.

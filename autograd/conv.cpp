@@ -150,6 +150,7 @@ Tensor conv2d_backward_weight(const ConvGeometry& g, const Tensor& x_any, const 
 }
 
 Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias, Conv2dOptions options) {
+  if (detail::is_half(x)) return to(conv2d(detail::widened(x), detail::widened(weight), detail::widened(bias), options), x.dtype());
   check_ranks("conv2d", x, weight, 4);
   check_arguments("conv2d", x, weight, bias);
   check_options("conv2d", options.stride, options.padding, options.dilation, options.groups);
@@ -157,6 +158,7 @@ Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias, Conv2dO
 }
 
 Tensor conv_transpose2d(const Tensor& x, const Tensor& weight, const Tensor& bias, ConvTranspose2dOptions options) {
+  if (detail::is_half(x)) return to(conv_transpose2d(detail::widened(x), detail::widened(weight), detail::widened(bias), options), x.dtype());
   check_ranks("conv_transpose2d", x, weight, 4);
   check_arguments("conv_transpose2d", x, weight, bias);
   check_options("conv_transpose2d", options.stride, options.padding, options.dilation, options.groups);
@@ -165,6 +167,7 @@ Tensor conv_transpose2d(const Tensor& x, const Tensor& weight, const Tensor& bia
 
 // In one dimension: images of one row. The new axis is the second to last.
 Tensor conv1d(const Tensor& x, const Tensor& weight, const Tensor& bias, Conv1dOptions o) {
+  if (detail::is_half(x)) return to(conv1d(detail::widened(x), detail::widened(weight), detail::widened(bias), o), x.dtype());
   check_ranks("conv1d", x, weight, 3);
   check_arguments("conv1d", x, weight, bias);
   check_options("conv1d", o.stride, o.padding, o.dilation, o.groups);
@@ -173,6 +176,7 @@ Tensor conv1d(const Tensor& x, const Tensor& weight, const Tensor& bias, Conv1dO
 }
 
 Tensor conv_transpose1d(const Tensor& x, const Tensor& weight, const Tensor& bias, ConvTranspose1dOptions o) {
+  if (detail::is_half(x)) return to(conv_transpose1d(detail::widened(x), detail::widened(weight), detail::widened(bias), o), x.dtype());
   check_ranks("conv_transpose1d", x, weight, 3);
   check_arguments("conv_transpose1d", x, weight, bias);
   check_options("conv_transpose1d", o.stride, o.padding, o.dilation, o.groups);

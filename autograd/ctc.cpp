@@ -79,6 +79,7 @@ Tensor loss_weights(Reduction reduction, const Tensor& target_lengths, const Ten
 
 Tensor ctc_loss(const Tensor& logits, const Tensor& targets, const Tensor& input_lengths, const Tensor& target_lengths, const CtcOptions& options) {
   const char* op = "ctc_loss";
+  if (detail::is_half(logits)) return to(ctc_loss(detail::widened(logits), targets, input_lengths, target_lengths, options), logits.dtype());
   check_logits(op, logits, options.blank);
   CtcGeometry g{logits.size(0), logits.size(1), logits.size(2), 0, options.blank, options.zero_infinity};
   const Tensor labels = as_int64(op, "targets", targets);

@@ -56,6 +56,7 @@ Tensor pixel_positions(int64_t size, bool align_corners, TensorOptions options) 
 }  // namespace
 
 Tensor interpolate(const Tensor& x, Pair output, const InterpolateOptions& o) {
+  if (detail::is_half(x)) return to(interpolate(detail::widened(x), output, o), x.dtype());
   detail::check_real("interpolate", "x", x);
   check<ShapeError>(x.rank() == 4, "interpolate: x must be [n, channels, h, w], got ", x.shape());
   check<ValueError>(output.h >= 1 && output.w >= 1, "interpolate: the output size must be at least 1, got ", output);
@@ -68,6 +69,7 @@ Tensor interpolate(const Tensor& x, Pair output, const InterpolateOptions& o) {
 
 Tensor grid_sample(const Tensor& x_any, const Tensor& grid_any, bool align_corners) {
   detail::check_defined("grid_sample", "grid", grid_any);
+  if (detail::is_half(x_any)) return to(grid_sample(detail::widened(x_any), detail::widened(grid_any), align_corners), x_any.dtype());
   detail::check_real("grid_sample", "x", x_any);
   check<ShapeError>(x_any.rank() == 4, "grid_sample: x must be [n, channels, h, w], got ", x_any.shape());
   check<ShapeError>(grid_any.rank() == 4 && grid_any.size(3) == 2 && grid_any.size(0) == x_any.size(0), "grid_sample: grid must be [", x_any.size(0),
@@ -81,6 +83,7 @@ Tensor grid_sample(const Tensor& x_any, const Tensor& grid_any, bool align_corne
 }
 
 Tensor affine_grid(const Tensor& theta, Pair size, bool align_corners) {
+  if (detail::is_half(theta)) return to(affine_grid(detail::widened(theta), size, align_corners), theta.dtype());
   detail::check_real("affine_grid", "theta", theta);
   check<ShapeError>(theta.rank() == 3 && theta.size(1) == 2 && theta.size(2) == 3, "affine_grid: theta must be [n, 2, 3], got ", theta.shape());
   check<ValueError>(size.h >= 0 && size.w >= 0, "affine_grid: the size cannot be negative, got ", size);

@@ -11,6 +11,7 @@ namespace {
 
 using detail::check_defined;
 using detail::checked_axis;
+using detail::is_half;
 using detail::options_of;
 
 Tensor checked_along(const char* op, const Tensor& x, int axis, const Tensor& index) {
@@ -23,8 +24,6 @@ Tensor checked_along(const char* op, const Tensor& x, int axis, const Tensor& in
 // The operations proper, on checked arguments; each is the other's backward pass.
 Tensor gather_checked(const Tensor& x, int axis, const Tensor& index);
 
-bool is_half(const Tensor& x) { return x.dtype() == DType::float16 || x.dtype() == DType::bfloat16; }
-
 // Into zeros, which need no copy. Halves add up in float32.
 Tensor scatter_checked(const Shape& shape, int axis, const Tensor& index, const Tensor& source) {
   if (is_half(source)) return to(scatter_checked(shape, axis, index, to(source, DType::float32)), source.dtype());
@@ -34,6 +33,7 @@ Tensor scatter_checked(const Shape& shape, int axis, const Tensor& index, const 
 }
 
 Tensor scatter_add_checked(const Tensor& x, int axis, const Tensor& index, const Tensor& source) {
+  if (is_half(x)) return to(scatter_add_checked(detail::widened(x), axis, index, detail::widened(source)), x.dtype());
   const Tensor y = clone(x.detach());
   table_of(x).scatter_add(queue_of(x), axis, index.view(), source.view(), y.mutable_view());
   return record("scatter_add", y, {x, source}, saving(index), [axis](const Saved& s, const Tensor& g) {
@@ -59,6 +59,7 @@ Tensor index_scatter_checked(const Shape& shape, int axis, const Tensor& index, 
 }
 
 Tensor index_add_checked(const Tensor& x, int axis, const Tensor& index, const Tensor& source) {
+  if (is_half(x)) return to(index_add_checked(detail::widened(x), axis, index, detail::widened(source)), x.dtype());
   const Tensor y = clone(x.detach());
   table_of(x).index_add(queue_of(x), axis, index.view(), source.view(), y.mutable_view());
   return record("index_add", y, {x, source}, saving(index), [axis](const Saved& s, const Tensor& g) {

@@ -73,6 +73,7 @@ Shape with_last(Shape shape, int64_t size) {
 Tensor matmul(const Tensor& a, const Tensor& b) {
   detail::check_defined("matmul", "a", a);
   detail::check_defined("matmul", "b", b);
+  if (detail::is_half(a)) return to(matmul(detail::widened(a), detail::widened(b)), a.dtype());
   check<ShapeError>(a.rank() >= 1 && b.rank() >= 1, "matmul: takes tensors with at least one axis, got a ", a.shape(), " and b ", b.shape(), "; use a * b for scalars");
   detail::check_real("matmul", "a", a);
   detail::check_alike("matmul", "a", a, "b", b);
@@ -102,6 +103,7 @@ Tensor outer(const Tensor& a, const Tensor& b) {
 Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
   detail::check_defined("linear", "x", x);
   detail::check_defined("linear", "weight", weight);
+  if (detail::is_half(x)) return to(linear(detail::widened(x), detail::widened(weight), detail::widened(bias)), x.dtype());
   check<ShapeError>(weight.rank() == 2, "linear: weight must be [out,in], got ", weight.shape());
   check<ShapeError>(x.rank() >= 1 && x.size(-1) == weight.size(1), "linear: x ", x.shape(), " should have a last axis of ", weight.size(1), ", as weight ",
                     weight.shape(), " expects");

@@ -163,6 +163,13 @@ Tensor batch_norm_eval(const Norm& norm, const Tensor& x_any, const Tensor& weig
 
 Tensor batch_norm(const char* name, bool has_relu, const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& running_mean, const Tensor& running_var,
                   bool training, double momentum, double eps) {
+  if (detail::is_half(x)) {
+    const Tensor mean = detail::widened(running_mean), variance = detail::widened(running_var);
+    const Tensor y = batch_norm(name, has_relu, detail::widened(x), detail::widened(weight), detail::widened(bias), mean, variance, training, momentum, eps);
+    if (training && detail::is_half(running_mean)) overwrite(running_mean, mean);
+    if (training && detail::is_half(running_var)) overwrite(running_var, variance);
+    return to(y, x.dtype());
+  }
   check_x(name, x, 2);
   const Shape channels{x.size(1)};
   check_argument(name, "weight", x, weight, channels);
@@ -211,6 +218,7 @@ Tensor batch_norm_relu(const Tensor& x, const Tensor& weight, const Tensor& bias
 }
 
 Tensor layer_norm(const Tensor& x, const Shape& normalized_shape, const Tensor& weight, const Tensor& bias, double eps) {
+  if (detail::is_half(x)) return to(layer_norm(detail::widened(x), normalized_shape, detail::widened(weight), detail::widened(bias), eps), x.dtype());
   check_x("layer_norm", x, 1);
   const int added = x.rank() - normalized_shape.rank();
   bool fits = added >= 0 && normalized_shape.rank() >= 1;
@@ -225,6 +233,7 @@ Tensor layer_norm(const Tensor& x, const Shape& normalized_shape, const Tensor& 
 }
 
 Tensor group_norm(const Tensor& x, int64_t groups, const Tensor& weight, const Tensor& bias, double eps) {
+  if (detail::is_half(x)) return to(group_norm(detail::widened(x), groups, detail::widened(weight), detail::widened(bias), eps), x.dtype());
   check_x("group_norm", x, 2);
   check<ValueError>(groups >= 1, "group_norm: groups must be at least 1, got ", groups);
   check<ShapeError>(x.size(1) % groups == 0, "group_norm: the ", x.size(1), " channels of x ", x.shape(), " do not divide into ", groups, " groups");
@@ -232,6 +241,7 @@ Tensor group_norm(const Tensor& x, int64_t groups, const Tensor& weight, const T
 }
 
 Tensor instance_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, double eps) {
+  if (detail::is_half(x)) return to(instance_norm(detail::widened(x), detail::widened(weight), detail::widened(bias), eps), x.dtype());
   check_x("instance_norm", x, 3);
   check<ValueError>(positions(x) != 1, "instance_norm: needs more than one value in each channel of a sample, x is ", x.shape());
   return group_norm("instance_norm", x, std::max<int64_t>(x.size(1), 1), weight, bias, eps);

@@ -69,6 +69,10 @@ PooledMaxima maxima(const char* op, const Tensor& x, const Shape& shape, bool wa
 }
 
 PooledMaxima max_pool(const char* op, const Tensor& x_any, Pair kernel, const MaxPool2dOptions& o, bool wants_indices) {
+  if (detail::is_half(x_any)) {
+    const PooledMaxima wide = max_pool(op, detail::widened(x_any), kernel, o, wants_indices);
+    return {to(wide.values, x_any.dtype()), wide.indices};
+  }
   if (check_defined(op, "x", x_any).rank() == 3) {
     const PooledMaxima batch = max_pool(op, unsqueeze(x_any, 0), kernel, o, wants_indices);
     return {squeeze(batch.values, 0), batch.indices ? squeeze(batch.indices, 0) : Tensor()};
@@ -96,6 +100,7 @@ Tensor avg_pool_backward(const PoolGeometry& g, const Tensor& gradient) {
 }
 
 Tensor avg_pool(const char* op, const Tensor& x, Pair kernel, const AvgPool2dOptions& o) {
+  if (detail::is_half(x)) return to(avg_pool(op, detail::widened(x), kernel, o), x.dtype());
   if (check_defined(op, "x", x).rank() == 3) return squeeze(avg_pool(op, unsqueeze(x, 0), kernel, o), 0);
   return avg_pool(op, geometry_of(op, x, kernel, o.stride, o.padding, 1, o.ceil_mode, o.count_include_pad), x);
 }
@@ -136,12 +141,14 @@ PoolGeometry plain(const AdaptivePoolGeometry& g) {
 }
 
 Tensor adaptive_avg(const char* op, const Tensor& x, Pair output) {
+  if (detail::is_half(x)) return to(adaptive_avg(op, detail::widened(x), output), x.dtype());
   if (check_defined(op, "x", x).rank() == 3) return squeeze(adaptive_avg(op, unsqueeze(x, 0), output), 0);
   const AdaptivePoolGeometry g = adaptive_geometry(op, x, output);
   return is_plain(g) ? avg_pool(op, plain(g), x) : adaptive_avg(op, g, x);
 }
 
 Tensor adaptive_max(const char* op, const Tensor& x_any, Pair output) {
+  if (detail::is_half(x_any)) return to(adaptive_max(op, detail::widened(x_any), output), x_any.dtype());
   if (check_defined(op, "x", x_any).rank() == 3) return squeeze(adaptive_max(op, unsqueeze(x_any, 0), output), 0);
   const AdaptivePoolGeometry g = adaptive_geometry(op, x_any, output);
   const Tensor x = contiguous(x_any);
@@ -194,6 +201,7 @@ Tensor adaptive_max_pool1d(const Tensor& x, int64_t output) { return squeeze(ada
 Tensor adaptive_avg_pool1d(const Tensor& x, int64_t output) { return squeeze(adaptive_avg("adaptive_avg_pool1d", as_image("adaptive_avg_pool1d", x), {1, output}), -2); }
 
 Tensor global_avg_pool(const Tensor& x) {
+  if (detail::is_half(x)) return to(global_avg_pool(detail::widened(x)), x.dtype());
   detail::check_real("global_avg_pool", "x", x);
   const Tensor planes = flat_positions("global_avg_pool", x);
   const int64_t n = planes.size(0), channels = planes.size(1);

@@ -177,7 +177,20 @@ size_t weights_per_direction(const char* op, const std::vector<Tensor>& weights,
   return weights.size() / units;
 }
 
+RnnResult run_layers(RnnCell cell, const Tensor& input, const std::vector<Tensor>& weights, const RnnOptions& options);
+
+// In float32, for an input of a half type; only what comes out is rounded.
+RnnResult run_layers_widened(RnnCell cell, const Tensor& input, std::vector<Tensor> weights, RnnOptions options) {
+  for (Tensor& w : weights) w = detail::widened(w);
+  options.h0 = detail::widened(options.h0);
+  options.c0 = detail::widened(options.c0);
+  const RnnResult r = run_layers(cell, detail::widened(input), weights, options);
+  const auto narrowed = [&](const Tensor& t) { return t ? to(t, input.dtype()) : t; };
+  return {narrowed(r.output), narrowed(r.h_n), narrowed(r.c_n)};
+}
+
 RnnResult run_layers(RnnCell cell, const Tensor& input, const std::vector<Tensor>& weights, const RnnOptions& options) {
+  if (detail::is_half(input)) return run_layers_widened(cell, input, weights, options);
   const char* op = name_of(cell);
   detail::check_defined(op, "x", input);
   check<ShapeError>(input.rank() == 3, op, ": x must be ", options.batch_first ? "[batch, time, input]" : "[time, batch, input]", ", got ", input.shape());
@@ -216,7 +229,7 @@ namespace {
 void check_cell(const char* op, int64_t gates, const Tensor& x, const Tensor& h, const Tensor& weight_ih, const Tensor& weight_hh, const Tensor& bias_ih, const Tensor& bias_hh) {
   detail::check_defined(op, "x", x);
   detail::check_defined(op, "weight_hh", weight_hh);
-  check<DTypeError>(x.dtype() == DType::float32 || x.dtype() == DType::float64, op, ": takes float32 or float64, got ", x.dtype());
+  check<DTypeError>(is_floating(x.dtype()), op, ": takes floating-point tensors, got ", x.dtype(), "; convert with to(x, DType::float32)");
   check<ShapeError>(x.rank() == 2, op, ": x must be [batch, input], got ", x.shape());
   check<ShapeError>(weight_hh.rank() == 2, op, ": weight_hh must be [", gates, " * hidden, hidden], got ", weight_hh.shape());
   const int64_t hidden = weight_hh.size(1);

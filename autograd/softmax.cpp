@@ -31,6 +31,7 @@ Tensor softmax_backward(bool is_log, int axis, const Tensor& gradient, const Ten
 }
 
 Tensor softmax(const char* name, bool is_log, const Tensor& x_any, int64_t axis) {
+  if (detail::is_half(x_any)) return to(softmax(name, is_log, detail::widened(x_any), axis), x_any.dtype());
   detail::check_real(name, "x", x_any);
   const int at = wrap_axis(axis, x_any.rank(), name);
   const Tensor x = contiguous(x_any), y = empty_like(x);
@@ -116,6 +117,11 @@ Tensor softmax(const Tensor& x, int64_t axis) { return softmax("softmax", false,
 Tensor log_softmax(const Tensor& x, int64_t axis) { return softmax("log_softmax", true, x, axis); }
 
 Tensor cross_entropy(const Tensor& logits, const Tensor& labels, const CrossEntropyOptions& o) {
+  if (detail::is_half(logits)) {
+    CrossEntropyOptions options = o;
+    options.weight = detail::widened(o.weight);
+    return to(cross_entropy(detail::widened(logits), labels, options), logits.dtype());
+  }
   check_arguments(logits, labels, o);
   const int class_axis = logits.rank() == 1 ? 0 : 1;
   const int64_t classes = logits.shape()[class_axis];

@@ -6,6 +6,8 @@
 #include <map>
 #include <set>
 
+#include <fovea/autograd/elementwise.h>
+#include <fovea/autograd/reduce.h>
 #include <fovea/autograd/shape.h>
 #include <fovea/kernels/cpu/parallel.h>
 #include <fovea/kernels/table_entries.h>
@@ -41,6 +43,13 @@ void for_each_sample(const F& f) {
         FAIL_CHECK(std::string(error.what()));
       }
     }
+}
+
+// The inputs with their floating-point values rounded to `dtype`, kept in it or widened again.
+std::vector<Tensor> rounded(std::vector<Tensor> inputs, DType dtype, bool is_widened) {
+  for (Tensor& x : inputs)
+    if (is_floating(x.dtype())) x = is_widened ? to(to(x, dtype), x.dtype()) : to(x, dtype);
+  return inputs;
 }
 
 bool has_special(const Sample& sample) {
@@ -117,6 +126,20 @@ struct Threads {
 };
 
 }  // namespace
+
+TEST_CASE("every operation takes half types as storage: its result is float32's, rounded") {
+  for (const auto& [dtype, epsilon] : {std::pair{DType::float16, 0x1p-10}, std::pair{DType::bfloat16, 0x1p-7}})
+    for_each_sample([&, dtype = dtype, epsilon = epsilon](const Operation& row, const Sample& sample, size_t) {
+      if (has_special(sample)) return;
+      const std::vector<Tensor> inputs = make_inputs(sample, DType::float32);
+      const Tensor half = row.call(rounded(inputs, dtype, false)), full = row.call(rounded(inputs, dtype, true));
+      CHECK(half.shape() == full.shape());
+      if (!is_floating(full.dtype()) || full.numel() == 0) return;
+      const double difference = amax(abs(to(half, DType::float32) - full)).item(), largest = amax(abs(full)).item();
+      INFO(name_of(dtype));
+      CHECK(difference <= epsilon * largest + 0x1p-24);       // the smallest float16
+    });
+}
 
 TEST_CASE("golden values: PyTorch gives the same, in float64 and in float32") {
   const NamedTensors golden = load_npz(FOVEA_SOURCE_DIR "/tests/golden/ops.npz");
