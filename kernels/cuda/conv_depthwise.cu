@@ -29,12 +29,12 @@ struct PlaneProduct {
   WindowAxis vertical, horizontal;
   int32_t rows = 0, columns = 0;                       // of out
   int32_t source_size = 0;                             // elements of a source plane
-  int32_t channels = 0, sources = 1, outs_per_source = 1;
+  int32_t channels = 0, source_channels = 0, sources = 1;
   int32_t weight_r = 0, weight_s = 1, weight_first = 0;   // a tap's place in the kernel; backwards where the kernel is mirrored
   int32_t kernel_size = 0;
-  FastDivide strips_by_columns, by_columns;            // a thread's number into plane, strip, column
-  int32_t strips = 0;
-  int32_t stride_h = 1, stride_w = 1;                  // is_scattered: only taps that come out even count (see add_scattered_windows)
+  FastDivide by_plane, by_columns;                     // a thread's number into plane, strip, column
+  FastDivide by_channels, by_outs;                     // a plane into image and channel, and a channel into the first of its sources
+  FastDivide by_stride_h, by_stride_w;                 // of add_scattered_windows
 };
 
 template <class T>
@@ -73,60 +73,70 @@ __device__ void add_windows(const PlaneProduct& p, const T* plane, const T* weig
   }
 }
 
+// n / divisor where that comes out even, else -1.
+__device__ int32_t whole_quotient(int32_t n, const FastDivide& by) {
+  if (n < 0) return -1;
+  const int32_t quotient = static_cast<int32_t>(by.quotient(static_cast<uint32_t>(n)));
+  return quotient * static_cast<int32_t>(by.divisor) == n ? quotient : -1;
+}
+
 // The window of a pixel of dx with strides: row p of dy meets it through tap r when p * stride = h + pad - r * dilation comes out even.
 template <class T>
 __device__ void add_scattered_windows(const PlaneProduct& p, const T* plane, const T* weight, int32_t first_row, int32_t column, T (&sums)[strip]) {
   for (int32_t s = 0; s < p.horizontal.taps; ++s) {
     const int32_t right = column + p.horizontal.base + s * p.horizontal.delta;
-    if (right < 0 || right % p.stride_w != 0) continue;
+    const int32_t from_column = whole_quotient(right, p.by_stride_w);
+    if (from_column < 0) continue;
 #pragma unroll
     for (int v = 0; v < strip; ++v)
       for (int32_t r = 0; r < p.vertical.taps; ++r) {
         const int32_t down = first_row + v + p.vertical.base + r * p.vertical.delta;
-        if (down < 0 || down % p.stride_h != 0) continue;
-        sums[v] += weight[p.weight_first + r * p.weight_r + s * p.weight_s] * load_inside(plane, p, down / p.stride_h, right / p.stride_w);
+        const int32_t from_row = whole_quotient(down, p.by_stride_h);
+        if (from_row < 0) continue;
+        sums[v] += weight[p.weight_first + r * p.weight_r + s * p.weight_s] * load_inside(plane, p, from_row, from_column);
       }
   }
 }
 
 template <class T, int kernel, bool is_scattered>
-__global__ void __launch_bounds__(threads_per_block) plane_product(PlaneProduct p, int64_t first_plane, int32_t count, const T* source, const T* weight, const T* bias, T* out) {
+__global__ void __launch_bounds__(threads_per_block) plane_product(PlaneProduct p, int32_t count, const T* source, const T* weight, const T* bias, T* out) {
   const int64_t number = global_thread();
   if (number >= count) return;
-  const int32_t plane = static_cast<int32_t>(p.strips_by_columns.quotient(static_cast<uint32_t>(number))), within = static_cast<int32_t>(number) - plane * static_cast<int32_t>(p.strips_by_columns.divisor);
+  const int32_t plane = static_cast<int32_t>(p.by_plane.quotient(static_cast<uint32_t>(number))), within = static_cast<int32_t>(number) - plane * static_cast<int32_t>(p.by_plane.divisor);
   const int32_t strip_index = static_cast<int32_t>(p.by_columns.quotient(static_cast<uint32_t>(within))), column = within - strip_index * p.columns;
   const int32_t first_row = strip_index * strip;
-  const int64_t out_plane = first_plane + plane;
-  const int64_t image = out_plane / p.channels, channel = out_plane - image * p.channels;
-  const int64_t source_channels = p.channels / p.outs_per_source * p.sources;
-  const int64_t first_source = channel / p.outs_per_source * p.sources;           // among the image's
+  const int32_t image = static_cast<int32_t>(p.by_channels.quotient(static_cast<uint32_t>(plane))), channel = plane - image * p.channels;
+  const int32_t first_source = static_cast<int32_t>(p.by_outs.quotient(static_cast<uint32_t>(channel))) * p.sources;      // among the image's
   T sums[strip] = {};
   for (int32_t k = 0; k < p.sources; ++k) {
-    const T* const from = source + (image * source_channels + first_source + k) * p.source_size;
-    const T* const taps = weight + (p.outs_per_source > 1 || p.sources == 1 ? channel : first_source + k) * p.kernel_size;
+    const T* const from = source + (static_cast<int64_t>(image) * p.source_channels + first_source + k) * p.source_size;
+    const T* const taps = weight + static_cast<int64_t>(p.sources == 1 ? channel : first_source + k) * p.kernel_size;
     if constexpr (is_scattered) add_scattered_windows(p, from, taps, first_row, column, sums);
     else add_windows<T, kernel>(p, from, taps, first_row, column, sums);
   }
   const T start = bias ? bias[channel] : T(0);
 #pragma unroll
   for (int v = 0; v < strip; ++v)
-    if (first_row + v < p.rows) out[(out_plane * p.rows + first_row + v) * p.columns + column] = sums[v] + start;
+    if (first_row + v < p.rows) out[(static_cast<int64_t>(plane) * p.rows + first_row + v) * p.columns + column] = sums[v] + start;
 }
 
 template <class T>
-void run_planes(Queue queue, bool is_forward, bool is_scattered, PlaneProduct p, int64_t planes, const T* source, const T* weight, const T* bias, T* out) {
-  p.strips = static_cast<int32_t>(ceil_div<int64_t>(p.rows, strip));
-  const int64_t per_plane = static_cast<int64_t>(p.strips) * p.columns;
-  p.strips_by_columns = divide_by(per_plane);
+void run_planes(Queue queue, bool is_forward, bool is_scattered, PlaneProduct p, int64_t images, int64_t outs_per_source, const T* source, const T* weight, const T* bias, T* out) {
+  const int64_t per_plane = ceil_div<int64_t>(p.rows, strip) * p.columns, per_image = per_plane * p.channels;
+  p.by_plane = divide_by(per_plane);
+  p.by_channels = divide_by(p.channels);
+  p.by_outs = divide_by(outs_per_source);
   p.by_columns = divide_by(p.columns);
   const bool is_dense = p.vertical.step == 1 && p.horizontal.step == 1 && p.vertical.delta == 1 && p.horizontal.delta == 1 && p.vertical.taps == p.horizontal.taps;
   const int kernel = is_dense && !is_scattered ? p.vertical.taps : 0;
-  const int64_t at_once = std::max<int64_t>(1, (index_limit / 2) / per_plane);
-  for (int64_t first = 0; first < planes; first += at_once) {
-    const int64_t count = std::min(at_once, planes - first) * per_plane;
+  const int64_t at_once = std::max<int64_t>(1, (index_limit / 2) / per_image);      // images, so that their strips can be numbered
+  for (int64_t first = 0; first < images; first += at_once) {
+    const int64_t count = std::min(at_once, images - first) * per_image;
+    const T* const from = source + first * p.source_channels * p.source_size;
+    T* const to = out + first * p.channels * p.rows * p.columns;
     const Grid grid{dim3(static_cast<unsigned>(ceil_div<int64_t>(count, threads_per_block))), dim3(threads_per_block)};
     const char* const name = is_forward ? "conv2d_forward_depthwise" : "conv2d_backward_data_depthwise";
-    const auto start = [&](auto kernel_function) { launch(queue, name, grid, kernel_function, p, first, static_cast<int32_t>(count), source, weight, bias, out); };
+    const auto start = [&](auto kernel_function) { launch(queue, name, grid, kernel_function, p, static_cast<int32_t>(count), from, weight, bias, to); };
     if (is_scattered) start(plane_product<T, 0, true>);
     else if (kernel == 3) start(plane_product<T, 3, false>);
     else if (kernel == 5) start(plane_product<T, 5, false>);
@@ -144,10 +154,10 @@ void forward(Queue queue, const ConvGeometry& g, const T* x, const T* weight, co
   p.columns = static_cast<int32_t>(g.out_w());
   p.source_size = static_cast<int32_t>(g.h * g.w);
   p.channels = static_cast<int32_t>(g.k);
-  p.outs_per_source = static_cast<int32_t>(g.k / g.c);
+  p.source_channels = static_cast<int32_t>(g.c);
   p.weight_r = static_cast<int32_t>(g.s);
   p.kernel_size = static_cast<int32_t>(g.r * g.s);
-  run_planes(queue, true, false, p, g.n * g.k, x, weight, bias, y);
+  run_planes(queue, true, false, p, g.n, g.k / g.c, x, weight, bias, y);
 }
 
 // With unit strides dx is the forward convolution of dy with the mirrored kernel, padded by what the kernel reaches beyond the old padding.
@@ -158,6 +168,7 @@ void backward_data(Queue queue, const ConvGeometry& g, const T* dy, const T* wei
   p.columns = static_cast<int32_t>(g.w);
   p.source_size = static_cast<int32_t>(g.out_h() * g.out_w());
   p.channels = static_cast<int32_t>(g.c);
+  p.source_channels = static_cast<int32_t>(g.k);
   p.sources = static_cast<int32_t>(g.k / g.c);
   p.kernel_size = static_cast<int32_t>(g.r * g.s);
   p.vertical = {static_cast<int32_t>(g.r), 1, static_cast<int32_t>(g.pad_h - (g.r - 1) * g.dilation_h), static_cast<int32_t>(g.dilation_h), static_cast<int32_t>(g.out_h())};
@@ -165,9 +176,9 @@ void backward_data(Queue queue, const ConvGeometry& g, const T* dy, const T* wei
   p.weight_r = static_cast<int32_t>(-g.s);
   p.weight_s = -1;
   p.weight_first = p.kernel_size - 1;
-  p.stride_h = static_cast<int32_t>(g.stride_h);
-  p.stride_w = static_cast<int32_t>(g.stride_w);
-  run_planes<T>(queue, false, g.stride_h > 1 || g.stride_w > 1, p, g.n * g.c, dy, weight, nullptr, dx);
+  p.by_stride_h = divide_by(g.stride_h);
+  p.by_stride_w = divide_by(g.stride_w);
+  run_planes<T>(queue, false, g.stride_h > 1 || g.stride_w > 1, p, g.n, 1, dy, weight, nullptr, dx);
 }
 
 // --- gradient of the weight ---
@@ -184,7 +195,7 @@ struct TapSums {
 template <class T>
 __global__ void __launch_bounds__(threads_per_block) tap_sums(TapSums p, int32_t first_line, const T* x, const T* dy, T* out) {
   auto& scratch = shared<T[warp_size]>();
-  const int64_t channel = blockIdx.x;
+  const int64_t channel = blockIdx.x, source = static_cast<int32_t>(blockIdx.x) / p.outs_per_source;
   const int32_t line = first_line + static_cast<int32_t>(blockIdx.y);
   const int32_t r = line / p.pieces, first_tap = (line - r * p.pieces) * most_row_taps;
   const int32_t first_image = static_cast<int32_t>(blockIdx.z) * p.images_per_split;
@@ -202,7 +213,7 @@ __global__ void __launch_bounds__(threads_per_block) tap_sums(TapSums p, int32_t
       if (static_cast<uint32_t>(row) >= static_cast<uint32_t>(p.vertical.size)) continue;
       const int64_t n = first_image + done + image;
       const T gradient = dy[(n * p.channels + channel) * plane + pixel];
-      const T* const from = x + (n * p.source_channels + channel / p.outs_per_source) * p.source_size + static_cast<int64_t>(row) * p.horizontal.size;
+      const T* const from = x + (n * p.source_channels + source) * p.source_size + static_cast<int64_t>(row) * p.horizontal.size;
 #pragma unroll
       for (int s = 0; s < most_row_taps; ++s) {
         const int32_t column = first_column + s * p.horizontal.delta;
