@@ -175,7 +175,7 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
     s->capture->is_broken = true;
     return remember(cudaErrorStreamCaptureUnsupported);
   }
-  Operation copy{"cudaMemcpyAsync", {}, {}, {}, true, false, 0};
+  Operation copy{[] { return std::string("cudaMemcpyAsync"); }, {}, {}, {}, true, false, 0};
   if (source == Place::pageable) {                 // taken now: the caller may change it as soon as this returns
     const char* bytes_from = static_cast<const char*>(from);
     auto taken = std::make_shared<std::vector<char>>(bytes_from, bytes_from + bytes);
@@ -195,7 +195,7 @@ cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stre
   if (bytes == 0) return cudaSuccess;
   const std::string fault = find_fault("destination", to, bytes, true, false);
   if (!fault.empty()) return refuse("cudaMemsetAsync: " + fault);
-  return enqueue(*s, {"cudaMemsetAsync", [=] {
+  return enqueue(*s, {[] { return std::string("cudaMemsetAsync"); }, [=] {
                         if (!holds(find_device(to), to, bytes)) throw Failure(cudaErrorIllegalAddress, "cudaMemsetAsync: at its turn, " + describe(to, bytes) + " was not allocated" + seed_note());
                         std::memset(to, value, bytes);
                       }, {}, {}, true, false, 0});
@@ -239,6 +239,15 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const voi
 
 namespace host_cuda {
 
+namespace {
+
+cudaError_t enqueue_launch(Stream& stream, Launch launch) {
+  auto kept = std::make_shared<const Launch>(std::move(launch));
+  return enqueue(stream, {[kept] { return describe(*kept); }, [kept] { run_grid(*kept); }, {}, {}, false, false, 0});
+}
+
+}  // namespace
+
 void name_next_launch(const char* name) { next_name = name; }
 
 cudaError_t enqueue_kernel(const cudaLaunchConfig_t& config, const void* kernel, std::function<void()> thread) {
@@ -252,10 +261,7 @@ cudaError_t enqueue_kernel(const cudaLaunchConfig_t& config, const void* kernel,
                          uint64_t{t.x} * t.y * t.z <= 1024;
   if (!is_shaped) return remember(cudaErrorInvalidConfiguration);
   if (config.dynamicSmemBytes > static_cast<size_t>(shared_limit(kernel))) return remember(cudaErrorInvalidValue);
-  Launch launch{name ? name : text("at ", kernel), b, t, config.dynamicSmemBytes, std::move(thread)};
-  Operation operation{"kernel " + launch.name, {}, {}, {}, false, false, 0};
-  operation.run = [launch = std::move(launch)] { run_grid(launch); };
-  return enqueue(*s, std::move(operation));
+  return enqueue_launch(*s, {name ? name : "", kernel, b, t, config.dynamicSmemBytes, std::move(thread)});
 }
 
 // As a kernel of one thread, so that a bad address in it is reported like a kernel's.
@@ -263,8 +269,7 @@ cudaError_t enqueue_work(cudaStream_t stream, const char* name, std::function<vo
   HOST_CUDA_LOCK;
   Stream* s = resolve(stream);
   if (!s) return remember(cudaErrorInvalidResourceHandle);
-  Launch launch{name, 1, 1, 0, std::move(work)};
-  return enqueue(*s, {name, [launch = std::move(launch)] { run_grid(launch); }, {}, {}, false, false, 0});
+  return enqueue_launch(*s, {name, nullptr, 1, 1, 0, std::move(work)});
 }
 
 }  // namespace host_cuda

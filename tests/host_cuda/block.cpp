@@ -111,11 +111,6 @@ std::string hex(uint32_t v) {
   return digits;
 }
 
-std::string describe_launch() {
-  const dim3 b = launch->blocks, t = launch->threads;
-  return text("kernel ", launch->name, " (", b.x, "x", b.y, "x", b.z, " blocks of ", t.x, "x", t.y, "x", t.z, " threads, ", launch->shared_bytes, " bytes of shared memory)");
-}
-
 void activate(int t) {
   current = t;
   threadIdx = indices[t];
@@ -315,7 +310,7 @@ void run_block(uint64_t number) {
   current = -1;
   if (has_failed) throw Failure(failure_code, failure_text);
   if (const char* damage = damaged_shared())
-    throw Failure(cudaErrorIllegalAddress, text(describe_launch(), ", block ", triple(blockIdx.x, blockIdx.y, blockIdx.z), ": wrote to what lies ", damage, " its shared memory", seed_note()));
+    throw Failure(cudaErrorIllegalAddress, text(describe(*launch), ", block ", triple(blockIdx.x, blockIdx.y, blockIdx.z), ": wrote to what lies ", damage, " its shared memory", seed_note()));
 }
 
 const void* fault_address = nullptr;
@@ -333,10 +328,16 @@ void fault_in_kernel() {
 
 }  // namespace
 
+std::string describe(const Launch& l) {
+  const dim3 b = l.blocks, t = l.threads;
+  return text("kernel ", l.name.empty() ? name_of_kernel(l.kernel) : l.name, " (", b.x, "x", b.y, "x", b.z, " blocks of ", t.x, "x", t.y, "x", t.z, " threads, ", l.shared_bytes,
+              " bytes of shared memory)");
+}
+
 bool in_kernel() { return current >= 0 && pthread_equal(runner, pthread_self()); }
 
 void fail_kernel(const std::string& what, cudaError_t code) {
-  failure_text = text(describe_launch(), ", block ", triple(blockIdx.x, blockIdx.y, blockIdx.z), ", ", thread_name(current), ": ", what, seed_note());
+  failure_text = text(describe(*launch), ", block ", triple(blockIdx.x, blockIdx.y, blockIdx.z), ", ", thread_name(current), ": ", what, seed_note());
   failure_code = code;
   has_failed = true;
   Fiber& mine = fiber_of(current);

@@ -313,7 +313,7 @@ Window::Window(int device) {
 }
 Window::~Window() { move_window(Arena::closed); }
 
-void check_guards(const std::string& culprit) {
+void check_guards(const std::function<std::string()>& culprit) {
   Arena& a = arena();
   for (auto& [pages, b] : a.blocks) {
     if (!is_seen(a.window, b)) continue;
@@ -324,7 +324,7 @@ void check_guards(const std::string& culprit) {
     const std::string where = describe_device_address(damage);
     fill_guard(b.pages, begin);
     fill_guard(end, b.pages_end);
-    throw Failure(cudaErrorIllegalAddress, culprit + ": wrote to " + where + seed_note());
+    throw Failure(cudaErrorIllegalAddress, culprit() + ": wrote to " + where + seed_note());
   }
 }
 

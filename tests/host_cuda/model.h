@@ -46,12 +46,15 @@ std::string text(const Args&... args) {
 // ---- running a kernel (block.cpp) ----
 
 struct Launch {
-  std::string name;
+  std::string name;                      // "": that of the function
+  const void* kernel = nullptr;
   dim3 blocks, threads;
   size_t shared_bytes = 0;
   std::function<void()> thread;          // runs the kernel for the thread that threadIdx and blockIdx name
 };
 void run_grid(const Launch& launch);     // throws Failure
+std::string name_of_kernel(const void* kernel);
+std::string describe(const Launch& launch);
 
 bool in_kernel();                        // whether a thread of a kernel runs now
 // Ends the kernel that runs: run_grid throws a Failure that begins with the kernel, block and thread.
@@ -96,7 +99,7 @@ class SignalStack {
  private:
   stack_t previous_;
 };
-void check_guards(const std::string& culprit);                      // throws Failure
+void check_guards(const std::function<std::string()>& culprit);      // throws Failure
 
 // The shared memory of the block that runs ends at a page that may not be touched.
 void* begin_shared(size_t bytes);                                   // for a launch

@@ -295,14 +295,14 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
     s->capture->streams.push_back(s);
   }
   if (s->capture || !event->latest) return cudaSuccess;      // captured operations keep the order in which they were captured
-  return enqueue(*s, {"a wait for an event", {}, event->latest, {}, false, false, 0});
+  return enqueue(*s, {{}, {}, event->latest, {}, false, false, 0});
 }
 
 cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void* data) {
   HOST_CUDA_LOCK;
   Stream* s = resolve(stream);
   if (!s) return remember(cudaErrorInvalidResourceHandle);
-  return enqueue(*s, {"a host function", [=] { function(data); }, {}, {}, false, true, 0});
+  return enqueue(*s, {{}, [=] { function(data); }, {}, {}, false, true, 0});
 }
 
 // ---- events ----
@@ -329,7 +329,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   event->capture = s->capture;
   if (s->capture) return cudaSuccess;
   event->latest = std::make_shared<Recording>();
-  return enqueue(*s, {"an event", {}, {}, event->latest, false, false, 0});
+  return enqueue(*s, {{}, {}, {}, event->latest, false, false, 0});
 }
 
 cudaError_t cudaEventQuery(cudaEvent_t event) {
@@ -410,7 +410,7 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
   HOST_CUDA_LOCK;
   Stream* s = resolve(stream);
   if (!s) return remember(cudaErrorInvalidResourceHandle);
-  return enqueue(*s, {"a graph", [graph = executable->graph] {
+  return enqueue(*s, {[] { return std::string("a graph"); }, [graph = executable->graph] {
                         for (const Operation& o : graph->operations) {
                           o.run();
                           check_guards(o.name);

@@ -22,7 +22,7 @@ struct Recording {
 };
 
 struct Operation {
-  std::string name;
+  std::function<std::string()> name;               // for messages
   std::function<void()> run;                       // nothing for events
   std::shared_ptr<Recording> waits_for, records;
   bool all_devices = false;                        // may touch the memory of every device
