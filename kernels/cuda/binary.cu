@@ -1,7 +1,7 @@
-// y = f(a, b; alpha, beta), element by element, with the formulas of kernels/cpu/binary.cpp: maximum and minimum hand on NaN; remainder has the divisor's sign;
-// comparisons with NaN are false. The *_backward rows are gradient * f'(saved value).
-// Layout: any strides; operands already broadcast to y's shape. Overwrites y, which may be an operand itself. Computed in float32 (for float16 and bfloat16 too),
-// float64 or int64. Deterministic. Floor: one read of each operand, one write. Which loop runs: see Note [Two loops] in elementwise.h.
+// y = f(a, b; alpha, beta), element by element, with the formulas of kernels/cpu/binary.cpp: maximum and minimum hand on NaN; remainder has the
+// divisor's sign; comparisons with NaN are false. The *_backward rows are gradient * f'(saved value).
+// Layout: any strides; operands already broadcast to y's shape. Overwrites y, which may be an operand itself. Computed in float32 (for float16 and
+// bfloat16 too), float64 or int64. Deterministic. Floor: one read of each operand, one write. Which loop runs: see Note [Two loops] in elementwise.h.
 #include <fovea/kernels/cuda/elementwise_functions.h>
 
 #include <array>

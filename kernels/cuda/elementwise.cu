@@ -1,6 +1,7 @@
-// ternary: y = f(a, b, c; alpha), element by element, with the formulas of kernels/cpu/binary.cpp; and the table's elementwise entries (unary.cu, binary.cu).
-// Layout: any strides; operands already broadcast to y's shape. Overwrites y, which may be an operand itself. Computed in float32 (for float16 and bfloat16 too),
-// float64 or int64. Deterministic. Floor: one read of each operand, one write. Which loop runs: see Note [Two loops] in elementwise.h.
+// ternary: y = f(a, b, c; alpha), element by element, with the formulas of kernels/cpu/binary.cpp; and the table's elementwise entries (unary.cu,
+// binary.cu). Layout: any strides; operands already broadcast to y's shape. Overwrites y, which may be an operand itself. Computed in float32 (for
+// float16 and bfloat16 too), float64 or int64. Deterministic. Floor: one read of each operand, one write. Which loop runs: see Note [Two loops] in
+// elementwise.h.
 #include <fovea/kernels/cuda/elementwise_functions.h>
 
 namespace fovea::kernels::cuda {

@@ -1,9 +1,9 @@
 // The loops of elementwise kernels (unary.cu, binary.cu, elementwise.cu, copy.cu): y = f(x, ...) over views of one shape.
 //
 // Note [Two loops]
-// map_packs is for types known at compile time: a thread takes n neighbours of a row, with one access of up to 16 bytes for each operand that lies contiguously,
-// and one read where an operand repeats along the row (broadcast); offsets are worked out once for the n. map_mixed does the rest, element by element: operands of
-// other dtypes than the one computed in, and outputs whose rows do not split into packs.
+// map_packs is for types known at compile time: a thread takes n neighbours of a row, with one access of up to 16 bytes for each operand that
+// lies contiguously, and one read where an operand repeats along the row (broadcast); offsets are worked out once for the n. map_mixed does the
+// rest, element by element: operands of other dtypes than the one computed in, and outputs whose rows do not split into packs.
 #pragma once
 
 #include <algorithm>
@@ -162,8 +162,8 @@ constexpr int pack_of(int most) {
 // Arithmetic on integers is done in int64, which makes long code: four at a time are enough.
 template <class T> inline constexpr int most_elements = std::is_integral_v<T> ? 4 : 8;
 
-// y = f(first, others...) where memory holds First, In and Out if it holds what is computed in; where it does not, by map_mixed. MixedFirst is what the first input
-// counts as there.
+// y = f(first, others...): by map_packs where memory holds First, In and Out and y splits into packs, else by map_mixed, which converts the first
+// input to MixedFirst and the others to what In is computed in.
 template <class First, class MixedFirst, class In, class Out, int inputs, class F>
 void map(Queue queue, const char* name, Loop<inputs>& loop, const F& f) {
   constexpr int n = pack_of<First, In, Out>(most_elements<In>);

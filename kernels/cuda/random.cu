@@ -1,6 +1,7 @@
 // random: y[i] drawn from a distribution; dropout: y = x * mask / (1 - p), mask 1 with probability 1 - p (Srivastava et al. 2014, scaled in training).
 // Layout: contiguous, any dtype. Overwrites y. Deterministic: element i depends on (seed, offset, i) alone, by Note [Which words make element i] of
-// kernels/cpu/random.cpp; uniform, integers, bernoulli and dropout give the CPU's bits, normal its numbers within rounding. Floor: one write (dropout: and one read).
+// kernels/cpu/random.cpp; uniform, integers, bernoulli and dropout give the CPU's bits, normal its numbers within rounding. Floor: one write
+// (dropout: and one read).
 // A thread makes one Philox block, and the two or four neighbouring elements that its words are for.
 #include <fovea/kernels/cuda/convert.h>
 #include <fovea/kernels/cuda/core/launch.h>
@@ -67,7 +68,7 @@ struct Normal32 {
   }
 };
 
-// A pair takes two blocks' words in turn, four words in all: one block.
+// A pair takes 64 bits for each of its two uniform numbers: one block.
 struct Normal64 {
   using Value = double;
   static constexpr int count = 2;
@@ -152,7 +153,8 @@ bool takes_packs(const void* data, int neighbours) { return is_aligned(data, std
 template <class T, class D>
 void draw_all(Queue queue, const D& distribution, PhiloxKey key, const View& y) {
   const int64_t n = y.numel();
-  launch(queue, "random", grid_for(ceil_div<int64_t>(n, D::count), draw_threads), draw<D, T>, distribution, key, y.as<T>(), n, takes_packs<T>(y.data, D::count));
+  const bool is_packed = takes_packs<T>(y.data, D::count);
+  launch(queue, "random", grid_for(ceil_div<int64_t>(n, D::count), draw_threads), draw<D, T>, distribution, key, y.as<T>(), n, is_packed);
 }
 
 // How many of the 2^24 values of a word's high bits lie below p.
@@ -166,7 +168,8 @@ void random_of(Queue queue, Distribution distribution, Scalars s, PhiloxKey key,
         return draw_all<T>(queue, Uniform64{s.alpha, s.beta - s.alpha}, key, y);
       } else {
         const int dropped = y.dtype == DType::bfloat16 ? 24 : y.dtype == DType::float16 ? 21 : 8;
-        return draw_all<T>(queue, Uniform32{static_cast<float>(s.alpha), static_cast<float>(s.beta - s.alpha), std::ldexp(1.0f, dropped - 32), dropped}, key, y);
+        const float low = static_cast<float>(s.alpha), range = static_cast<float>(s.beta - s.alpha);
+        return draw_all<T>(queue, Uniform32{low, range, std::ldexp(1.0f, dropped - 32), dropped}, key, y);
       }
     case Distribution::normal:
       if constexpr (std::is_same_v<T, double>) return draw_all<T>(queue, Normal64{s.alpha, s.beta}, key, y);
