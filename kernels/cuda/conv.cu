@@ -13,7 +13,6 @@
 
 #include <numeric>
 
-#include <fovea/kernels/cuda/core/launch.h>
 #include <fovea/kernels/cuda/core/pack.h>
 #include <fovea/kernels/cuda/core/warp.h>
 
@@ -280,8 +279,6 @@ void check_sizes(const char* op, const ConvGeometry& g) {
 
 // So many images at once that their pixels can be numbered.
 int64_t images_at_once(int64_t images, int64_t pixels) { return std::min(images, std::max<int64_t>(1, (index_limit / 2) / std::max<int64_t>(pixels, 1))); }
-
-FastDivide divide_by(int64_t divisor) { return FastDivide(static_cast<uint32_t>(std::max<int64_t>(divisor, 1))); }
 
 template <class T>
 void forward(Queue queue, const ConvGeometry& g, const T* x, const T* weight, const T* bias, T* y) {

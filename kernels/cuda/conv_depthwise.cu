@@ -8,7 +8,6 @@
 
 #include <algorithm>
 
-#include <fovea/kernels/cuda/core/launch.h>
 #include <fovea/kernels/cuda/core/warp.h>
 
 namespace fovea::kernels::cuda {
@@ -18,8 +17,6 @@ constexpr int threads_per_block = 256;
 constexpr int strip = 4;                               // pixels of a thread, below each other
 constexpr int most_row_taps = 4;                       // columns of the kernel that a thread of the weight's gradient sums at once
 constexpr int64_t most_blocks_z = 65535;
-
-FastDivide divide_by(int64_t divisor) { return FastDivide(static_cast<uint32_t>(std::max<int64_t>(divisor, 1))); }
 
 // --- over pixels ---
 

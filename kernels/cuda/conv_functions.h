@@ -2,12 +2,9 @@
 #pragma once
 
 #include <fovea/kernels/cuda/conv_plan.h>
-#include <fovea/kernels/cuda/core/strided.h>
+#include <fovea/kernels/cuda/planes.h>
 
 namespace fovea::kernels::cuda {
-
-// Kernels number the pixels of a launch, and the elements of one image, with 31 bits.
-inline constexpr int64_t index_limit = int64_t{1} << 31;
 
 // One axis of the windows: output (or input) `i` and tap `t` meet at step * i + base + delta * t, if that is in [0, size).
 struct WindowAxis {
