@@ -12,6 +12,10 @@
 //
 // Note [beta is alpha of the mirrored sample]
 // With time and states counted from the end, beta obeys alpha's recursion for the reversed labels. So one kernel does both, and only maps indices.
+//
+// Note [Rows of alpha are relative]
+// ln p falls by some units a step, and a float near -2000 has lost four digits. So every few steps the largest state is taken off all of them and added to `offset`,
+// which only the loss needs: gamma is divided by its own sum, whatever was taken off alpha and beta.
 #include <cmath>
 #include <limits>
 
@@ -44,6 +48,7 @@ struct Samples {
 };
 
 constexpr int row_threads = 128;
+constexpr int64_t steps_between_offsets = 8;
 
 template <class T>
 struct RowMemory {
@@ -136,6 +141,7 @@ __global__ void __launch_bounds__(warp_size) states_in_warp(Samples<T> s) {
   const int lane = static_cast<int>(threadIdx.x);
   const Mirror<T> m(s, static_cast<int>(blockIdx.y), blockIdx.x);
   T value[each], score[each];
+  double offset = 0;
   int64_t place[each];
   bool skips[each], is_there[each];
 #pragma unroll
@@ -166,6 +172,17 @@ __global__ void __launch_bounds__(warp_size) states_in_warp(Samples<T> s) {
         next[i] = log_add(value[i], before, skips[i] ? two_before : -infinity<T>());
       }
     }
+    if (t % steps_between_offsets == 0 && t > 0) {
+      T top = -infinity<T>();
+#pragma unroll
+      for (int i = 0; i < each; ++i) top = Max()(top, next[i]);
+      top = warp_reduce(top, Max());
+      if (top != -infinity<T>()) {
+        offset += top;
+#pragma unroll
+        for (int i = 0; i < each; ++i) next[i] -= top;
+      }
+    }
     T* row = s.path(m.direction, m.b, m.step(t));
 #pragma unroll
     for (int i = 0; i < each; ++i) {
@@ -179,7 +196,7 @@ __global__ void __launch_bounds__(warp_size) states_in_warp(Samples<T> s) {
   for (int i = 0; i < each; ++i)
     if (is_there[i] && lane * each + i >= m.states() - 2) ends = log_add(ends, value[i]);
   ends = warp_reduce(ends, LogAdd());
-  if (m.direction == 0 && lane == 0) store_loss(s, m.b, ends);
+  if (m.direction == 0 && lane == 0) store_loss(s, m.b, static_cast<T>(ends + offset));
 }
 
 // Any number of states: a step reads the row of the step before it from memory.
@@ -188,6 +205,7 @@ __global__ void __launch_bounds__(512) states_in_block(Samples<T> s) {
   RowMemory<T>& memory = shared<RowMemory<T>>();
   const Mirror<T> m(s, static_cast<int>(blockIdx.y), blockIdx.x);
   const int64_t states = m.states();
+  double offset = 0;
   for (int64_t t = 0; t < m.time; ++t) {
     const T *emission = s.emission(m.b, m.step(t)), *before = t > 0 ? s.path(m.direction, m.b, m.step(t - 1)) : nullptr;
     T* row = s.path(m.direction, m.b, m.step(t));
@@ -195,8 +213,18 @@ __global__ void __launch_bounds__(512) states_in_block(Samples<T> s) {
       if (state < 0) return -infinity<T>();
       return before ? before[m.state(state)] : state == 0 ? T(0) : -infinity<T>();
     };
-    for (int64_t state = threadIdx.x; state < states; state += blockDim.x)
-      row[m.state(state)] = emission[m.emission_of(state)] + log_add(previous(state), previous(state - 1), m.may_skip(state) ? previous(state - 2) : -infinity<T>());
+    T shift = 0;
+    if (t % steps_between_offsets == 0 && t > 0) {
+      T top = -infinity<T>();
+      for (int64_t state = threadIdx.x; state < states; state += blockDim.x) top = Max()(top, previous(state));
+      top = block_reduce(top, Max(), -infinity<T>(), memory.scratch);
+      if (top != -infinity<T>()) shift = top;
+      offset += shift;
+    }
+    for (int64_t state = threadIdx.x; state < states; state += blockDim.x) {
+      const T before_state = log_add(previous(state), previous(state - 1), m.may_skip(state) ? previous(state - 2) : -infinity<T>());
+      row[m.state(state)] = before_state - shift + emission[m.emission_of(state)];
+    }
     __syncthreads();
   }
   T ends = -infinity<T>();
@@ -206,7 +234,7 @@ __global__ void __launch_bounds__(512) states_in_block(Samples<T> s) {
     ends = log_add(ends, value);
   }
   ends = block_reduce(ends, LogAdd(), -infinity<T>(), memory.scratch);
-  if (m.direction == 0 && threadIdx.x == 0) store_loss(s, m.b, ends);
+  if (m.direction == 0 && threadIdx.x == 0) store_loss(s, m.b, static_cast<T>(ends + offset));
 }
 
 template <class T>
