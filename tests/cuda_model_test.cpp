@@ -314,11 +314,13 @@ TEST_CASE("model: a barrier that some threads do not reach, or that they reach e
 
 TEST_CASE("model: device memory ends where the allocation does") {
   const Buffer<int> y(size_t{100}), x(size_t{100});
-  CHECK_CONTAINS(complaint({1, 1}, write_at, y.get(), int64_t{100}), "wrote to just past the end of an allocation of 400 bytes on device 0");
-  CHECK_CONTAINS(complaint({1, 1}, write_at, y.get(), int64_t{-1}), "wrote to 4 bytes before the beginning of an allocation of 400 bytes");
+  if (!host_cuda::has_address_sanitizer()) {
+    CHECK_CONTAINS(complaint({1, 1}, write_at, y.get(), int64_t{100}), "wrote to just past the end of an allocation of 400 bytes on device 0");
+    CHECK_CONTAINS(complaint({1, 1}, write_at, y.get(), int64_t{-1}), "wrote to 4 bytes before the beginning of an allocation of 400 bytes");
+    CHECK_CONTAINS(complaint({1, 1}, write_at, static_cast<int*>(nullptr), int64_t{1}), "wrote to address 4: a null pointer");
+  }
   CHECK_CONTAINS(complaint({1, 1}, write_at, y.get(), int64_t{1024}), "thread (0,0,0): wrote to 3696 bytes past the end of an allocation of 400 bytes");
   CHECK_CONTAINS(complaint({1, 1}, read_at, x.get(), int64_t{1024}, y.get()), "thread (0,0,0): read 3696 bytes past the end of an allocation of 400 bytes");
-  CHECK_CONTAINS(complaint({1, 1}, write_at, static_cast<int*>(nullptr), int64_t{1}), "wrote to address 4: a null pointer");
   CHECK(complaint({1, 1}, write_at, y.get(), int64_t{99}) == "");          // and the model works on
 
   int* freed = nullptr;

@@ -217,25 +217,43 @@ void thread_returns() {
     if (r.mask >> lane & 1) fail_kernel(text("returned, but lanes ", hex(r.arrived), " of its warp wait for it in ", name_of(r.kind), " with mask ", hex(r.mask), at_site(r.site)));
 }
 
-// What a fiber does: runs threads from beginning to end. When one has returned, a fresh one follows it on the same stack; when a waiting one is to go on, this fiber's
-// stack is free.
+// Thrown through a kernel to end it, so that what its frames own is released.
+struct Ended {};
+
+void note_failure(const std::string& what, cudaError_t code) {
+  failure_text = text(describe(*launch), ", block ", triple(blockIdx.x, blockIdx.y, blockIdx.z), ", ", thread_name(current), ": ", what, seed_note());
+  failure_code = code;
+  has_failed = true;
+}
+
+// Runs the current thread from beginning to end; false when the kernel has failed.
+bool run_thread() {
+  try {
+    happens_after(&begin_token);
+    launch->thread();
+    happens_before(&end_token);
+    thread_returns();
+    if (ready.empty() && returned < thread_count) fail_deadlock();
+    return true;
+  } catch (const Ended&) {
+  } catch (const std::exception& e) {
+    note_failure(text("threw an exception: ", e.what()), cudaErrorLaunchFailure);
+  }
+  return false;
+}
+
+// Back to run_block, for good.
+void leave(Fiber& from) {
+  current = -1;
+  switch_fiber(from, host, true);
+}
+
+// What a fiber does: runs threads. When one has returned, a fresh one follows it on the same stack; when a waiting one is to go on, this fiber's stack is free.
 void thread_loop() {
   enter_fiber(host);
   for (;;) {
     const int fiber = threads[current].fiber;
-    happens_after(&begin_token);
-    try {
-      launch->thread();
-    } catch (const std::exception& e) {
-      fail_kernel(text("threw an exception: ", e.what()));
-    }
-    happens_before(&end_token);
-    thread_returns();
-    if (ready.empty()) {
-      if (returned < thread_count) fail_deadlock();
-      current = -1;
-      switch_fiber(fibers[fiber], host, true);
-    }
+    if (!run_thread() || ready.empty()) leave(fibers[fiber]);
     const int next = take_ready();
     if (threads[next].fiber < 0 && !sanitize_threads) {
       threads[next].fiber = fiber;
@@ -318,12 +336,16 @@ bool fault_is_known = false;
 int fault_is_write = -1;
 alignas(16) char emergency_stack[64 << 10];
 
-// Reached from the handler of SIGSEGV, on a stack of its own, as the thread's may be what overflowed.
+std::string describe_fault() {
+  if (!fault_is_known) return "used a pointer that is not one, or that is not aligned as its type must be";
+  if (is_stack_guard(fault_address)) return text("used more than the ", fiber_stack_bytes >> 10, " KiB of stack that a thread has here");
+  return (fault_is_write < 0 ? "touched " : fault_is_write ? "wrote to " : "read ") + describe_address(fault_address);
+}
+
+// Reached from the handler of SIGSEGV, on a stack of its own, as the thread's may be what overflowed. Nothing can be thrown from here.
 void fault_in_kernel() {
-  const char* verb = fault_is_write < 0 ? "touched " : fault_is_write ? "wrote to " : "read ";
-  if (!fault_is_known) fail_kernel("used a pointer that is not one, or that is not aligned as its type must be", cudaErrorIllegalAddress);
-  if (is_stack_guard(fault_address)) fail_kernel(text("used more than the ", fiber_stack_bytes >> 10, " KiB of stack that a thread has here"), cudaErrorIllegalAddress);
-  fail_kernel(verb + describe_address(fault_address), cudaErrorIllegalAddress);
+  note_failure(describe_fault(), cudaErrorIllegalAddress);
+  leave(fiber_of(current));
 }
 
 }  // namespace
@@ -337,18 +359,16 @@ std::string describe(const Launch& l) {
 bool in_kernel() { return current >= 0 && pthread_equal(runner, pthread_self()); }
 
 void fail_kernel(const std::string& what, cudaError_t code) {
-  failure_text = text(describe(*launch), ", block ", triple(blockIdx.x, blockIdx.y, blockIdx.z), ", ", thread_name(current), ": ", what, seed_note());
-  failure_code = code;
-  has_failed = true;
-  Fiber& mine = fiber_of(current);
-  current = -1;
-  switch_fiber(mine, host, true);
-  __builtin_unreachable();
+  note_failure(what, code);
+  throw Ended{};
 }
 
 void* fault_entry() { return reinterpret_cast<void*>(fault_in_kernel); }
 void* fault_stack_top() { return emergency_stack + sizeof emergency_stack - 64; }
-void note_fault(const void* address, bool is_known, int is_write) { fault_address = address, fault_is_known = is_known, fault_is_write = is_write; }
+void note_fault(const void* address, bool is_known, int is_write) {
+  fault_address = address, fault_is_known = is_known, fault_is_write = is_write;
+  unpoison(emergency_stack, sizeof emergency_stack);       // the last fault left it in the middle of everything
+}
 
 void run_grid(const Launch& l) {
   if (fibers.empty()) fibers.reserve(most_threads + 1);

@@ -25,6 +25,9 @@ const std::string& last_failure();
 // Changes the size of every device's memory, for tests that run out of it.
 void set_memory_size(size_t bytes);
 
+// Whether this is a build with the address sanitizer, which names the line of an access beside an allocation and ends the program before the model can say anything.
+bool has_address_sanitizer();
+
 // The name that the next launch of this thread has in messages.
 void name_next_launch(const char* name);
 

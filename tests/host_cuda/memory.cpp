@@ -189,6 +189,12 @@ char* front_guard(const Shared& s) { return std::max(s.pages, s.begin - 256); }
 
 // ---- device memory ----
 
+#ifdef HOST_CUDA_ASAN
+bool has_address_sanitizer() { return true; }
+#else
+bool has_address_sanitizer() { return false; }
+#endif
+
 void set_memory_size(size_t bytes) { memory_size = bytes; }
 
 size_t device_memory_size() {
