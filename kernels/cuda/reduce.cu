@@ -288,12 +288,12 @@ template <class IsReduced>
 Fold fold_of(const ConstView& x, const View& y, int most_packed, const IsReduced& is_reduced, int& pack) {
   AxisList reduced, kept;
   for (int axis = 0; axis < x.rank(); ++axis) {
-    if (x.shape[axis] == 1) continue;
+    if (x.shape[axis] <= 1) continue;
     if (is_reduced(axis)) reduced.add(x.shape[axis], x.strides[axis], 0);
     else kept.add(x.shape[axis], x.strides[axis], y.strides[axis]);
   }
   Fold fold{index_of_x(reduced), index_of_both(kept), {}, 0, 0, 1, 0, 0, y.data, y.dtype};
-  fold.length = fold.reduced.numel;
+  fold.length = x.numel() > 0 ? fold.reduced.numel : 0;
   fold.outputs = fold.kept.numel;
   const bool is_row = inner_stride(reduced) <= inner_stride(kept) && fold.reduced.rank > 0;
   pack = is_row && splits_into_packs(fold, x.data, most_packed, size_of(x.dtype)) ? most_packed : 1;
