@@ -261,7 +261,7 @@ void grid_sample(Queue queue, bool align_corners, const ConstView& x, const Cons
 
 // A block for `channels_each` channels of one image, whose planes it alone writes.
 template <class T>
-__global__ void __launch_bounds__(threads_per_block) grid_sample_backward_x(GridShape g, int64_t channels_each, const T* dy, const T* grid, T* dx) {
+__global__ void __launch_bounds__(threads_per_block, 4) grid_sample_backward_x(GridShape g, int64_t channels_each, const T* dy, const T* grid, T* dx) {
   auto& claims = shared<Claims>();
   const int64_t n = blockIdx.x, first = static_cast<int64_t>(blockIdx.y) * channels_each, plane_size = static_cast<int64_t>(g.h) * g.w;
   const int64_t channels = g.c - first < channels_each ? g.c - first : channels_each;
