@@ -1,8 +1,11 @@
-// For tests that call the kernels of CUDA's table directly: device memory that is filled from a host tensor, stands between guards, and can be copied back.
-// They run on a GPU and over the model of tests/host_cuda alike.
+// For tests that call the kernels of CUDA's table directly: device memory that is filled from a host tensor, stands between guards, and can
+// be copied back. They run on a GPU and over the model of tests/host_cuda alike.
 #pragma once
 
 #include <doctest/doctest.h>
+#include <fovea/kernels/cuda/core/check.h>
+#include <fovea/kernels/table.h>
+#include <fovea/tensor/creation.h>
 
 #include <cmath>
 #include <cstring>
@@ -10,10 +13,6 @@
 #include <string>
 #include <utility>
 #include <vector>
-
-#include <fovea/kernels/cuda/core/check.h>
-#include <fovea/kernels/table.h>
-#include <fovea/tensor/creation.h>
 
 namespace fovea::testing {
 
@@ -23,7 +22,8 @@ inline const kernels::KernelTable& cuda() { return kernels::cuda_table(0); }
 // The elements of one contiguous tensor on the device. `offset` elements lie unused before the first, so that packs are not aligned.
 class DeviceTensor {
  public:
-  explicit DeviceTensor(const Tensor& host, int64_t offset = 0) : shape_(host.shape()), dtype_(host.dtype()), offset_bytes_(offset * size_of(dtype_)) {
+  explicit DeviceTensor(const Tensor& host, int64_t offset = 0)
+      : shape_(host.shape()), dtype_(host.dtype()), offset_bytes_(offset * size_of(dtype_)) {
     check(host.is_contiguous(), "DeviceTensor: takes a contiguous host tensor");
     std::vector<unsigned char> all(static_cast<size_t>(total_bytes()), guard_byte);
     std::memcpy(all.data() + data_at(), host.view().data, static_cast<size_t>(bytes()));
@@ -88,11 +88,12 @@ class DeviceTensor {
 inline ConstView absent() { return {}; }
 
 inline bool same_bits(const Tensor& a, const Tensor& b) {
-  return a.dtype() == b.dtype() && a.shape() == b.shape() && std::memcmp(a.view().data, b.view().data, static_cast<size_t>(a.numel() * size_of(a.dtype()))) == 0;
+  return a.dtype() == b.dtype() && a.shape() == b.shape() &&
+         std::memcmp(a.view().data, b.view().data, static_cast<size_t>(a.numel() * size_of(a.dtype()))) == 0;
 }
 
-// "" where |got - want| <= relative * |want| + absolute everywhere, NaN counting as equal to NaN and an infinity to itself; else a sentence about the first and the
-// number of elements that differ. Integers are compared exactly.
+// "" where |got - want| <= relative * |want| + absolute everywhere, NaN counting as equal to NaN and an infinity to itself; else a sentence
+// about the first and the number of elements that differ. Integers are compared exactly.
 inline std::string difference(const Tensor& got, const Tensor& want, double relative, double absolute) {
   if (got.shape() != want.shape()) return "shapes differ";
   if (!is_floating(got.dtype()) && got.dtype() == want.dtype()) {

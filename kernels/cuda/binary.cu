@@ -70,7 +70,8 @@ __device__ C real_function(C u, C v, C alpha, C beta) {
   else if constexpr (op == Binary::softplus_backward) return u * softplus_slope(v, alpha, beta);
   else if constexpr (op == Binary::leaky_relu_backward) return v > 0 ? u : u * alpha;
   else if constexpr (op == Binary::elu_backward) return v > 0 ? u : u * (alpha * std::exp(v));
-  else return v <= alpha || v >= beta ? C(0) : u;             // hardtanh_backward
+  else if constexpr (op == Binary::hardtanh_backward) return v <= alpha || v >= beta ? C(0) : u;
+  else static_assert(op != op, "an operation without a formula");
 }
 
 constexpr bool takes_integers(Binary op) {
@@ -100,7 +101,8 @@ __device__ int64_t integer_function(int64_t u, int64_t v) {
   else if constexpr (op == Binary::maximum) return u > v ? u : v;
   else if constexpr (op == Binary::minimum) return u < v ? u : v;
   else if constexpr (op == Binary::remainder) return integer_remainder(u, v);
-  else return v > 0 ? u : 0;                                  // relu_backward
+  else if constexpr (op == Binary::relu_backward) return v > 0 ? u : 0;
+  else static_assert(op != op, "an operation without a formula");
 }
 
 template <Binary op, class C>
@@ -113,7 +115,8 @@ __device__ bool test(C u, C v) {
   else if constexpr (op == Binary::less) return u < v;
   else if constexpr (op == Binary::less_equal) return u <= v;
   else if constexpr (op == Binary::greater) return u > v;
-  else return u >= v;
+  else if constexpr (op == Binary::greater_equal) return u >= v;
+  else static_assert(op != op, "an operation without a formula");
 }
 
 template <Binary op, class C>

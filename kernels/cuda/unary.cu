@@ -77,7 +77,8 @@ __device__ C real_function(C v, C alpha, C beta) {
   else if constexpr (op == Unary::mul_scalar) return v * alpha;
   else if constexpr (op == Unary::rsub_scalar) return alpha - v;
   else if constexpr (op == Unary::rdiv_scalar) return alpha / v;
-  else return pow_scalar(v, alpha);
+  else if constexpr (op == Unary::pow_scalar) return pow_scalar(v, alpha);
+  else static_assert(op != op, "an operation without a formula");
 }
 
 constexpr bool takes_integers(Unary op) {
