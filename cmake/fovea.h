@@ -2,6 +2,8 @@
 #pragma once
 
 #include <fovea/kernels/cpu/parallel.h>
+#include <fovea/kernels/cuda/allocator.h>
+#include <fovea/kernels/cuda/runtime.h>
 
 #include <fovea/tensor/allocator.h>
 #include <fovea/tensor/compare.h>

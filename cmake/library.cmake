@@ -1,6 +1,19 @@
 file(GLOB FOVEA_SOURCES CONFIGURE_DEPENDS RELATIVE ${PROJECT_SOURCE_DIR}
   kernels/*.cpp kernels/cpu/*.cpp tensor/*.cpp autograd/*.cpp layers/*.cpp optim/*.cpp data/*.cpp viz/*.cpp)
-list(APPEND FOVEA_SOURCES kernels/cuda/no_cuda.cpp)
+if(FOVEA_CUDA OR FOVEA_HOST_CUDA)
+  file(GLOB FOVEA_CUDA_KERNELS CONFIGURE_DEPENDS RELATIVE ${PROJECT_SOURCE_DIR} kernels/cuda/*.cu kernels/cuda/core/*.cu)
+  file(GLOB cuda_sources CONFIGURE_DEPENDS RELATIVE ${PROJECT_SOURCE_DIR} kernels/cuda/*.cpp)
+  list(REMOVE_ITEM cuda_sources kernels/cuda/no_cuda.cpp)
+  if(FOVEA_HOST_CUDA)
+    list(REMOVE_ITEM cuda_sources kernels/cuda/blas.cpp)        # the model has a product of its own
+    file(GLOB cuda_model CONFIGURE_DEPENDS RELATIVE ${PROJECT_SOURCE_DIR} tests/host_cuda/*.cpp)
+    list(APPEND cuda_sources ${cuda_model})
+    set_source_files_properties(${FOVEA_CUDA_KERNELS} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++")
+  endif()
+  list(APPEND FOVEA_SOURCES ${FOVEA_CUDA_KERNELS} ${cuda_sources})
+else()
+  list(APPEND FOVEA_SOURCES kernels/cuda/no_cuda.cpp)
+endif()
 
 # Headers are included as <fovea/folder/file.h>, in the tree as once installed: include/fovea holds a link to each folder, and one to the umbrella <fovea/fovea.h>.
 set(FOVEA_HEADER_FOLDERS kernels tensor autograd layers optim data parallel viz)
@@ -28,6 +41,17 @@ target_link_libraries(fovea PRIVATE Threads::Threads)
 if(FOVEA_ONE_INSTRUCTION_SET)
   include(cmake/one_instruction_set.cmake)
 endif()
+if(FOVEA_HOST_CUDA)
+  target_compile_definitions(fovea PUBLIC FOVEA_HOST_CUDA)
+  target_include_directories(fovea BEFORE PUBLIC $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/tests/host_cuda>)
+endif()
+if(FOVEA_CUDA)
+  # Constexpr functions (sizes, conversions of half types) are called from kernels too. Nothing is assumed that would make kernels' arithmetic less exact.
+  # The dialect is named here because CMake 3.25 knows none of nvcc's newer than C++17.
+  target_compile_options(fovea PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20;--expt-relaxed-constexpr>)
+  set_target_properties(fovea PROPERTIES CUDA_RUNTIME_LIBRARY Static)
+  target_link_libraries(fovea PRIVATE CUDA::cudart_static CUDA::cublas)
+endif()
 # In a parent project without a build type, arithmetic without optimisation would be a trap: slow by a factor of ten.
 if(NOT PROJECT_IS_TOP_LEVEL AND NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
   target_compile_options(fovea PRIVATE -O2)
@@ -35,9 +59,11 @@ endif()
 
 # Flags of our own targets: the library, tests, examples and benchmarks.
 add_library(fovea_flags INTERFACE)
-target_compile_options(fovea_flags INTERFACE -Wall -Wextra $<$<BOOL:${FOVEA_WARNINGS_AS_ERRORS}>:-Werror>)
+target_compile_options(fovea_flags INTERFACE
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;$<$<BOOL:${FOVEA_WARNINGS_AS_ERRORS}>:-Werror>>
+  $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra;$<$<BOOL:${FOVEA_WARNINGS_AS_ERRORS}>:-Werror=all-warnings>>)
 if(FOVEA_SANITIZE)
-  target_compile_options(fovea_flags INTERFACE -fsanitize=${FOVEA_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
+  target_compile_options(fovea_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${FOVEA_SANITIZE};-fno-sanitize-recover=all;-fno-omit-frame-pointer>)
   target_link_options(fovea_flags INTERFACE -fsanitize=${FOVEA_SANITIZE})
   # stb hands memcpy a null pointer together with zero bytes, which harms nobody.
   set_source_files_properties(tensor/image_file.cpp PROPERTIES COMPILE_OPTIONS -fno-sanitize=nonnull-attribute)

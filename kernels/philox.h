@@ -9,7 +9,7 @@ namespace fovea::kernels {
 
 struct Philox {
   // Four 32-bit words for block `counter` of stream `seed`.
-  static std::array<uint32_t, 4> words(uint64_t seed, uint64_t counter) {
+  static constexpr std::array<uint32_t, 4> words(uint64_t seed, uint64_t counter) {
     std::array<uint32_t, 4> x = {static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32), 0, 0};
     uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
     for (int round = 0; round < 10; ++round) {
@@ -22,8 +22,8 @@ struct Philox {
   }
 
   // [0, 1) with 24 bits (float) and 53 bits (double).
-  static float uniform_float(uint32_t word) { return static_cast<float>(word >> 8) * 0x1p-24f; }
-  static double uniform_double(uint32_t high, uint32_t low) { return static_cast<double>(((uint64_t{high} << 32) | low) >> 11) * 0x1p-53; }
+  static constexpr float uniform_float(uint32_t word) { return static_cast<float>(word >> 8) * 0x1p-24f; }
+  static constexpr double uniform_double(uint32_t high, uint32_t low) { return static_cast<double>(((uint64_t{high} << 32) | low) >> 11) * 0x1p-53; }
 };
 
 }  // namespace fovea::kernels

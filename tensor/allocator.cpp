@@ -1,7 +1,6 @@
 #include <fovea/tensor/allocator.h>
 
 #include <array>
-#include <bit>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
@@ -13,22 +12,9 @@
 namespace fovea::allocator {
 namespace {
 
-constexpr int64_t smallest_block = 64;
-constexpr int64_t steps = 8;                               // classes between one power of two and the next
-constexpr int num_classes = 8 * 64;
+using kernels::SizeClass;
 
-struct SizeClass {
-  int index;
-  int64_t bytes;
-};
-
-SizeClass class_of(int64_t bytes) {
-  if (bytes <= smallest_block) return {0, smallest_block};
-  const int power = std::bit_width(static_cast<uint64_t>(bytes - 1)) - 1;      // 2^power <= bytes - 1 < 2^(power + 1)
-  const int64_t base = int64_t{1} << power, step = base / steps;
-  const int64_t k = (bytes - base + step - 1) / step;                            // 1..8
-  return {static_cast<int>((power - 6) * steps + k), base + k * step};
-}
+SizeClass class_of(int64_t bytes) { return kernels::size_class_of(bytes, 64); }
 
 constexpr int64_t guard_bytes = 64;                        // on either side of a block in debug mode; keeps the block aligned
 constexpr unsigned char guard_value = 0xb5;
@@ -39,7 +25,7 @@ void* from_system(int64_t bytes) {
 
 struct Cache {
   std::mutex mutex;
-  std::array<std::vector<void*>, num_classes> free_blocks;
+  std::array<std::vector<void*>, kernels::num_size_classes> free_blocks;
   AllocatorStats stats;
   int64_t limit = 0;
   bool is_debug = false;

@@ -3,15 +3,9 @@
 
 #include <cstdint>
 
-namespace fovea {
+#include <fovea/kernels/memory.h>
 
-struct AllocatorStats {
-  int64_t active_bytes = 0;        // in blocks that tensors hold
-  int64_t peak_bytes = 0;          // the most active_bytes has been since the last reset_peak()
-  int64_t cached_bytes = 0;        // in freed blocks that are kept for reuse
-  int64_t allocations = 0;         // blocks handed out so far
-  int64_t cache_hits = 0;          // of these, taken from the cache
-};
+namespace fovea {
 
 // Policy: a request is rounded up to one of eight steps between powers of two (at most 12.5 % waste; 64 bytes at least) and served by a cached block of exactly
 // that class, else by the system. Freed blocks go to the cache and stay there until clear(), or until the limit would be exceeded: then the cache is
@@ -29,7 +23,6 @@ void clear();                                 // gives the cached blocks back to
 // bytes that release() checks, and goes back to the system instead of the cache, so that the address sanitizer sees a use after release.
 void set_debug(bool is_on);
 int64_t damaged_blocks();                     // released so far with overwritten guard bytes: something wrote outside its tensor
-
 
 }  // namespace allocator
 }  // namespace fovea

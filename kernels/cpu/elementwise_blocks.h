@@ -28,7 +28,7 @@ inline DType compute_dtype(DType dtype) {
   return is_floating(dtype) ? DType::float32 : DType::int64;
 }
 
-inline bool yields_bool(Unary op) { return op >= Unary::logical_not; }
-inline bool yields_bool(Binary op) { return op >= Binary::logical_and; }
+constexpr bool yields_bool(Unary op) { return op >= Unary::logical_not; }
+constexpr bool yields_bool(Binary op) { return op >= Binary::logical_and; }
 
 }  // namespace fovea::kernels

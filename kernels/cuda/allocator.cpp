@@ -1,0 +1,450 @@
+#include <fovea/kernels/cuda/allocator.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstdio>
+#include <limits>
+#include <map>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include <fovea/kernels/cuda/core/check.h>
+#include <fovea/kernels/cuda/streams.h>
+
+namespace fovea::cuda {
+
+using kernels::SizeClass;
+using kernels::cuda::check_cuda;
+
+namespace {
+
+constexpr int64_t smallest_block = 512;
+constexpr int64_t guard_bytes = 512;                       // on either side of a block in debug mode; keeps the block aligned
+constexpr unsigned char guard_value = 0xb5;
+constexpr size_t most_unchecked = 1024;                    // freed blocks whose guards have not been looked at
+
+SizeClass class_of(int64_t bytes) { return kernels::size_class_of(bytes, smallest_block); }
+
+// Events without times, used again and again: making one is slow.
+class EventPool {
+ public:
+  // An event recorded on the stream; null if CUDA refuses, which it only does when the device is lost.
+  cudaEvent_t recorded(cudaStream_t stream, int device) noexcept {
+    cudaEvent_t event = nullptr;
+    int active = device;
+    cudaGetDevice(&active);
+    if (active != device) cudaSetDevice(device);
+    if (unused_.empty()) {
+      if (cudaEventCreateWithFlags(&event, cudaEventDisableTiming) != cudaSuccess) event = nullptr;
+    } else {
+      event = unused_.back();
+      unused_.pop_back();
+    }
+    if (event) cudaEventRecord(event, stream);
+    if (active != device) cudaSetDevice(active);
+    return event;
+  }
+  void give_back(std::vector<cudaEvent_t>& events) {
+    unused_.insert(unused_.end(), events.begin(), events.end());
+    events.clear();
+  }
+
+ private:
+  std::vector<cudaEvent_t> unused_;
+};
+
+struct Use {
+  cudaStream_t stream;
+  int device;
+  bool operator==(const Use&) const = default;
+};
+
+// A block that a tensor holds.
+struct Held {
+  int64_t bytes = 0;                                       // of its class
+  cudaStream_t home = nullptr;                             // the stream it was asked for on
+  bool has_home = true;                                    // false once that stream is gone
+  bool is_guarded = false;
+  std::vector<Use> uses;                                   // on other streams
+};
+
+// A block in the cache.
+struct Free {
+  void* data;
+  cudaStream_t home;                                       // may be reused there at once, if has_home
+  bool has_home;
+  std::vector<cudaEvent_t> events;                         // may be reused by any stream when these have passed; never, if has_home and there are none
+};
+
+bool have_passed(const std::vector<cudaEvent_t>& events) {
+  return std::all_of(events.begin(), events.end(), [](cudaEvent_t e) { return cudaEventQuery(e) == cudaSuccess; });
+}
+
+// The free blocks, by size class.
+class FreeBlocks {
+ public:
+  void put(int size_class, Free block) { lists_[static_cast<size_t>(size_class)].push_back(std::move(block)); }
+
+  // A block that work on `stream` may use; null if there is none. The newest of the stream's own, which is still in the device's cache, else the oldest of others.
+  void* take(int size_class, cudaStream_t stream, EventPool& pool) {
+    std::vector<Free>& list = lists_[static_cast<size_t>(size_class)];
+    for (size_t i = list.size(); i-- > 0;)
+      if (list[i].has_home && list[i].home == stream) return taken(list, i, pool);
+    for (size_t i = 0; i < list.size(); ++i)
+      if ((!list[i].has_home || !list[i].events.empty()) && have_passed(list[i].events)) return taken(list, i, pool);
+    return nullptr;
+  }
+
+  // Frees all by free_block(). Their work must be done.
+  template <class FreeBlock>
+  void clear(EventPool& pool, const FreeBlock& free_block) {
+    for (std::vector<Free>& list : lists_) {
+      for (Free& block : list) {
+        pool.give_back(block.events);
+        free_block(block.data);
+      }
+      list.clear();
+    }
+  }
+
+  void forget(cudaStream_t stream) {
+    for (std::vector<Free>& list : lists_)
+      for (Free& block : list)
+        if (block.has_home && block.home == stream) block.has_home = false;
+  }
+
+ private:
+  static void* taken(std::vector<Free>& list, size_t i, EventPool& pool) {
+    void* data = list[i].data;
+    pool.give_back(list[i].events);
+    list.erase(list.begin() + static_cast<std::ptrdiff_t>(i));
+    return data;
+  }
+
+  std::array<std::vector<Free>, kernels::num_size_classes> lists_;
+};
+
+std::string readable(int64_t bytes) {
+  static constexpr const char* units[] = {"bytes", "KiB", "MiB", "GiB", "TiB"};
+  int unit = 0;
+  double value = static_cast<double>(bytes);
+  for (; value >= 1024 && unit < 4; ++unit) value /= 1024;
+  char text[48];
+  std::snprintf(text, sizeof(text), unit == 0 ? "%.0f %s" : "%.1f %s", value, units[unit]);
+  return text;
+}
+
+// The memory of one device.
+struct Cache {
+  std::mutex mutex;
+  int device = 0;
+  FreeBlocks free_blocks;
+  std::map<const char*, Held> held;
+  EventPool events;
+  AllocatorStats stats;
+  int64_t limit = 0;
+  int64_t damaged = 0;
+  struct Unchecked {
+    char* raw;
+    int64_t bytes;                                         // between the guards
+  };
+  std::vector<Unchecked> unchecked;                        // freed in debug mode
+
+  void* allocate(int64_t bytes, bool is_debug);
+  void release(void* block, int64_t bytes) noexcept;
+  void clear();
+  void check_guards();
+
+ private:
+  void* cached(SizeClass size, cudaStream_t stream);
+  void* from_cuda(int64_t bytes);
+  void* fresh(int64_t bytes, SizeClass size, bool is_debug, cudaStream_t stream);
+  bool is_whole(const Unchecked& block) const;
+  std::string what_is_held() const;
+};
+
+// Null when the device has no more.
+void* Cache::from_cuda(int64_t bytes) {
+  void* block = nullptr;
+  const cudaError_t result = cudaMalloc(&block, static_cast<size_t>(bytes));
+  if (result == cudaSuccess) return block;
+  cudaGetLastError();
+  if (result != cudaErrorMemoryAllocation) check_cuda(result, str("cuda:", device, ": allocating ", bytes, " bytes"));
+  return nullptr;
+}
+
+void* Cache::fresh(int64_t bytes, SizeClass size, bool is_debug, cudaStream_t stream) {
+  if (!is_debug) return from_cuda(size.bytes);
+  char* raw = static_cast<char*>(from_cuda(bytes + 2 * guard_bytes));
+  if (!raw) return nullptr;
+  check_cuda(cudaMemsetAsync(raw, guard_value, static_cast<size_t>(bytes + 2 * guard_bytes), stream), "cuda: writing guards");
+  check_cuda(cudaMemsetAsync(raw + guard_bytes, 0xff, static_cast<size_t>(bytes), stream), "cuda: poisoning a block");
+  return raw + guard_bytes;
+}
+
+std::string Cache::what_is_held() const {
+  std::map<int64_t, int64_t, std::greater<>> count_of;                       // by size, the largest first
+  for (const auto& [data, block] : held) ++count_of[block.bytes];
+  std::string text = str("tensors hold ", readable(stats.active_bytes), " in ", held.size(), held.size() == 1 ? " block" : " blocks");
+  int listed = 0;
+  for (const auto& [bytes, count] : count_of) {
+    if (++listed > 4) return text + ", ...)";
+    text += str(listed == 1 ? " (" : ", ", count, " of ", readable(bytes));
+  }
+  return listed ? text + ")" : text;
+}
+
+void* Cache::allocate(int64_t bytes, bool is_debug) {
+  const SizeClass size = class_of(bytes);
+  const cudaStream_t stream = detail::current_handle(device);
+  std::lock_guard lock(mutex);
+  detail::DeviceScope scope(device);
+  void* block = is_debug ? nullptr : free_blocks.take(size.index, stream, events);
+  if (block) {
+    stats.cached_bytes -= size.bytes;
+    ++stats.cache_hits;
+  } else {
+    if (limit && stats.active_bytes + stats.cached_bytes + size.bytes > limit) clear();
+    check<MemoryError>(!limit || stats.active_bytes + size.bytes <= limit, "cuda:", device, ": out of memory: ", readable(bytes), " more would exceed the limit of ",
+                       readable(limit), " set by cuda::allocator::set_limit; ", what_is_held());
+    block = fresh(bytes, size, is_debug, stream);
+    if (!block) {
+      clear();
+      block = fresh(bytes, size, is_debug, stream);
+    }
+    if (!block) {
+      size_t available = 0, total = 0;
+      cudaMemGetInfo(&available, &total);
+      fail<MemoryError>("cuda:", device, ": out of memory: cannot allocate ", readable(bytes), "; ", what_is_held(), ", the cache is empty, and of the device's ",
+                        readable(static_cast<int64_t>(total)), " there are ", readable(static_cast<int64_t>(available)),
+                        " free; free tensors that are not needed, or make the batch smaller");
+    }
+  }
+  held[static_cast<const char*>(block)] = {size.bytes, stream, true, is_debug, {}};
+  stats.active_bytes += size.bytes;
+  stats.peak_bytes = std::max(stats.peak_bytes, stats.active_bytes);
+  ++stats.allocations;
+  return block;
+}
+
+void Cache::release(void* block, int64_t bytes) noexcept {
+  const cudaStream_t current = detail::current_handle(device);
+  std::lock_guard lock(mutex);
+  const auto found = held.find(static_cast<const char*>(block));
+  if (found == held.end()) return;
+  Held gone = std::move(found->second);
+  held.erase(found);
+  stats.active_bytes -= gone.bytes;
+  if (gone.is_guarded) {
+    unchecked.push_back({static_cast<char*>(block) - guard_bytes, bytes});
+    if (unchecked.size() >= most_unchecked) check_guards();
+    return;
+  }
+  Free free{block, gone.home, gone.has_home, {}};
+  const Use here{current, device};
+  const bool is_elsewhere = !gone.has_home || current != gone.home || !gone.uses.empty();
+  if (is_elsewhere || detail::has_many_streams(device)) {
+    if (gone.has_home) free.events.push_back(events.recorded(gone.home, device));
+    if (!gone.has_home || current != gone.home) free.events.push_back(events.recorded(current, device));
+    for (const Use& use : gone.uses)
+      if (use != here) free.events.push_back(events.recorded(use.stream, use.device));
+    free.has_home = !is_elsewhere;
+    std::erase(free.events, nullptr);
+  }
+  free_blocks.put(class_of(bytes).index, std::move(free));
+  stats.cached_bytes += gone.bytes;
+}
+
+void Cache::clear() {
+  detail::DeviceScope scope(device);
+  check_guards();
+  check_cuda(cudaDeviceSynchronize(), str("cuda:", device, ": while waiting for the device to give memory back"));
+  free_blocks.clear(events, [](void* data) { cudaFree(data); });
+  stats.cached_bytes = 0;
+}
+
+bool Cache::is_whole(const Unchecked& block) const {
+  unsigned char guards[2 * guard_bytes];
+  cudaMemcpyAsync(guards, block.raw, guard_bytes, cudaMemcpyDeviceToHost, nullptr);
+  cudaMemcpyAsync(guards + guard_bytes, block.raw + guard_bytes + block.bytes, guard_bytes, cudaMemcpyDeviceToHost, nullptr);
+  if (cudaStreamSynchronize(nullptr) != cudaSuccess) return true;            // the device is lost, and says so elsewhere
+  return std::all_of(std::begin(guards), std::end(guards), [](unsigned char byte) { return byte == guard_value; });
+}
+
+void Cache::check_guards() {
+  if (unchecked.empty()) return;
+  int active = device;
+  cudaGetDevice(&active);
+  cudaSetDevice(device);
+  cudaDeviceSynchronize();
+  for (const Unchecked& block : unchecked) {
+    if (!is_whole(block)) ++damaged;
+    cudaFree(block.raw);
+  }
+  unchecked.clear();
+  cudaSetDevice(active);
+}
+
+std::atomic<bool> is_debug{false};
+
+// Never destroyed: tensors with static lifetime may be freed after every other static object.
+Cache& cache(int device) {
+  static auto& caches = *new std::array<Cache, detail::max_devices>;
+  static const bool are_numbered = [] {
+    for (int i = 0; i < detail::max_devices; ++i) caches[static_cast<size_t>(i)].device = i;
+    return true;
+  }();
+  static_cast<void>(are_numbered);
+  return caches[static_cast<size_t>(device)];
+}
+
+Cache& checked_cache(int device) {
+  check_device(device);
+  return cache(device);
+}
+
+// Host memory that devices can reach.
+struct PinnedCache {
+  std::mutex mutex;
+  FreeBlocks free_blocks;
+  std::map<const char*, Held> held;
+  EventPool events;
+
+  static PinnedCache& instance() {
+    static auto* cache = new PinnedCache;
+    return *cache;
+  }
+};
+
+// The block that `data` points into; the map's end if there is none.
+std::map<const char*, Held>::iterator block_around(std::map<const char*, Held>& held, const void* data) {
+  auto after = held.upper_bound(static_cast<const char*>(data));
+  if (after == held.begin()) return held.end();
+  --after;
+  return static_cast<const char*>(data) < after->first + after->second.bytes ? after : held.end();
+}
+
+void add_use(Held& block, Use use) {
+  if (std::find(block.uses.begin(), block.uses.end(), use) == block.uses.end()) block.uses.push_back(use);
+}
+
+}  // namespace
+
+namespace detail {
+
+void forget_stream(cudaStream_t stream, int device) noexcept {
+  {
+    Cache& c = cache(device);
+    std::lock_guard lock(c.mutex);
+    c.free_blocks.forget(stream);
+    for (auto& [data, block] : c.held) {
+      if (block.home == stream) block.has_home = false;
+      std::erase(block.uses, Use{stream, device});
+    }
+  }
+  PinnedCache& pinned = PinnedCache::instance();
+  std::lock_guard lock(pinned.mutex);
+  for (auto& [data, block] : pinned.held) std::erase(block.uses, Use{stream, device});
+}
+
+void record_pinned_use(const void* host, cudaStream_t stream, int device) {
+  PinnedCache& pinned = PinnedCache::instance();
+  std::lock_guard lock(pinned.mutex);
+  if (const auto block = block_around(pinned.held, host); block != pinned.held.end()) add_use(block->second, {stream, device});
+}
+
+}  // namespace detail
+
+void record_use(const void* data, const Stream& stream) {
+  Cache& c = cache(stream.device());
+  std::lock_guard lock(c.mutex);
+  const auto block = block_around(c.held, data);
+  check<ValueError>(block != c.held.end(), "record_use: this is no memory that a tensor on cuda:", stream.device(), " holds");
+  const auto handle = static_cast<cudaStream_t>(stream.handle());
+  if (!block->second.has_home || block->second.home != handle) add_use(block->second, {handle, stream.device()});
+}
+
+void* allocate_pinned(int64_t bytes) {
+  check_device(current_device());
+  check<MemoryError>(bytes >= 0 && bytes < (int64_t{1} << 60), "allocate_pinned: cannot hold ", bytes, " bytes");
+  const SizeClass size = class_of(bytes);
+  PinnedCache& pinned = PinnedCache::instance();
+  std::lock_guard lock(pinned.mutex);
+  void* block = pinned.free_blocks.take(size.index, nullptr, pinned.events);
+  if (!block) {
+    const cudaError_t result = cudaMallocHost(&block, static_cast<size_t>(size.bytes));
+    if (result == cudaErrorMemoryAllocation) {
+      cudaGetLastError();
+      fail<MemoryError>("out of memory: the system has no ", readable(bytes), " that can be pinned");
+    }
+    check_cuda(result, str("allocating ", bytes, " bytes of pinned memory"));
+  }
+  pinned.held[static_cast<const char*>(block)] = {size.bytes, nullptr, false, false, {}};
+  return block;
+}
+
+void release_pinned(void* block, int64_t bytes) {
+  PinnedCache& pinned = PinnedCache::instance();
+  std::lock_guard lock(pinned.mutex);
+  const auto found = pinned.held.find(static_cast<const char*>(block));
+  if (found == pinned.held.end()) return;
+  Free free{block, nullptr, false, {}};
+  for (const Use& use : found->second.uses) free.events.push_back(pinned.events.recorded(use.stream, use.device));
+  std::erase(free.events, nullptr);
+  pinned.held.erase(found);
+  pinned.free_blocks.put(class_of(bytes).index, std::move(free));
+}
+
+namespace allocator {
+
+void* allocate(int64_t bytes, int device) {
+  check<MemoryError>(bytes >= 0 && bytes < (int64_t{1} << 60), "cuda:", device, ": cannot hold ", bytes, " bytes");
+  return checked_cache(device).allocate(bytes, is_debug);
+}
+
+void release(void* block, int64_t bytes, int device) noexcept {
+  cache(device).release(block, bytes);
+}
+
+AllocatorStats stats(int device) {
+  Cache& c = checked_cache(device);
+  std::lock_guard lock(c.mutex);
+  return c.stats;
+}
+
+void reset_peak(int device) {
+  Cache& c = checked_cache(device);
+  std::lock_guard lock(c.mutex);
+  c.stats.peak_bytes = c.stats.active_bytes;
+}
+
+void set_limit(int64_t bytes, int device) {
+  check<ValueError>(bytes >= 0, "cuda::allocator::set_limit: bytes cannot be negative, got ", bytes);
+  Cache& c = checked_cache(device);
+  std::lock_guard lock(c.mutex);
+  c.limit = bytes;
+}
+
+void clear(int device) {
+  Cache& c = checked_cache(device);
+  std::lock_guard lock(c.mutex);
+  c.clear();
+}
+
+void set_debug(bool is_on) { is_debug = is_on; }
+
+int64_t damaged_blocks() {
+  int64_t damaged = 0;
+  for (int device = 0; device < device_count(); ++device) {
+    Cache& c = cache(device);
+    std::lock_guard lock(c.mutex);
+    c.check_guards();
+    damaged += c.damaged;
+  }
+  return damaged;
+}
+
+}  // namespace allocator
+}  // namespace fovea::cuda

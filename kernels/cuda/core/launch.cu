@@ -1,0 +1,56 @@
+#include <fovea/kernels/cuda/core/launch.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+
+namespace fovea::kernels::cuda {
+namespace {
+
+thread_local const char* latest_kernel = "";
+
+constexpr size_t default_shared_limit = 48 << 10;          // more has to be asked for
+constexpr unsigned most_threads = 1024, most_blocks_yz = 65535;
+
+std::atomic<bool>& is_synchronous() {
+  static std::atomic<bool> is_on{[] {
+    const char* wish = std::getenv("FOVEA_CUDA_SYNC");
+    return wish && std::strcmp(wish, "0") != 0;
+  }()};
+  return is_on;
+}
+
+std::string describe(const char* name, const Grid& g) {
+  return str("cuda: kernel ", name, " (", g.blocks.x, "x", g.blocks.y, "x", g.blocks.z, " blocks of ", g.threads.x, "x", g.threads.y, "x", g.threads.z, " threads, ",
+             g.shared_bytes, " bytes of shared memory)");
+}
+
+}  // namespace
+
+void check_cuda(cudaError_t result, const std::string& what) {
+  if (result == cudaSuccess) [[likely]] return;
+  cudaGetLastError();                                      // an error that does not outlive its call is forgotten, so that later calls are not blamed for it
+  fail<DeviceError>(what, ": ", cudaGetErrorString(result), " (", cudaGetErrorName(result), ")");
+}
+
+void set_synchronous(bool is_on) { is_synchronous() = is_on; }
+
+const char* last_kernel() { return latest_kernel; }
+
+bool prepare_launch(const char* name, const Grid& g, const void* kernel) {
+  if (g.blocks.x == 0 || g.blocks.y == 0 || g.blocks.z == 0) return false;
+  const uint64_t threads = uint64_t{g.threads.x} * g.threads.y * g.threads.z;
+  check<DeviceError>(threads >= 1 && threads <= most_threads && g.blocks.y <= most_blocks_yz && g.blocks.z <= most_blocks_yz, describe(name, g),
+                     " cannot be launched: a block has 1 to ", most_threads, " threads, a grid at most ", most_blocks_yz, " blocks along y and z");
+  if (g.shared_bytes > default_shared_limit)
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(g.shared_bytes)), describe(name, g) + " wants more shared memory than a block can have");
+  return true;
+}
+
+void finish_launch(const char* name, const Grid& g, Queue queue, cudaError_t result) {
+  latest_kernel = name;
+  if (result == cudaSuccess && is_synchronous()) result = cudaStreamSynchronize(stream_of(queue));
+  if (result != cudaSuccess) [[unlikely]] check_cuda(result, describe(name, g) + " failed");
+}
+
+}  // namespace fovea::kernels::cuda

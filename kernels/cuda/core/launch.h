@@ -1,0 +1,42 @@
+// The one way to start a kernel: launch(queue, "name", grid, kernel, arguments...). It checks the shape, raises the limit of shared memory where that is needed,
+// and turns CUDA's error into a DeviceError that names the kernel and its launch shape.
+#pragma once
+
+#include <fovea/kernels/cuda/core/check.h>
+#include <fovea/kernels/cuda/core/device.h>
+
+namespace fovea::kernels::cuda {
+
+struct Grid {
+  dim3 blocks, threads;
+  size_t shared_bytes = 0;                   // of dynamic shared memory, for each block
+};
+
+// A one-dimensional grid for `items` pieces of work, one a thread; kernels loop over what is left where there are more than fit into the grid.
+inline Grid grid_for(int64_t items, int threads = 256, size_t shared_bytes = 0) {
+  constexpr int64_t most_blocks = 1 << 16;
+  const int64_t blocks = ceil_div<int64_t>(items, threads);
+  return {dim3(static_cast<unsigned>(blocks < most_blocks ? blocks : most_blocks)), dim3(static_cast<unsigned>(threads)), shared_bytes};
+}
+
+// While on, every launch waits for its kernel, so that an error comes from the call that caused it. Off, unless FOVEA_CUDA_SYNC=1 is in the environment.
+void set_synchronous(bool is_on);
+// The name that the latest launch of this thread was given; "" before the first.
+const char* last_kernel();
+
+// The two halves of launch() that do not depend on the kernel's type.
+bool prepare_launch(const char* name, const Grid& grid, const void* kernel);         // false when there is nothing to do: no blocks
+void finish_launch(const char* name, const Grid& grid, Queue queue, cudaError_t result);
+
+template <class... Parameters, class... Arguments>
+void launch(Queue queue, const char* name, const Grid& grid, void (*kernel)(Parameters...), const Arguments&... arguments) {
+  if (!prepare_launch(name, grid, reinterpret_cast<const void*>(kernel))) return;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid.blocks;
+  config.blockDim = grid.threads;
+  config.dynamicSmemBytes = grid.shared_bytes;
+  config.stream = stream_of(queue);
+  finish_launch(name, grid, queue, cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
+}
+
+}  // namespace fovea::kernels::cuda

@@ -1,0 +1,256 @@
+// Group norm over x [n, channels, spatial] and layer norm over rows: y = gamma * (x - mean) / sqrt(var + eps) + beta, with the biased variance of each sample and
+// group (Wu & He 2018; Ba, Kiros & Hinton 2016). Instance norm is group norm with groups = channels. Backward, over the m elements of a group, with g = dy * gamma:
+//     dx = invstd * (g - mean(g) - xhat * mean(g * xhat)),  dgamma = sum_n(dy * xhat),  dbeta = sum_n(dy).
+// Layout: contiguous. Overwrites its outputs. float32, float64, and the half types in float32; statistics are float32 or float64. Sums: Notes in norm_walk.h, where a
+// group counts as a channel of one plane; their order depends on the shape alone: deterministic.
+// Floor: forward two reads of x (the second from the cache, where a group fits) and one write; backward reads dy and x twice, once more for dgamma, and writes dx.
+#include <fovea/kernels/table.h>
+
+#include <fovea/kernels/cuda/norm_walk.h>
+
+namespace fovea::kernels::cuda {
+namespace {
+
+// Where the parameters of a group's elements are: a group is `width` channels of `spatial` elements.
+struct Groups {
+  int64_t groups, width, spatial;
+  Divide divide;
+
+  explicit Groups(const NormGeometry& g)
+      : groups(g.groups), width(g.channels / g.groups), spatial(g.spatial), divide(std::max<int64_t>(g.spatial, 1), g.channels / g.groups * g.spatial) {}
+
+  // The channel of element j of a pack at `position` in group `group`: a pack lies within a channel, unless channels have one element.
+  __device__ int64_t channel(int64_t group, int64_t position, int j) const {
+    return group % groups * width + (spatial == 1 ? position + j : divide.quotient(position));
+  }
+};
+
+template <int pack, class T>
+__global__ __launch_bounds__(team_threads, 2) void group_norm_kernel(Walk walk, Groups groups, double eps, const T* x, const T* gamma, const T* beta, T* y, Accumulate<T>* mean,
+                                                                   Accumulate<T>* invstd, const Moments* partial) {
+  using A = Accumulate<T>;
+  walk.for_each_channel([&](int64_t group, bool exists) {
+    const Moments m = join_channel(walk, group, exists, partial,
+                                   [&](int64_t begin, int64_t end) { return lane_moments<pack>(walk, x, group, begin, end); }, JoinMoments{});
+    if (!exists) return;
+    const double inverse = 1.0 / sqrt(m.variance() + eps);
+    const A center = static_cast<A>(m.mean), scale = static_cast<A>(inverse);
+    const A rest = static_cast<A>((static_cast<double>(center) - m.mean) * inverse);                        // makes up for center's rounding
+    if (blockIdx.y == 0 && walk.team.lane() == 0) {
+      if (mean) mean[group] = center;
+      if (invstd) invstd[group] = scale;
+    }
+    walk.for_each_pack<pack>(
+        group, walk.begin(), walk.end(), [&](const Place& at) { return load_pack<T, pack>(x + at.offset, 0); },
+        [&](Pack<T, pack> values, const Place& at) {
+#pragma unroll
+          for (int j = 0; j < pack; ++j) {
+            const int64_t c = groups.channel(group, at.position, j);
+            const A normal = (widen(values[j]) - center) * scale + rest;
+            values[j] = narrow<T>(normal * (gamma ? widen(gamma[c]) : A(1)) + (beta ? widen(beta[c]) : A(0)));
+          }
+          store_pack<T, pack>(y + at.offset, 0, values);
+        });
+  });
+}
+
+// --- backward ---
+
+template <class T>
+struct Backward {
+  using A = Accumulate<T>;
+  Groups groups;
+  const T *dy, *x, *gamma;
+  const A *mean, *invstd;
+  T *dx, *dgamma, *dbeta;
+
+  template <int pack>
+  __device__ GradientPacks<T, pack> load(const Place& at) const {
+    GradientPacks<T, pack> packs;
+    packs.dy = load_pack<T, pack>(dy + at.offset, 0);
+    packs.x = load_pack<T, pack>(x + at.offset, 0);
+    return packs;
+  }
+  // dy * gamma
+  __device__ A scaled(T gradient, int64_t group, const Place& at, int j) const {
+    return gamma ? widen(gradient) * widen(gamma[groups.channel(group, at.position, j)]) : widen(gradient);
+  }
+
+  // Over a group, for dx: sums of g and of g * (x - mean).
+  template <int pack>
+  __device__ GradientSums group_sums(const Walk& walk, int64_t group, int64_t begin, int64_t end) const {
+    const A center = mean[group];
+    return lane_sums<pack, A>(
+        walk, group, begin, end, [&](const Place& at) { return load<pack>(at); },
+        [&](const GradientPacks<T, pack>& packs, const Place& at, int j, A& sum, A& product) {
+          const A g = scaled(packs.dy[j], group, at, j);
+          sum += g;
+          product += g * (widen(packs.x[j]) - center);
+        });
+  }
+  // Over a channel, for dgamma and dbeta: sums of dy and of dy * xhat, whose statistics differ from sample to sample.
+  template <int pack>
+  __device__ GradientSums channel_sums(const Walk& walk, int64_t channel, int64_t begin, int64_t end) const {
+    const int64_t group = channel / groups.width;
+    return lane_sums<pack, A>(
+        walk, channel, begin, end, [&](const Place& at) { return load<pack>(at); },
+        [&](const GradientPacks<T, pack>& packs, const Place& at, int j, A& sum, A& product) {
+          const int64_t statistic = at.plane * groups.groups + group;
+          const A gradient = widen(packs.dy[j]);
+          sum += gradient;
+          product += gradient * ((widen(packs.x[j]) - mean[statistic]) * invstd[statistic]);
+        });
+  }
+};
+
+template <int pack, class T>
+__global__ __launch_bounds__(team_threads, 2) void group_norm_sums_kernel(Walk walk, Backward<T> b, GradientSums* partial) {
+  walk.for_each_channel([&](int64_t group, bool exists) {
+    const GradientSums sums = join_lanes<GradientSums>(
+        walk, exists, walk.begin(), walk.end(), [&](int64_t begin, int64_t end) { return b.template group_sums<pack>(walk, group, begin, end); }, JoinSums{});
+    if (exists && walk.team.lane() == 0) partial[group * walk.splits + blockIdx.y] = sums;
+  });
+}
+
+template <int pack, class T>
+__global__ __launch_bounds__(team_threads, 2) void group_norm_backward_kernel(Walk walk, Backward<T> b, const GradientSums* partial) {
+  using A = Accumulate<T>;
+  walk.for_each_channel([&](int64_t group, bool exists) {
+    const GradientSums sums = join_channel(
+        walk, group, exists, partial, [&](int64_t begin, int64_t end) { return b.template group_sums<pack>(walk, group, begin, end); }, JoinSums{});
+    if (!exists) return;
+    const double inverse = static_cast<double>(b.invstd[group]), count = static_cast<double>(walk.elements());
+    const A center = b.mean[group], scale = b.invstd[group], mean_g = static_cast<A>(sums.gradient / count);
+    const A slope = static_cast<A>(sums.product * inverse * inverse / count);
+    walk.for_each_pack<pack>(
+        group, walk.begin(), walk.end(), [&](const Place& at) { return b.template load<pack>(at); },
+        [&](const GradientPacks<T, pack>& packs, const Place& at) {
+          Pack<T, pack> out;
+#pragma unroll
+          for (int j = 0; j < pack; ++j) out[j] = narrow<T>(scale * (b.scaled(packs.dy[j], group, at, j) - mean_g - (widen(packs.x[j]) - center) * slope));
+          store_pack<T, pack>(b.dx + at.offset, 0, out);
+        });
+  });
+}
+
+template <int pack, class T>
+__global__ __launch_bounds__(team_threads, 2) void group_norm_affine_sums_kernel(Walk walk, Backward<T> b, GradientSums* partial) {
+  walk.for_each_channel([&](int64_t channel, bool exists) {
+    const GradientSums sums = join_lanes<GradientSums>(
+        walk, exists, walk.begin(), walk.end(), [&](int64_t begin, int64_t end) { return b.template channel_sums<pack>(walk, channel, begin, end); }, JoinSums{});
+    if (exists && walk.team.lane() == 0) partial[channel * walk.splits + blockIdx.y] = sums;
+  });
+}
+
+template <int pack, class T>
+__global__ __launch_bounds__(team_threads, 2) void group_norm_affine_kernel(Walk walk, Backward<T> b, const GradientSums* partial) {
+  using A = Accumulate<T>;
+  walk.for_each_channel([&](int64_t channel, bool exists) {
+    const GradientSums sums = join_channel(
+        walk, channel, exists, partial, [&](int64_t begin, int64_t end) { return b.template channel_sums<pack>(walk, channel, begin, end); }, JoinSums{});
+    if (!exists || walk.team.lane() != 0) return;
+    if (b.dgamma) b.dgamma[channel] = narrow<T>(static_cast<A>(sums.product));
+    if (b.dbeta) b.dbeta[channel] = narrow<T>(static_cast<A>(sums.gradient));
+  });
+}
+
+// --- the host's side ---
+
+// Layer norm is group norm with one group, a channel for each element of a row and one position.
+NormGeometry rows_as_channels(const NormGeometry& g) { return {g.n, g.spatial, 1, 1, g.eps}; }
+
+int64_t group_elements(const NormGeometry& g) { return g.channels / g.groups * g.spatial; }
+
+Walk walk_groups(const NormGeometry& g, int pack) {
+  const int64_t elements = group_elements(g);
+  return {g.n * g.groups, 1, elements, elements, pack};
+}
+
+Walk walk_channels(const NormGeometry& g, int pack) { return {g.channels, g.n, g.spatial, g.channels * g.spatial, pack}; }
+
+// Calls f with T and the number of elements of an access. A pack must lie within a group, and within a channel where those have more than one element.
+template <class F, class... Pointers>
+void with_pack(const char* op, const NormGeometry& g, DType dtype, const F& f, const Pointers*... pointers) {
+  dispatch_floating(dtype, op, [&](auto zero) {
+    constexpr int full = full_pack<decltype(zero)>;
+    const int64_t run = g.spatial == 1 ? group_elements(g) : g.spatial;
+    if (run % full == 0 && all_aligned(pointers...)) f(zero, std::integral_constant<int, full>{});
+    else f(zero, std::integral_constant<int, 1>{});
+  });
+}
+
+void group_norm(Queue queue, const NormGeometry& g, const ConstView& x, const ConstView& gamma, const ConstView& beta, const View& y, const View& mean,
+                const View& invstd) {
+  with_pack("group_norm", g, x.dtype, [&](auto zero, auto pack) {
+    using T = decltype(zero);
+    using A = Accumulate<T>;
+    check_statistics<T>("group_norm", mean, invstd);
+    const Walk walk = walk_groups(g, pack.value);
+    const auto finish = [&](const Moments* partial) {
+      launch(queue, "group_norm", walk.template grid<Moments>(), group_norm_kernel<pack.value, T>, walk, Groups(g), g.eps, x.as<T>(), gamma.as<T>(), beta.as<T>(),
+             y.as<T>(), mean.as<A>(), invstd.as<A>(), partial);
+    };
+    if (walk.splits == 1) return finish(nullptr);
+    const DeviceScratch partial(walk.template partial_bytes<Moments>(), queue);
+    launch(queue, "group_norm_moments", walk.template grid<Moments>(), moments_kernel<pack.value, T>, walk, x.as<T>(), partial.as<Moments>());
+    finish(partial.as<Moments>());
+  }, x.data, y.data);
+}
+
+template <int pack, class T>
+void backward_x(Queue queue, const NormGeometry& g, const Backward<T>& b) {
+  const Walk walk = walk_groups(g, pack);
+  const auto finish = [&](const GradientSums* partial) {
+    launch(queue, "group_norm_backward", walk.grid<GradientSums>(), group_norm_backward_kernel<pack, T>, walk, b, partial);
+  };
+  if (walk.splits == 1) return finish(nullptr);
+  const DeviceScratch partial(walk.partial_bytes<GradientSums>(), queue);
+  launch(queue, "group_norm_sums", walk.grid<GradientSums>(), group_norm_sums_kernel<pack, T>, walk, b, partial.as<GradientSums>());
+  finish(partial.as<GradientSums>());
+}
+
+template <int pack, class T>
+void backward_affine(Queue queue, const NormGeometry& g, const Backward<T>& b) {
+  Walk walk = walk_channels(g, pack);
+  if (walk.splits == 1) return launch(queue, "group_norm_affine", walk.grid<GradientSums>(), group_norm_affine_kernel<pack, T>, walk, b, nullptr);
+  const DeviceScratch partial(walk.partial_bytes<GradientSums>(), queue);
+  launch(queue, "group_norm_affine_sums", walk.grid<GradientSums>(), group_norm_affine_sums_kernel<pack, T>, walk, b, partial.as<GradientSums>());
+  Grid grid = walk.grid<GradientSums>();
+  grid.blocks.y = 1;                         // nothing is left to split
+  launch(queue, "group_norm_affine", grid, group_norm_affine_kernel<pack, T>, walk, b, partial.as<GradientSums>());
+}
+
+void group_norm_backward(Queue queue, const NormGeometry& g, const ConstView& dy, const ConstView& x, const ConstView& gamma, const ConstView& mean,
+                         const ConstView& invstd, const View& dx, const View& dgamma, const View& dbeta) {
+  with_pack("group_norm_backward", g, x.dtype, [&](auto zero, auto pack) {
+    using T = decltype(zero);
+    using A = Accumulate<T>;
+    check_statistics<T>("group_norm_backward", mean, invstd);
+    const Backward<T> b{Groups(g), dy.as<T>(), x.as<T>(), gamma.as<T>(), mean.as<A>(), invstd.as<A>(), dx.as<T>(), dgamma.as<T>(), dbeta.as<T>()};
+    if (b.dx) backward_x<pack.value>(queue, g, b);
+    if (!b.dgamma && !b.dbeta) return;
+    if (g.spatial == 1) backward_affine<1>(queue, g, b);
+    else backward_affine<pack.value>(queue, g, b);
+  }, dy.data, x.data, dx.data);
+}
+
+void layer_norm(Queue queue, const NormGeometry& g, const ConstView& x, const ConstView& gamma, const ConstView& beta, const View& y, const View& mean,
+                const View& invstd) {
+  group_norm(queue, rows_as_channels(g), x, gamma, beta, y, mean, invstd);
+}
+
+void layer_norm_backward(Queue queue, const NormGeometry& g, const ConstView& dy, const ConstView& x, const ConstView& gamma, const ConstView& mean,
+                         const ConstView& invstd, const View& dx, const View& dgamma, const View& dbeta) {
+  group_norm_backward(queue, rows_as_channels(g), dy, x, gamma, mean, invstd, dx, dgamma, dbeta);
+}
+
+}  // namespace
+
+void add_group_norm(KernelTable& t) {
+  t.group_norm = group_norm;
+  t.group_norm_backward = group_norm_backward;
+  t.layer_norm = layer_norm;
+  t.layer_norm_backward = layer_norm_backward;
+}
+
+}  // namespace fovea::kernels::cuda

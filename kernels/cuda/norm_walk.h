@@ -1,0 +1,229 @@
+// What the normalisations share: how a channel's elements are shared out over lanes and blocks, its mean and variance, and the sums that gradients need.
+//
+// Note [A channel is a row of planes]
+// A channel's elements, numbered through, lie in `planes` runs of `spatial` elements. Where a run is one element (rows of features), neighbouring threads take
+// neighbouring channels. With too few channels to fill a GPU, each is split over several blocks: a first kernel leaves partial results in memory, and every block of
+// the second joins all of its channel's, in the same order. Otherwise the second kernel does everything, reading x twice, the second time from the cache if it fits.
+//
+// Note [Variance without cancellation]
+// E[x^2] - E[x]^2 loses everything when the mean is large beside the deviation. A lane takes a batch of elements into registers, finds their mean and the squared
+// deviations from it, and combines batches by Chan, Golub & LeVeque 1979, eq. 2.1; lanes and blocks are combined the same way in float64.
+#pragma once
+
+#include <algorithm>
+
+#include <fovea/kernels/cuda/core/launch.h>
+#include <fovea/kernels/cuda/core/numeric.h>
+#include <fovea/kernels/cuda/core/pack.h>
+#include <fovea/kernels/cuda/core/scratch.h>
+#include <fovea/kernels/cuda/core/strided.h>
+#include <fovea/kernels/cuda/team.h>
+
+namespace fovea::kernels::cuda {
+
+struct Moments {
+  double count = 0, mean = 0, m2 = 0;        // m2: sum of squared deviations from the mean
+
+  __device__ double variance() const { return count > 0 ? (m2 < 0 ? 0.0 : m2 / count) : 0.0; }
+};
+
+struct JoinMoments {
+  __device__ Moments operator()(const Moments& a, const Moments& b) const {
+    if (a.count == 0 || b.count == 0) return a.count == 0 ? b : a;
+    const double count = a.count + b.count, delta = b.mean - a.mean, share = b.count / count;
+    return {count, a.mean + delta * share, a.m2 + b.m2 + delta * delta * (a.count * share)};
+  }
+};
+
+// Sums over a channel of the gradient, and of the gradient times what goes with it (a deviation, or a normalised x).
+struct GradientSums {
+  double gradient = 0, product = 0;
+};
+
+struct JoinSums {
+  __device__ GradientSums operator()(const GradientSums& a, const GradientSums& b) const { return {a.gradient + b.gradient, a.product + b.product}; }
+};
+
+// n / divisor for any n, quick for n < 2^31.
+struct Divide {
+  FastDivide quick;
+  int64_t divisor = 1;
+  bool is_wide = false;
+
+  Divide(int64_t d, int64_t largest) : quick(static_cast<uint32_t>(std::min<int64_t>(d, 1 << 30))), divisor(d), is_wide(largest >= (int64_t{1} << 31) || d > (1 << 30)) {}
+  __device__ int64_t quotient(int64_t n) const { return is_wide ? n / divisor : quick.quotient(static_cast<uint32_t>(n)); }
+};
+
+// An element's offset into the tensor, its plane and its position within that.
+struct Place {
+  int64_t offset, plane, position;
+};
+
+struct Walk {
+  int64_t channels, planes, spatial;
+  int64_t plane_step;                        // from a plane of a channel to the next; channels are `spatial` apart
+  Divide divide;
+  Team team;
+  int64_t splits = 1, per_split;             // blocks that share a channel, and the elements of each
+
+  // The elements of a channel are taken `pack` at a time.
+  Walk(int64_t all_channels, int64_t all_planes, int64_t plane, int64_t step, int pack)
+      : channels(all_channels), planes(all_planes), spatial(plane), plane_step(step), divide(std::max<int64_t>(plane, 1), all_planes * plane) {
+    const int64_t count = elements();
+    team = spatial == 1 && channels > 1 && planes > 1 ? column_team(channels, planes) : row_team(ceil_div<int64_t>(count, pack));
+    const int64_t pass = static_cast<int64_t>(team.lanes) * pack;
+    const int64_t wanted = splits_for(ceil_div<int64_t>(channels, team.width), count / pass);
+    per_split = std::max<int64_t>(1, ceil_div(ceil_div(count, wanted), pass)) * pass;
+    splits = std::max<int64_t>(1, ceil_div(count, per_split));
+  }
+
+  __host__ __device__ int64_t elements() const { return planes * spatial; }
+  template <class Partial>
+  int64_t partial_bytes() const { return channels * splits * static_cast<int64_t>(sizeof(Partial)); }
+  template <class Partial>
+  Grid grid() const {
+    const int64_t blocks = ceil_div<int64_t>(channels, team.width);
+    return {dim3(static_cast<unsigned>(std::min<int64_t>(blocks, 1 << 16)), static_cast<unsigned>(splits)), dim3(team_threads), sizeof(Partial) * team_threads};
+  }
+
+  __device__ int64_t begin() const { return blockIdx.y * per_split; }
+  __device__ int64_t end() const { return min(elements(), begin() + per_split); }
+  __device__ Place locate(int64_t channel, int64_t element) const {
+    const int64_t plane = divide.quotient(element), position = element - plane * spatial;
+    return {plane * plane_step + channel * spatial + position, plane, position};
+  }
+
+  // f(channel, whether there is such a channel) for the channels of this thread, all threads of the block together.
+  template <class F>
+  __device__ void for_each_channel(const F& f) const {
+    for (int64_t first = static_cast<int64_t>(blockIdx.x) * team.width; first < channels; first += static_cast<int64_t>(gridDim.x) * team.width) {
+      const int64_t channel = first + team.member();
+      f(channel, channel < channels);
+    }
+  }
+
+  // use(load(place), place) for this lane's packs among the elements [begin, end) of a channel; several loads are under way at once.
+  template <int pack, class Load, class Use>
+  __device__ void for_each_pack(int64_t channel, int64_t begin, int64_t end, const Load& load, const Use& use) const {
+    constexpr int unroll = pack > 4 ? 2 : 4;
+    const int64_t step = static_cast<int64_t>(team.lanes) * pack;
+    for (int64_t e = begin + team.lane() * pack; e < end; e += unroll * step) {
+      Place places[unroll];
+      decltype(load(places[0])) loaded[unroll];
+#pragma unroll
+      for (int u = 0; u < unroll; ++u) {
+        if (e + u * step >= end) break;
+        places[u] = locate(channel, e + u * step);
+        loaded[u] = load(places[u]);
+      }
+#pragma unroll
+      for (int u = 0; u < unroll; ++u) {
+        if (e + u * step >= end) break;
+        use(loaded[u], places[u]);
+      }
+    }
+  }
+};
+
+// The moments of this lane's elements among [begin, end) of a channel.
+template <int pack, class T>
+__device__ Moments lane_moments(const Walk& walk, const T* x, int64_t channel, int64_t begin, int64_t end) {
+  using A = Accumulate<T>;
+  constexpr int loads = pack == 1 ? 8 : 4, batch = loads * pack;
+  const int64_t step = static_cast<int64_t>(walk.team.lanes) * pack;
+  A count = 0, mean = 0, m2 = 0;
+  for (int64_t e = begin + walk.team.lane() * pack; e < end; e += loads * step) {
+    A values[batch];
+    int filled = 0;
+#pragma unroll
+    for (int u = 0; u < loads; ++u) {
+      const bool exists = e + u * step < end;
+      Pack<T, pack> p;
+      if (exists) p = load_pack<T, pack>(x + walk.locate(channel, e + u * step).offset, 0);
+#pragma unroll
+      for (int j = 0; j < pack; ++j) values[u * pack + j] = exists ? widen(p[j]) : A(0);
+      filled += exists ? pack : 0;
+    }
+    A sum = 0, squares = 0;
+#pragma unroll
+    for (int k = 0; k < batch; ++k) sum += values[k];
+    const A size = static_cast<A>(filled), center = sum / size;
+#pragma unroll
+    for (int k = 0; k < batch; ++k) squares += k < filled ? (values[k] - center) * (values[k] - center) : A(0);
+    const A total = count + size, delta = center - mean, share = size / total;
+    mean += delta * share;
+    m2 += squares + delta * delta * (count * share);
+    count = total;
+  }
+  return {static_cast<double>(count), static_cast<double>(mean), static_cast<double>(m2)};
+}
+
+// What all lanes together found in their share of [begin, end): find(begin, end) is one lane's.
+template <class Partial, class Join, class Find>
+__device__ Partial join_lanes(const Walk& walk, bool exists, int64_t begin, int64_t end, const Find& find, const Join& join) {
+  Partial* const scratch = &shared<Partial>();
+  return team_reduce(walk.team, exists ? find(begin, end) : Partial{}, join, scratch);
+}
+
+// The whole channel's: from the partial results [channels, splits] of an earlier kernel, or found here where there are none.
+template <class Partial, class Join, class Find>
+__device__ Partial join_channel(const Walk& walk, int64_t channel, bool exists, const Partial* partial, const Find& find, const Join& join) {
+  if (!partial) return join_lanes<Partial>(walk, exists, 0, walk.elements(), find, join);
+  const auto joined = [&](int64_t begin, int64_t end) {
+    Partial total{};
+    for (int64_t split = begin + walk.team.lane(); split < end; split += walk.team.lanes) total = join(total, partial[channel * walk.splits + split]);
+    return total;
+  };
+  return join_lanes<Partial>(walk, exists, 0, walk.splits, joined, join);
+}
+
+template <int pack, class T>
+__global__ __launch_bounds__(team_threads, 2) void moments_kernel(Walk walk, const T* x, Moments* partial) {
+  walk.for_each_channel([&](int64_t channel, bool exists) {
+    const Moments m = join_lanes<Moments>(walk, exists, walk.begin(), walk.end(),
+                                          [&](int64_t begin, int64_t end) { return lane_moments<pack>(walk, x, channel, begin, end); }, JoinMoments{});
+    if (exists && walk.team.lane() == 0) partial[channel * walk.splits + blockIdx.y] = m;
+  });
+}
+
+// A channel's gradient and x (and under a ReLU, y), as they come from memory.
+template <class T, int pack>
+struct GradientPacks {
+  Pack<T, pack> dy, x, y;
+};
+
+// term(packs, place, j) gives the gradient and the product of one element; they are added up in the type that T is computed in over `run` packs, in float64 beyond.
+template <int pack, class A, class Load, class Term>
+__device__ GradientSums lane_sums(const Walk& walk, int64_t channel, int64_t begin, int64_t end, const Load& load, const Term& term) {
+  constexpr int64_t run = 64;
+  const int64_t chunk = run * walk.team.lanes * pack;
+  GradientSums total;
+  for (int64_t first = begin; first < end; first += chunk) {
+    A gradient = 0, product = 0;
+    walk.for_each_pack<pack>(channel, first, min(end, first + chunk), load, [&](const auto& packs, const Place& place) {
+#pragma unroll
+      for (int j = 0; j < pack; ++j) term(packs, place, j, gradient, product);
+    });
+    total.gradient += static_cast<double>(gradient);
+    total.product += static_cast<double>(product);
+  }
+  return total;
+}
+
+// Whether all of these can be read or written in packs of 16 bytes; those that are not there do not matter.
+template <class... Pointers>
+bool all_aligned(const Pointers*... pointers) { return (is_aligned(pointers) && ...); }
+
+// Element c of an optional parameter.
+template <class T>
+__device__ inline double value_or(const T* values, int64_t c, double otherwise) { return values ? static_cast<double>(widen(values[c])) : otherwise; }
+
+// The statistics of T are kept in float32 or float64.
+template <class T>
+void check_statistics(const char* op, const ConstView& mean, const ConstView& other) {
+  constexpr DType expected = dtype_of<Accumulate<T>>;
+  for (const ConstView* v : {&mean, &other})
+    check<DTypeError>(!*v || v->dtype == expected, op, ": the statistics of ", name_of(dtype_of<T>), " values are ", name_of(expected), ", got ", name_of(v->dtype));
+}
+
+}  // namespace fovea::kernels::cuda

@@ -1,0 +1,370 @@
+// reduce: sum, mean, product, max, min, sum of squares, logsumexp, any, all over any axes; arg_reduce: the position of the largest or smallest element along an axis
+// (the first of equals; NaN wins).
+// Layout: any strides, any dtypes. Overwrites y. A thread adds up to `run` accesses of float16, bfloat16 or float32 in float32 and goes on in float64; products and
+// float64 in float64, integers in int64. Deterministic: the shape alone decides who adds what. Floor: one read of x.
+//
+// Note [Rows, columns and splits]
+// Axes are put in the order of x's memory. Where a reduced axis is the innermost, the threads of a team are neighbours along it ("rows"); where a kept one is,
+// neighbouring threads work for neighbouring outputs ("columns"). When there are too few outputs to fill a GPU, each fold is split over several blocks, whose
+// partial results a second kernel joins.
+#include <fovea/kernels/table.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <limits>
+
+#include <fovea/kernels/cuda/convert.h>
+#include <fovea/kernels/cuda/core/launch.h>
+#include <fovea/kernels/cuda/core/pack.h>
+#include <fovea/kernels/cuda/core/scratch.h>
+#include <fovea/kernels/cuda/core/strided.h>
+#include <fovea/kernels/cuda/team.h>
+
+namespace fovea::kernels::cuda {
+namespace {
+
+constexpr int run = 64;                      // accesses of a thread between two additions to the wide accumulator
+constexpr int unroll = 4;                    // accesses under way at once
+
+__device__ inline float exp_of(float x) { return expf(x); }
+__device__ inline double exp_of(double x) { return exp(x); }
+
+template <class A>
+__device__ constexpr A lowest_of() { return std::numeric_limits<A>::has_infinity ? -std::numeric_limits<A>::infinity() : std::numeric_limits<A>::lowest(); }
+template <class A>
+__device__ constexpr A highest_of() { return std::numeric_limits<A>::has_infinity ? std::numeric_limits<A>::infinity() : std::numeric_limits<A>::max(); }
+
+// Integers wrap: computed without a sign, where that is defined.
+template <class A>
+__device__ inline A add(A a, A b) {
+  if constexpr (std::is_integral_v<A>) return static_cast<A>(static_cast<uint64_t>(a) + static_cast<uint64_t>(b));
+  else return a + b;
+}
+template <class A>
+__device__ inline A multiply(A a, A b) {
+  if constexpr (std::is_integral_v<A>) return static_cast<A>(static_cast<uint64_t>(a) * static_cast<uint64_t>(b));
+  else return a * b;
+}
+
+template <class V> using Wide = std::conditional_t<std::is_same_v<V, float>, double, V>;
+
+// What is folded. V is the type that elements are computed in. Part is what a thread adds elements to, Total what parts are joined in; result() is what is stored.
+
+template <class V>
+struct SumOf {
+  using Part = V;
+  using Total = Wide<V>;
+  __device__ static Part part() { return 0; }
+  __device__ static void add_element(Part& p, V v, int64_t) { p = add(p, v); }
+  __device__ static Total total(const Part& p) { return p; }
+  __device__ static Total join(const Total& a, const Total& b) { return add(a, b); }
+  __device__ static Total result(const Total& t) { return t; }
+};
+
+template <class V>
+struct SumOfSquares : SumOf<V> {
+  __device__ static void add_element(V& p, V v, int64_t) { p = add(p, multiply(v, v)); }
+};
+
+template <class V>
+struct ProductOf {
+  using Part = Wide<V>;
+  using Total = Wide<V>;
+  __device__ static Part part() { return 1; }
+  __device__ static void add_element(Part& p, V v, int64_t) { p = multiply(p, static_cast<Part>(v)); }
+  __device__ static Total total(const Part& p) { return p; }
+  __device__ static Total join(const Total& a, const Total& b) { return multiply(a, b); }
+  __device__ static Total result(const Total& t) { return t; }
+};
+
+template <class V, bool is_max>
+struct ExtremeOf {
+  using Part = V;
+  using Total = V;
+  __device__ static Part part() { return is_max ? lowest_of<V>() : highest_of<V>(); }
+  __device__ static Total join(const Total& a, const Total& b) { return (is_max ? a > b : a < b) || a != a ? a : b; }
+  __device__ static void add_element(Part& p, V v, int64_t) { p = join(p, v); }
+  __device__ static Total total(const Part& p) { return p; }
+  __device__ static Total result(const Total& t) { return t; }
+};
+template <class V> using MaxOf = ExtremeOf<V, true>;
+template <class V> using MinOf = ExtremeOf<V, false>;
+
+template <class V, bool is_any>
+struct TruthOf {
+  using Part = int64_t;
+  using Total = int64_t;
+  __device__ static Part part() { return is_any ? 0 : 1; }
+  __device__ static void add_element(Part& p, V v, int64_t) { p = join(p, v != V(0)); }
+  __device__ static Total total(const Part& p) { return p; }
+  __device__ static Total join(const Total& a, const Total& b) { return is_any ? a | b : a & b; }
+  __device__ static Total result(const Total& t) { return t; }
+};
+template <class V> using AnyOf = TruthOf<V, true>;
+template <class V> using AllOf = TruthOf<V, false>;
+
+// maximum + log(sum), where sum is that of e^(x - maximum). A shift between equals is 0 even if both are infinite.
+template <class A>
+struct ShiftedSum {
+  A maximum, sum;
+  __device__ static A shifted(A x, A maximum) { return x == maximum ? A(1) : exp_of(x - maximum); }
+  __device__ void add(A x) {
+    if (x > maximum) {
+      sum = sum * shifted(maximum, x) + 1;
+      maximum = x;
+    } else {
+      sum += shifted(x, maximum);
+    }
+  }
+};
+
+template <class V>
+struct LogSumExpOf {
+  using Part = ShiftedSum<V>;
+  using Total = ShiftedSum<double>;
+  __device__ static Part part() { return {lowest_of<V>(), 0}; }
+  __device__ static void add_element(Part& p, V v, int64_t) { p.add(v); }
+  __device__ static Total total(const Part& p) { return {static_cast<double>(p.maximum), static_cast<double>(p.sum)}; }
+  __device__ static Total join(const Total& a, const Total& b) {
+    const double maximum = a.maximum > b.maximum ? a.maximum : b.maximum;
+    return {maximum, a.sum * Total::shifted(a.maximum, maximum) + b.sum * Total::shifted(b.maximum, maximum)};
+  }
+  __device__ static double result(const Total& t) {
+    const bool is_infinite = t.maximum == lowest_of<double>() || t.maximum == highest_of<double>();
+    return is_infinite && t.sum == t.sum ? t.maximum : t.maximum + log(t.sum);            // a NaN among the elements made the sum NaN
+  }
+};
+
+template <class V, bool is_max>
+struct PositionOf {
+  struct Part {
+    V value;
+    int64_t position;                        // -1: none yet
+  };
+  using Total = Part;
+  __device__ static bool is_better(V candidate, V best) {
+    if (best != best) return false;
+    return candidate != candidate || (is_max ? candidate > best : candidate < best);
+  }
+  __device__ static Part part() { return {V(0), -1}; }
+  __device__ static void add_element(Part& p, V v, int64_t position) {
+    if (p.position < 0 || is_better(v, p.value)) p = {v, position};
+  }
+  __device__ static Total total(const Part& p) { return p; }
+  __device__ static Total join(const Total& a, const Total& b) {
+    if (a.position < 0 || b.position < 0) return a.position < 0 ? b : a;
+    if (is_better(b.value, a.value)) return b;
+    if (is_better(a.value, b.value)) return a;
+    return a.position < b.position ? a : b;
+  }
+  __device__ static int64_t result(const Total& t) { return t.position; }
+};
+template <class V> using PositionOfMax = PositionOf<V, true>;
+template <class V> using PositionOfMin = PositionOf<V, false>;
+
+struct Fold {
+  StridedIndex<1> reduced;                   // x
+  StridedIndex<2> kept;                      // x, y
+  Team team;
+  int64_t length, outputs;                   // elements of a fold, folds
+  int64_t splits, per_split;
+  double divisor = 0;                        // of a mean; 0: none
+  void* y;
+  DType dtype;
+
+  __device__ int64_t offset(int64_t i) const { return reduced.rank <= 1 ? i * reduced.strides[0][0] : reduced.offsets(i).of[0]; }
+  template <class Result>
+  __device__ void store(int64_t output, Result value) const {
+    const int64_t at = kept.offsets(output).of[1];
+    if (divisor != 0) store_as(dtype, y, at, static_cast<double>(value) / divisor);
+    else store_as(dtype, y, at, value);
+  }
+};
+
+// A lane's share of the elements [begin, end) of a fold.
+template <class Op, int pack, class T>
+__device__ typename Op::Total fold_lane(const Fold& fold, const T* x, int64_t begin, int64_t end) {
+  const int64_t step = static_cast<int64_t>(fold.team.lanes) * pack;
+  typename Op::Total total = Op::total(Op::part());
+  int64_t i = begin + fold.team.lane() * pack;
+  while (i < end) {
+    typename Op::Part part = Op::part();
+    const int64_t stop = min(end, i + step * run);
+    for (; i + (unroll - 1) * step < stop; i += unroll * step) {
+      Pack<T, pack> values[unroll];
+#pragma unroll
+      for (int u = 0; u < unroll; ++u) values[u] = load_pack<T, pack>(x + fold.offset(i + u * step), 0);
+#pragma unroll
+      for (int u = 0; u < unroll; ++u)
+#pragma unroll
+        for (int j = 0; j < pack; ++j) Op::add_element(part, to_compute(values[u][j]), i + u * step + j);
+    }
+    for (; i < stop; i += step) {
+      const Pack<T, pack> values = load_pack<T, pack>(x + fold.offset(i), 0);
+#pragma unroll
+      for (int j = 0; j < pack; ++j) Op::add_element(part, to_compute(values[j]), i + j);
+    }
+    total = Op::join(total, Op::total(part));
+  }
+  return total;
+}
+
+template <class Total>
+struct Scratch {
+  Total values[team_threads];
+};
+
+// pack > 1: the reduced elements of an output lie beside each other.
+template <class Op, int pack, class T>
+__global__ __launch_bounds__(team_threads, 2) void fold_kernel(Fold fold, const T* x, typename Op::Total* partial) {
+  auto& scratch = shared<Scratch<typename Op::Total>>();
+  const int64_t begin = blockIdx.y * fold.per_split, end = min(fold.length, begin + fold.per_split);
+  for (int64_t first = static_cast<int64_t>(blockIdx.x) * fold.team.width; first < fold.outputs; first += static_cast<int64_t>(gridDim.x) * fold.team.width) {
+    const int64_t output = first + fold.team.member();
+    typename Op::Total total = Op::total(Op::part());
+    if (output < fold.outputs) total = fold_lane<Op, pack>(fold, x + fold.kept.offsets(output).of[0], begin, end);
+    total = team_reduce(fold.team, total, Op::join, scratch.values);
+    if (output >= fold.outputs || fold.team.lane() != 0) continue;
+    if (partial) partial[blockIdx.y * fold.outputs + output] = total;
+    else fold.store(output, Op::result(total));
+  }
+}
+
+// Joins the partial results [splits, outputs].
+template <class Op>
+__global__ __launch_bounds__(team_threads, 2) void join_kernel(Fold fold, const typename Op::Total* partial) {
+  auto& scratch = shared<Scratch<typename Op::Total>>();
+  for (int64_t first = static_cast<int64_t>(blockIdx.x) * fold.team.width; first < fold.outputs; first += static_cast<int64_t>(gridDim.x) * fold.team.width) {
+    const int64_t output = first + fold.team.member();
+    typename Op::Total total = Op::total(Op::part());
+    for (int64_t split = fold.team.lane(); output < fold.outputs && split < fold.splits; split += fold.team.lanes)
+      total = Op::join(total, partial[split * fold.outputs + output]);
+    total = team_reduce(fold.team, total, Op::join, scratch.values);
+    if (output < fold.outputs && fold.team.lane() == 0) fold.store(output, Op::result(total));
+  }
+}
+
+// --- the host's side ---
+
+// The axes of one kind in the order of x's memory, outermost first.
+struct AxisList {
+  Shape shape;
+  Strides x, y;
+
+  void add(int64_t size, int64_t x_stride, int64_t y_stride) {
+    int at = 0;
+    while (at < shape.rank() && std::abs(x[at]) >= std::abs(x_stride)) ++at;
+    shape.insert(at, size);
+    x.insert(at, x_stride);
+    y.insert(at, y_stride);
+  }
+};
+
+int64_t inner_stride(const AxisList& axes) { return axes.shape.rank() > 0 ? std::abs(axes.x.back()) : std::numeric_limits<int64_t>::max(); }
+
+StridedIndex<1> index_of_x(const AxisList& axes) {
+  const Strides* const strides[] = {&axes.x};
+  return {axes.shape, strides};
+}
+StridedIndex<2> index_of_both(const AxisList& axes) {
+  const Strides* const strides[] = {&axes.x, &axes.y};
+  return {axes.shape, strides};
+}
+
+// Whether every fold begins at a multiple of `pack` elements and has whole packs.
+bool splits_into_packs(const Fold& fold, const void* x, int pack, int64_t bytes) {
+  bool fits = fold.reduced.rank == 1 && fold.reduced.strides[0][0] == 1 && fold.length % pack == 0 && is_aligned(x, static_cast<size_t>(pack * bytes));
+  for (int axis = 0; axis < fold.kept.rank; ++axis) fits = fits && fold.kept.strides[0][axis] % pack == 0;
+  return fits;
+}
+
+Grid grid_of(const Fold& fold, int64_t splits, size_t shared_bytes) {
+  const int64_t groups = ceil_div<int64_t>(fold.outputs, fold.team.width);
+  return {dim3(static_cast<unsigned>(std::min<int64_t>(groups, 1 << 16)), static_cast<unsigned>(splits)), dim3(team_threads), shared_bytes};
+}
+
+// is_reduced(axis) says which axes go.
+template <class IsReduced>
+Fold fold_of(const ConstView& x, const View& y, int most_packed, const IsReduced& is_reduced, int& pack) {
+  AxisList reduced, kept;
+  for (int axis = 0; axis < x.rank(); ++axis) {
+    if (x.shape[axis] <= 1) continue;
+    if (is_reduced(axis)) reduced.add(x.shape[axis], x.strides[axis], 0);
+    else kept.add(x.shape[axis], x.strides[axis], y.strides[axis]);
+  }
+  Fold fold{index_of_x(reduced), index_of_both(kept), {}, 0, 0, 1, 0, 0, y.data, y.dtype};
+  fold.length = x.numel() > 0 ? fold.reduced.numel : 0;
+  fold.outputs = fold.kept.numel;
+  const bool is_row = inner_stride(reduced) <= inner_stride(kept) && fold.reduced.rank > 0;
+  pack = is_row && splits_into_packs(fold, x.data, most_packed, size_of(x.dtype)) ? most_packed : 1;
+  fold.team = is_row ? row_team(ceil_div<int64_t>(fold.length, pack)) : column_team(fold.outputs, fold.length);
+  const int64_t per_pass = static_cast<int64_t>(fold.team.lanes) * pack;
+  const int64_t splits = splits_for(ceil_div<int64_t>(fold.outputs, fold.team.width), fold.length / per_pass);
+  fold.per_split = std::max<int64_t>(1, ceil_div(ceil_div(fold.length, splits), per_pass)) * per_pass;
+  fold.splits = std::max<int64_t>(1, ceil_div(fold.length, fold.per_split));
+  return fold;
+}
+
+template <class Op, int most_packed = 1, class T>
+void run_fold(Queue queue, const char* name, Fold& fold, const T* x, int pack) {
+  using Total = typename Op::Total;
+  const auto kernel = pack > 1 ? fold_kernel<Op, most_packed, T> : fold_kernel<Op, 1, T>;
+  if (fold.splits == 1) {
+    launch(queue, name, grid_of(fold, 1, sizeof(Scratch<Total>)), kernel, fold, x, nullptr);
+    return;
+  }
+  const DeviceScratch partial(fold.splits * fold.outputs * static_cast<int64_t>(sizeof(Total)), queue);
+  launch(queue, name, grid_of(fold, fold.splits, sizeof(Scratch<Total>)), kernel, fold, x, partial.as<Total>());
+  fold.team = column_team(fold.outputs, fold.splits);
+  launch(queue, name, grid_of(fold, 1, sizeof(Scratch<Total>)), join_kernel<Op>, fold, partial.as<Total>());
+}
+
+template <class T>
+void reduce_as(Queue queue, Reduce op, const ConstView& x, const View& y) {
+  using V = Compute<T>;
+  constexpr int most_packed = std::is_integral_v<T> ? 1 : full_pack<T>;
+  int pack = 1;
+  Fold fold = fold_of(x, y, most_packed, [&](int axis) { return y.shape[axis] == 1; }, pack);
+  const T* data = x.as<T>();
+  switch (op) {
+    case Reduce::sum: return run_fold<SumOf<V>, most_packed>(queue, "sum", fold, data, pack);
+    case Reduce::mean:
+      fold.divisor = fold.length == 0 ? std::numeric_limits<double>::quiet_NaN() : static_cast<double>(fold.length);
+      return run_fold<SumOf<V>, most_packed>(queue, "mean", fold, data, pack);
+    case Reduce::product: return run_fold<ProductOf<V>, most_packed>(queue, "product", fold, data, pack);
+    case Reduce::max: return run_fold<MaxOf<V>, most_packed>(queue, "max", fold, data, pack);
+    case Reduce::min: return run_fold<MinOf<V>, most_packed>(queue, "min", fold, data, pack);
+    case Reduce::sum_squares: return run_fold<SumOfSquares<V>, most_packed>(queue, "sum_squares", fold, data, pack);
+    case Reduce::any: return run_fold<AnyOf<V>, most_packed>(queue, "any", fold, data, pack);
+    case Reduce::all: return run_fold<AllOf<V>, most_packed>(queue, "all", fold, data, pack);
+    case Reduce::logsumexp: break;
+  }
+  if constexpr (std::is_integral_v<V>) fail<DTypeError>("logsumexp: takes floating-point tensors, got an integer one; convert with to(x, DType::float32)");
+  else run_fold<LogSumExpOf<V>, most_packed>(queue, "logsumexp", fold, data, pack);
+}
+
+void reduce(Queue queue, Reduce op, const ConstView& x, const View& y) {
+  if (y.numel() == 0) return;
+  dispatch(x.dtype, [&](auto zero) { reduce_as<decltype(zero)>(queue, op, x, y); });
+}
+
+void arg_reduce(Queue queue, ArgReduce op, int axis, const ConstView& x, const View& y) {
+  if (y.numel() == 0 || x.numel() == 0) return;
+  int pack = 1;
+  Fold fold = fold_of(x, y, 1, [&](int i) { return i == axis; }, pack);
+  dispatch(x.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    using V = Compute<T>;
+    if (op == ArgReduce::argmax) run_fold<PositionOfMax<V>>(queue, "argmax", fold, x.as<T>(), pack);
+    else run_fold<PositionOfMin<V>>(queue, "argmin", fold, x.as<T>(), pack);
+  });
+}
+
+}  // namespace
+
+void add_reduce(KernelTable& t) {
+  t.reduce = reduce;
+  t.arg_reduce = arg_reduce;
+}
+
+}  // namespace fovea::kernels::cuda

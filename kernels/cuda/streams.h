@@ -1,0 +1,32 @@
+// What the runtime and the allocator know of each other. Not installed.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <fovea/kernels/cuda/runtime.h>
+
+namespace fovea::cuda::detail {
+
+inline constexpr int max_devices = 64;
+
+// Makes a device CUDA's current one and puts the former one back at the end.
+class DeviceScope {
+ public:
+  explicit DeviceScope(int device);
+  ~DeviceScope();
+  DeviceScope(const DeviceScope&) = delete;
+  DeviceScope& operator=(const DeviceScope&) = delete;
+
+ private:
+  int previous_ = -1;                        // -1: nothing to put back
+};
+
+cudaStream_t current_handle(int device);     // null: CUDA's default stream
+bool has_many_streams(int device);           // was ever a stream beside the default one made there?
+
+// Defined by the allocator. A stream is about to go, its work is done: its blocks are free for every stream.
+void forget_stream(cudaStream_t stream, int device) noexcept;
+// Notes that a copy on `stream` uses pinned memory, if `host` lies in some.
+void record_pinned_use(const void* host, cudaStream_t stream, int device);
+
+}  // namespace fovea::cuda::detail

@@ -1,0 +1,63 @@
+// Blocks whose threads work for several results at once: a team of `lanes` threads each. Used where one result alone would not fill a block, or where neighbouring
+// results lie beside each other in memory (then neighbouring threads belong to different teams, so that reads stay in order).
+#pragma once
+
+#include <cstdlib>
+
+#include <fovea/kernels/cuda/core/device.h>
+
+namespace fovea::kernels::cuda {
+
+inline constexpr int team_threads = 256;
+
+struct Team {
+  int width = 1, lanes = team_threads;       // results of a block, and the threads of each: powers of two whose product is team_threads
+  bool is_row = true;                        // a team's threads are neighbours
+
+  __device__ int member() const { return static_cast<int>(threadIdx.x) / (is_row ? lanes : 1) % width; }
+  __device__ int lane() const { return static_cast<int>(threadIdx.x) / (is_row ? 1 : width) % lanes; }
+  __device__ int step() const { return is_row ? 1 : width; }       // from a lane to the next, in threads
+};
+
+inline int power_of_two_from(int64_t n, int most) {
+  int power = 1;
+  while (power < n && power < most) power *= 2;
+  return power;
+}
+
+// Each result is folded over `items` that lie beside each other.
+inline Team row_team(int64_t items) {
+  const int lanes = power_of_two_from(items, team_threads);
+  return {team_threads / lanes, lanes, true};
+}
+
+// `results` lie beside each other, and each is folded over `items` far apart.
+inline Team column_team(int64_t results, int64_t items) {
+  const int width = power_of_two_from(results, warp_size), lanes = power_of_two_from(items, team_threads / width);
+  return {team_threads / lanes, lanes, false};
+}
+
+// How many blocks share the fold behind one result: as many as make a grid of about `blocks_wanted`, while each thread keeps `least` items. The shape alone decides.
+inline int64_t splits_for(int64_t blocks, int64_t items_per_lane, int64_t blocks_wanted = 1024, int64_t least = 16) {
+  const int64_t wanted = blocks_wanted / (blocks > 1 ? blocks : 1), most = items_per_lane / least;
+  const int64_t splits = wanted < most ? wanted : most;
+  return splits > 1 ? splits : 1;
+}
+
+// Joins the values of a team's lanes in a fixed order; every lane gets the result. scratch: one value a thread, free for reuse afterwards. All threads of the block call it.
+template <class Value, class Join>
+__device__ inline Value team_reduce(const Team& team, const Value& value, const Join& join, Value* scratch) {
+  if (team.lanes == 1) return value;
+  const int thread = static_cast<int>(threadIdx.x), lane = team.lane(), step = team.step();
+  scratch[thread] = value;
+  __syncthreads();
+  for (int half = team.lanes / 2; half > 0; half /= 2) {
+    if (lane < half) scratch[thread] = join(scratch[thread], scratch[thread + half * step]);
+    __syncthreads();
+  }
+  const Value result = scratch[thread - lane * step];
+  __syncthreads();
+  return result;
+}
+
+}  // namespace fovea::kernels::cuda

@@ -1,0 +1,290 @@
+// CUDA's convolutions against the CPU's, in all three directions, and the choice of their kernels.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include <fovea/kernels/cuda/conv_plan.h>
+#include <fovea/kernels/cuda/core/launch.h>
+
+#include "cuda_kernels.h"
+
+using namespace fovea;
+using namespace fovea::testing;
+using kernels::Workspace;
+using kernels::cuda::choose_conv_kernel;
+using kernels::cuda::ConvKernel;
+using kernels::cuda::ConvPass;
+
+namespace {
+
+// Numbers in (-1, 1) that float32 holds, so that one reference serves both dtypes.
+Tensor numbers(const Shape& shape, DType dtype, uint32_t seed) {
+  Tensor wide = empty(shape, DType::float64), result = empty(shape, dtype);
+  uint32_t state = seed * 2654435761u + 12345u;
+  for (int64_t i = 0; i < wide.numel(); ++i) {
+    state = state * 1664525u + 1013904223u;
+    wide.mutable_data<double>()[i] = static_cast<double>(static_cast<int32_t>(state)) * 0x1p-31;
+  }
+  for (int64_t i = 0; i < wide.numel(); ++i) wide.mutable_data<double>()[i] = static_cast<float>(wide.data<double>()[i]);
+  cpu().copy(nullptr, wide.view(), result.mutable_view());
+  return result;
+}
+
+Tensor as_double(const Tensor& x) {
+  Tensor y = empty(x.shape(), DType::float64);
+  cpu().copy(nullptr, x.view(), y.mutable_view());
+  return y;
+}
+
+Shape shape_of_x(const ConvGeometry& g) { return {g.n, g.c, g.h, g.w}; }
+Shape shape_of_weight(const ConvGeometry& g) { return {g.k, g.group_c(), g.r, g.s}; }
+Shape shape_of_y(const ConvGeometry& g) { return {g.n, g.k, g.out_h(), g.out_w()}; }
+
+struct Inputs {
+  Tensor x, weight, bias, dy;
+  Inputs(const ConvGeometry& g, DType dtype)
+      : x(numbers(shape_of_x(g), dtype, 1)), weight(numbers(shape_of_weight(g), dtype, 2)), bias(numbers({g.k}, dtype, 3)), dy(numbers(shape_of_y(g), dtype, 4)) {}
+};
+
+struct Results {
+  Tensor y, dx, dweight, dbias;
+};
+
+Results on_cpu(const ConvGeometry& g, const Inputs& in) {
+  const Tensor x = as_double(in.x), weight = as_double(in.weight), bias = as_double(in.bias), dy = as_double(in.dy);
+  Results r{empty(shape_of_y(g), DType::float64), empty(shape_of_x(g), DType::float64), empty(shape_of_weight(g), DType::float64), empty({g.k}, DType::float64)};
+  std::vector<double> scratch(static_cast<size_t>(cpu().conv2d_workspace(g, DType::float64)) / 8 + 64);
+  const Workspace workspace{scratch.data(), static_cast<int64_t>(scratch.size()) * 8};
+  cpu().conv2d_forward(nullptr, g, x.view(), weight.view(), bias.view(), r.y.mutable_view(), workspace);
+  cpu().conv2d_backward_data(nullptr, g, dy.view(), weight.view(), r.dx.mutable_view(), workspace);
+  cpu().conv2d_backward_weight(nullptr, g, x.view(), dy.view(), r.dweight.mutable_view(), r.dbias.mutable_view(), workspace);
+  return r;
+}
+
+struct Names {
+  std::string forward, data, weight;           // the kernels that ran
+};
+
+// offset: elements by which everything is shifted from where packs may be read.
+Results on_device(const ConvGeometry& g, const Inputs& in, DType dtype, int64_t offset = 0, Names* names = nullptr) {
+  const DeviceTensor x(in.x, offset), weight(in.weight, offset), bias(in.bias, offset), dy(in.dy, offset);
+  const DeviceTensor y = DeviceTensor::poisoned(shape_of_y(g), dtype, offset), dx = DeviceTensor::poisoned(shape_of_x(g), dtype, offset),
+                     dweight = DeviceTensor::poisoned(shape_of_weight(g), dtype, offset), dbias = DeviceTensor::poisoned({g.k}, dtype, offset);
+  const int64_t bytes = testing::cuda().conv2d_workspace(g, dtype);
+  const DeviceTensor scratch = DeviceTensor::poisoned({bytes}, DType::uint8);
+  const Workspace workspace{scratch.view().data, bytes};
+  Names seen;
+  testing::cuda().conv2d_forward(nullptr, g, x.view(), weight.view(), bias.view(), y.view(), workspace);
+  seen.forward = kernels::cuda::last_kernel();
+  testing::cuda().conv2d_backward_data(nullptr, g, dy.view(), weight.view(), dx.view(), workspace);
+  seen.data = kernels::cuda::last_kernel();
+  testing::cuda().conv2d_backward_weight(nullptr, g, x.view(), dy.view(), dweight.view(), View(), workspace);
+  seen.weight = kernels::cuda::last_kernel();
+  testing::cuda().conv2d_backward_weight(nullptr, g, x.view(), dy.view(), View(), dbias.view(), workspace);
+  if (names) *names = seen;
+  scratch.to_host();
+  return {y.to_host(), dx.to_host(), dweight.to_host(), dbias.to_host()};
+}
+
+// The rounding errors of a sum of `terms` products of numbers below one.
+double tolerance(DType dtype, int64_t terms) { return (dtype == DType::float64 ? 0x1p-52 : 0x1p-23) * (8 + static_cast<double>(terms)); }
+
+void compare(const ConvGeometry& g, const Results& got, const Results& want, DType dtype) {
+  const int64_t window = g.r * g.s, pixels = g.n * g.out_h() * g.out_w();
+  CHECK(difference(as_double(got.y), want.y, 0, tolerance(dtype, g.group_c() * window)) == "");
+  CHECK(difference(as_double(got.dx), want.dx, 0, tolerance(dtype, g.group_k() * window)) == "");
+  CHECK(difference(as_double(got.dweight), want.dweight, 0, tolerance(dtype, pixels)) == "");
+  CHECK(difference(as_double(got.dbias), want.dbias, 0, tolerance(dtype, pixels)) == "");
+}
+
+void check_geometry(const ConvGeometry& g) {
+  INFO("n ", g.n, " c ", g.c, " h ", g.h, " w ", g.w, " k ", g.k, " r ", g.r, " s ", g.s, " stride ", g.stride_h, ",", g.stride_w, " pad ", g.pad_h, ",", g.pad_w, " dilation ", g.dilation_h,
+       ",", g.dilation_w, " groups ", g.groups);
+  const Inputs exact(g, DType::float64);
+  const Results want = on_cpu(g, exact);
+  for (const DType dtype : {DType::float64, DType::float32}) {
+    INFO(name_of(dtype));
+    compare(g, on_device(g, Inputs(g, dtype), dtype), want, dtype);
+  }
+}
+
+}  // namespace
+
+TEST_CASE("every stride, padding, dilation and kernel gives what the CPU gives") {
+  const std::vector<ConvGeometry> cases = {
+      {.n = 1, .c = 1, .h = 1, .w = 1, .k = 1},
+      {.n = 2, .c = 3, .h = 5, .w = 7, .k = 4, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1},
+      {.n = 2, .c = 5, .h = 8, .w = 8, .k = 7},
+      {.n = 1, .c = 4, .h = 9, .w = 10, .k = 6, .r = 3, .s = 3, .stride_h = 2, .stride_w = 2, .pad_h = 1, .pad_w = 1},
+      {.n = 2, .c = 3, .h = 17, .w = 15, .k = 5, .r = 7, .s = 7, .stride_h = 2, .stride_w = 2, .pad_h = 3, .pad_w = 3},
+      {.n = 2, .c = 2, .h = 10, .w = 11, .k = 3, .r = 2, .s = 2, .stride_h = 3, .stride_w = 3},                                      // pixels that no window sees
+      {.n = 1, .c = 2, .h = 12, .w = 13, .k = 3, .r = 3, .s = 3, .pad_h = 2, .pad_w = 2, .dilation_h = 2, .dilation_w = 2},
+      {.n = 1, .c = 2, .h = 13, .w = 12, .k = 3, .r = 3, .s = 3, .stride_h = 2, .stride_w = 2, .pad_h = 2, .pad_w = 2, .dilation_h = 2, .dilation_w = 2},
+      {.n = 1, .c = 2, .h = 17, .w = 19, .k = 3, .r = 3, .s = 4, .stride_h = 4, .stride_w = 6, .pad_h = 3, .pad_w = 1, .dilation_h = 6, .dilation_w = 4},
+      {.n = 2, .c = 3, .h = 1, .w = 20, .k = 4, .r = 1, .s = 5, .stride_w = 2, .pad_w = 2},
+      {.n = 2, .c = 3, .h = 6, .w = 4, .k = 4, .r = 5, .s = 1, .stride_h = 1, .pad_h = 4},
+      {.n = 1, .c = 3, .h = 3, .w = 3, .k = 2, .r = 3, .s = 3, .pad_h = 5, .pad_w = 7},                                              // windows that see padding alone
+      {.n = 3, .c = 2, .h = 4, .w = 4, .k = 3, .r = 4, .s = 4},                                                                      // one window
+      {.n = 1, .c = 2, .h = 3, .w = 2, .k = 3, .stride_h = 5, .stride_w = 7},                                                        // stride beyond the image
+  };
+  for (const ConvGeometry& g : cases) check_geometry(g);
+}
+
+TEST_CASE("groups give what the CPU gives") {
+  const std::vector<ConvGeometry> cases = {
+      {.n = 2, .c = 4, .h = 6, .w = 7, .k = 6, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1, .groups = 2},
+      {.n = 1, .c = 12, .h = 9, .w = 9, .k = 24, .r = 3, .s = 3, .stride_h = 2, .stride_w = 2, .pad_h = 1, .pad_w = 1, .groups = 4},
+      {.n = 2, .c = 40, .h = 4, .w = 5, .k = 80, .groups = 2},
+  };
+  for (const ConvGeometry& g : cases) check_geometry(g);
+}
+
+TEST_CASE("depthwise convolutions give what the CPU gives") {
+  const std::vector<ConvGeometry> cases = {
+      {.n = 2, .c = 5, .h = 9, .w = 11, .k = 5, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1, .groups = 5},
+      {.n = 1, .c = 3, .h = 12, .w = 10, .k = 3, .r = 5, .s = 5, .pad_h = 2, .pad_w = 2, .groups = 3},
+      {.n = 1, .c = 3, .h = 9, .w = 17, .k = 3, .r = 7, .s = 7, .pad_h = 3, .pad_w = 3, .groups = 3},
+      {.n = 2, .c = 4, .h = 9, .w = 9, .k = 12, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1, .groups = 4},                                 // three of y for each of x
+      {.n = 2, .c = 3, .h = 11, .w = 12, .k = 3, .r = 3, .s = 3, .stride_h = 2, .stride_w = 2, .pad_h = 1, .pad_w = 1, .groups = 3},
+      {.n = 1, .c = 2, .h = 14, .w = 13, .k = 4, .r = 3, .s = 2, .stride_h = 3, .stride_w = 1, .pad_h = 2, .pad_w = 1, .dilation_h = 2, .dilation_w = 3, .groups = 2},
+      {.n = 1, .c = 2, .h = 12, .w = 20, .k = 2, .r = 2, .s = 9, .pad_h = 0, .pad_w = 4, .groups = 2},
+      {.n = 1, .c = 2, .h = 3, .w = 3, .k = 2, .r = 3, .s = 3, .pad_h = 4, .pad_w = 4, .groups = 2},
+      {.n = 5, .c = 2, .h = 32, .w = 33, .k = 2, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1, .groups = 2},                                // a sum in several parts
+  };
+  for (const ConvGeometry& g : cases) check_geometry(g);
+}
+
+TEST_CASE("each tile is taken where the plan says so, and gives what the CPU gives") {
+  struct Case {
+    ConvGeometry g;
+    const char *forward, *data, *weight;
+  };
+  const std::vector<Case> cases = {
+      {{.n = 1, .c = 70, .h = 131, .w = 130, .k = 70, .r = 1, .s = 1}, "conv2d_forward_wide", "conv2d_backward_data_wide", "conv2d_add_parts"},
+      {{.n = 1, .c = 40, .h = 130, .w = 131, .k = 40, .r = 1, .s = 1}, "conv2d_forward_medium", "conv2d_backward_data_medium", "conv2d_add_parts"},
+      {{.n = 1, .c = 40, .h = 13, .w = 14, .k = 33, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1}, "conv2d_forward_narrow", "conv2d_backward_data_narrow", "conv2d_backward_weight_medium"},
+      {{.n = 1, .c = 9, .h = 9, .w = 14, .k = 70, .r = 3, .s = 3, .stride_h = 1, .pad_h = 1, .pad_w = 1}, "conv2d_forward_narrow", "conv2d_backward_data_narrow", "conv2d_backward_weight_wide"},
+      {{.n = 3, .c = 8, .h = 11, .w = 12, .k = 8, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1}, "conv2d_forward_grouped", "conv2d_backward_data_grouped", "conv2d_backward_weight_grouped"},
+      {{.n = 2, .c = 3, .h = 8, .w = 8, .k = 3, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1, .groups = 3}, "conv2d_forward_depthwise", "conv2d_backward_data_depthwise",
+       "conv2d_backward_weight_depthwise"},
+  };
+  for (const Case& c : cases) {
+    Names names;
+    const Results got = on_device(c.g, Inputs(c.g, DType::float32), DType::float32, 0, &names);
+    CHECK(names.forward == c.forward);
+    CHECK(names.data == c.data);
+    CHECK(names.weight == c.weight);
+    compare(c.g, got, on_cpu(c.g, Inputs(c.g, DType::float64)), DType::float32);
+  }
+}
+
+TEST_CASE("two runs give the same bits, and so does memory that is not aligned to packs") {
+  const std::vector<ConvGeometry> cases = {
+      {.n = 2, .c = 20, .h = 16, .w = 16, .k = 36, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1},
+      {.n = 2, .c = 3, .h = 30, .w = 31, .k = 12, .r = 3, .s = 3, .stride_h = 2, .stride_w = 2},
+      {.n = 4, .c = 4, .h = 20, .w = 20, .k = 4, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1, .groups = 4},
+  };
+  for (const ConvGeometry& g : cases) {
+    const Inputs in(g, DType::float32);
+    const Results first = on_device(g, in, DType::float32);
+    for (const int64_t offset : {0, 1}) {
+      const Results again = on_device(g, in, DType::float32, offset);
+      CHECK(same_bits(first.y, again.y));
+      CHECK(same_bits(first.dx, again.dx));
+      CHECK(same_bits(first.dweight, again.dweight));
+      CHECK(same_bits(first.dbias, again.dbias));
+    }
+  }
+}
+
+TEST_CASE("a NaN and an infinity reach the outputs whose windows see them, and no others") {
+  const ConvGeometry g{.n = 2, .c = 3, .h = 9, .w = 9, .k = 4, .r = 3, .s = 3, .stride_h = 2, .stride_w = 2, .pad_h = 1, .pad_w = 1};
+  Inputs in(g, DType::float64);
+  in.x.mutable_data<double>()[4 * 9 + 4] = std::numeric_limits<double>::quiet_NaN();
+  in.x.mutable_data<double>()[3 * 81 + 20] = std::numeric_limits<double>::infinity();
+  compare(g, on_device(g, in, DType::float64), on_cpu(g, in), DType::float64);
+}
+
+TEST_CASE("a batch of no images has no output, and gradients of zero") {
+  const ConvGeometry g{.n = 0, .c = 3, .h = 9, .w = 9, .k = 4, .r = 3, .s = 3};
+  for (const ConvGeometry& geometry : {g, ConvGeometry{.n = 0, .c = 3, .h = 9, .w = 9, .k = 3, .r = 3, .s = 3, .groups = 3}}) {
+    const Results got = on_device(geometry, Inputs(geometry, DType::float32), DType::float32);
+    CHECK(got.y.numel() == 0);
+    CHECK(difference(got.dweight, zeros(shape_of_weight(geometry)), 0, 0) == "");
+    CHECK(difference(got.dbias, zeros({geometry.k}), 0, 0) == "");
+  }
+}
+
+TEST_CASE("a forward convolution needs no bias") {
+  const ConvGeometry g{.n = 1, .c = 3, .h = 6, .w = 6, .k = 4, .r = 3, .s = 3};
+  const Inputs in(g, DType::float64);
+  Tensor want = empty(shape_of_y(g), DType::float64);
+  std::vector<double> scratch(static_cast<size_t>(cpu().conv2d_workspace(g, DType::float64)) / 8 + 64);
+  cpu().conv2d_forward(nullptr, g, in.x.view(), in.weight.view(), absent(), want.mutable_view(), {scratch.data(), static_cast<int64_t>(scratch.size()) * 8});
+  const DeviceTensor x(in.x), weight(in.weight), y = DeviceTensor::poisoned(shape_of_y(g), DType::float64);
+  testing::cuda().conv2d_forward(nullptr, g, x.view(), weight.view(), absent(), y.view(), {});
+  CHECK(difference(y.to_host(), want, 0, tolerance(DType::float64, 27)) == "");
+}
+
+TEST_CASE("what the CPU refuses, CUDA refuses with the same words") {
+  const ConvGeometry g{.n = 1, .c = 1, .h = 3, .w = 3, .k = 1};
+  std::string by_cpu, by_cuda;
+  try {
+    cpu().conv2d_workspace(g, DType::float16);
+  } catch (const DTypeError& error) {
+    by_cpu = error.what();
+  }
+  try {
+    testing::cuda().conv2d_workspace(g, DType::float16);
+  } catch (const DTypeError& error) {
+    by_cuda = error.what();
+  }
+  CHECK(by_cpu != "");
+  CHECK(by_cpu == by_cuda);
+}
+
+TEST_CASE("the plan: which kernel a shape gets, and into how many parts its sum is cut") {
+  struct Row {
+    ConvGeometry g;
+    DType dtype;
+    ConvPass pass;
+    ConvKernel kernel;
+    int64_t splits;
+  };
+  const ConvGeometry stem{.n = 256, .c = 3, .h = 224, .w = 224, .k = 64, .r = 7, .s = 7, .stride_h = 2, .stride_w = 2, .pad_h = 3, .pad_w = 3};
+  const ConvGeometry c3{.n = 256, .c = 128, .h = 28, .w = 28, .k = 128, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1};
+  const ConvGeometry c5{.n = 32, .c = 512, .h = 7, .w = 7, .k = 512, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1};
+  const ConvGeometry one_image{.n = 1, .c = 512, .h = 7, .w = 7, .k = 512, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1};
+  const ConvGeometry resnext{.n = 64, .c = 128, .h = 56, .w = 56, .k = 128, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1, .groups = 32};
+  const ConvGeometry mobile{.n = 128, .c = 96, .h = 112, .w = 112, .k = 96, .r = 3, .s = 3, .stride_h = 2, .stride_w = 2, .pad_h = 1, .pad_w = 1, .groups = 96};
+  const std::vector<Row> rows = {
+      {stem, DType::float32, ConvPass::forward, ConvKernel::medium, 1},
+      {stem, DType::float32, ConvPass::backward_data, ConvKernel::grouped, 1},
+      {stem, DType::float32, ConvPass::backward_weight, ConvKernel::medium, 88},
+      {c3, DType::float32, ConvPass::forward, ConvKernel::wide, 1},
+      {c3, DType::float32, ConvPass::backward_data, ConvKernel::wide, 1},
+      {c3, DType::float32, ConvPass::backward_weight, ConvKernel::wide, 30},
+      {c3, DType::float64, ConvPass::forward, ConvKernel::medium, 1},
+      {c3, DType::float64, ConvPass::backward_weight, ConvKernel::medium, 8},
+      {c5, DType::float32, ConvPass::forward, ConvKernel::narrow, 1},
+      {c5, DType::float32, ConvPass::backward_weight, ConvKernel::wide, 2},
+      {one_image, DType::float32, ConvPass::forward, ConvKernel::narrow, 1},
+      {one_image, DType::float32, ConvPass::backward_weight, ConvKernel::wide, 1},
+      {resnext, DType::float32, ConvPass::forward, ConvKernel::grouped, 1},
+      {resnext, DType::float64, ConvPass::forward, ConvKernel::grouped, 1},
+      {resnext, DType::float32, ConvPass::backward_weight, ConvKernel::grouped, 9},
+      {mobile, DType::float32, ConvPass::forward, ConvKernel::depthwise, 1},
+      {mobile, DType::float32, ConvPass::backward_data, ConvKernel::depthwise, 1},
+      {mobile, DType::float32, ConvPass::backward_weight, ConvKernel::depthwise, 1},
+  };
+  for (size_t i = 0; i < rows.size(); ++i) {
+    INFO("row ", i);
+    const kernels::cuda::ConvPlan plan = choose_conv_kernel(rows[i].g, rows[i].dtype, rows[i].pass);
+    CHECK(static_cast<int>(plan.kernel) == static_cast<int>(rows[i].kernel));
+    CHECK(plan.splits == rows[i].splits);
+  }
+  CHECK(kernels::cuda::conv_partial_bytes(c3, DType::float32) == 30 * c3.weights() * 4);
+  CHECK(kernels::cuda::conv_partial_bytes(one_image, DType::float32) == 0);
+}

@@ -1,0 +1,199 @@
+// gather, scatter_add, index_select, index_add and first_out_of_range of CUDA's table against the CPU's.
+#include <cstdint>
+
+#include "cuda_kernels.h"
+
+using namespace fovea;
+using namespace fovea::testing;
+
+namespace {
+
+constexpr DType all_dtypes[] = {DType::float32, DType::float64, DType::float16, DType::bfloat16, DType::int32, DType::int64, DType::uint8, DType::boolean};
+
+uint32_t next(uint32_t& state) { return (state = state * 1664525u + 1013904223u) >> 8; }
+
+Tensor sample(const Shape& shape, DType dtype, uint32_t state = 1) {
+  std::vector<double> values(static_cast<size_t>(shape.numel()));
+  for (double& v : values) v = static_cast<double>(next(state) % 200) / (is_floating(dtype) ? 7.0 : 1.0);
+  Tensor y = empty(shape, dtype);
+  cpu().copy(nullptr, from_vector(values, shape).view(), y.mutable_view());
+  return y;
+}
+
+Tensor indices(const Shape& shape, int64_t size, uint32_t state = 5) {
+  std::vector<int64_t> values(static_cast<size_t>(shape.numel()));
+  for (int64_t& v : values) v = next(state) % size;
+  return from_vector(values, shape);
+}
+
+void check_gather(int axis, const Tensor& x, const Tensor& index, int64_t offset = 0) {
+  CAPTURE(name_of(x.dtype()));
+  CAPTURE(str(x.shape(), " index ", index.shape(), " axis ", axis));
+  Tensor want = empty(index.shape(), x.dtype());
+  cpu().gather(nullptr, axis, x.view(), index.view(), want.mutable_view());
+  const DeviceTensor from(x, offset), at(index), y = DeviceTensor::poisoned(index.shape(), x.dtype(), offset);
+  testing::cuda().gather(nullptr, axis, from.view(), at.view(), y.view());
+  CHECK(same_bits(y.to_host(), want));
+}
+
+void check_select(int axis, const Tensor& x, const Tensor& index, int64_t offset = 0) {
+  CAPTURE(name_of(x.dtype()));
+  CAPTURE(str(x.shape(), " index ", index.shape(), " axis ", axis));
+  Shape shape = x.shape();
+  shape[axis] = index.numel();
+  Tensor want = empty(shape, x.dtype());
+  cpu().index_select(nullptr, axis, x.view(), index.view(), want.mutable_view());
+  const DeviceTensor from(x, offset), at(index), y = DeviceTensor::poisoned(shape, x.dtype(), offset);
+  testing::cuda().index_select(nullptr, axis, from.view(), at.view(), y.view());
+  CHECK(same_bits(y.to_host(), want));
+}
+
+// Sums of floats may come in another order than the CPU's where lanes share a target.
+double tolerance(DType dtype) { return dtype == DType::float32 ? 1e-5 : 1e-13; }
+
+using Entry = void (*)(kernels::Queue, int, const ConstView&, const ConstView&, const View&);
+
+void check_accumulation(Entry on_cpu, Entry on_device, int axis, const Tensor& index, const Tensor& source, const Shape& shape) {
+  CAPTURE(name_of(source.dtype()));
+  CAPTURE(str(shape, " index ", index.shape(), " axis ", axis));
+  const Tensor before = sample(shape, source.dtype(), 77);
+  Tensor want = empty(shape, source.dtype());
+  cpu().copy(nullptr, before.view(), want.mutable_view());
+  on_cpu(nullptr, axis, index.view(), source.view(), want.mutable_view());
+  const DeviceTensor at(index), from(source), y(before), again(before, 1);
+  on_device(nullptr, axis, at.view(), from.view(), y.view());
+  on_device(nullptr, axis, at.view(), from.view(), again.view());
+  const Tensor got = y.to_host();
+  CHECK(difference(got, want, tolerance(source.dtype()), 0) == "");
+  CHECK(same_bits(got, again.to_host()));
+}
+
+void check_scatter(int axis, const Tensor& index, const Tensor& source, const Shape& shape) {
+  check_accumulation(cpu().scatter_add, testing::cuda().scatter_add, axis, index, source, shape);
+}
+void check_index_add(int axis, const Tensor& index, const Tensor& source, const Shape& shape) {
+  check_accumulation(cpu().index_add, testing::cuda().index_add, axis, index, source, shape);
+}
+
+}  // namespace
+
+TEST_CASE("cuda gather: every dtype, any axis, an index smaller than x") {
+  for (const DType dtype : all_dtypes) {
+    const Tensor x = sample({4, 5, 6}, dtype);
+    for (int axis = 0; axis < 3; ++axis) check_gather(axis, x, indices({3, 4, 5}, x.shape()[axis]), axis);
+    check_gather(0, sample({7}, dtype), indices({500}, 7));
+    check_gather(0, sample({}, dtype), indices({}, 1));
+    check_gather(1, sample({2, 3}, dtype), indices({2, 0}, 3));
+  }
+}
+
+TEST_CASE("cuda index_select: rows in wide accesses where they fit, element by element where not") {
+  for (const DType dtype : all_dtypes)
+    for (const int64_t offset : {0, 1}) {
+      check_select(0, sample({9, 16}, dtype), indices({30}, 9), offset);
+      check_select(1, sample({3, 9, 16}, dtype), indices({7}, 9), offset);
+      check_select(0, sample({9, 5}, dtype), indices({30}, 9), offset);
+      check_select(1, sample({9, 16}, dtype), indices({40}, 16), offset);
+      check_select(0, sample({9, 16}, dtype), indices({0}, 9), offset);
+    }
+  check_select(0, sample({50, 300}, DType::float32), indices({200}, 50));
+}
+
+TEST_CASE("cuda gather: strided views") {
+  const Tensor x = sample({2000}, DType::float32), index = indices({2000}, 6);
+  const DeviceTensor from(x), at(index);
+  const Shape shape{4, 5, 6};
+  for (int axis = 0; axis < 3; ++axis) {
+    Shape x_shape = shape;
+    x_shape[axis] = 6;
+    ConstView x_view = x.view(), index_view = index.view();
+    x_view.data = static_cast<const float*>(x_view.data) + 1000;
+    x_view.shape = x_shape;
+    x_view.strides = {-50, 3, 21};
+    index_view.shape = shape;
+    index_view.strides = {1, 4, 0};
+    Tensor want = empty(shape, DType::float32);
+    cpu().gather(nullptr, axis, x_view, index_view, want.mutable_view());
+    const DeviceTensor y = DeviceTensor::poisoned({shape.numel()}, DType::float32);
+    testing::cuda().gather(nullptr, axis, from.view(x_shape, {-50, 3, 21}, 1000), at.view(shape, {1, 4, 0}), y.view(shape, {1, 4, 20}));
+    Tensor got = empty(shape, DType::float32);
+    const Tensor raw = y.to_host();
+    ConstView seen = raw.view();
+    seen.shape = shape;
+    seen.strides = {1, 4, 20};
+    cpu().copy(nullptr, seen, got.mutable_view());
+    CHECK(same_bits(got, want));
+  }
+}
+
+TEST_CASE("cuda scatter_add: a thread a line, a warp a target, a warp a range of targets") {
+  for (const DType dtype : {DType::float32, DType::float64, DType::int32, DType::int64, DType::uint8, DType::boolean}) {
+    for (int axis = 0; axis < 3; ++axis) {
+      Shape shape{5, 6, 7};
+      check_scatter(axis, indices({4, 5, 6}, shape[axis]), sample({5, 6, 7}, dtype), shape);
+    }
+    check_scatter(0, indices({5000}, 10), sample({5000}, dtype), {10});                     // many to each target
+    check_scatter(0, indices({3000}, 20000), sample({3000}, dtype), {20000});               // more targets than owners
+    check_scatter(1, indices({9, 100}, 5000), sample({9, 100}, dtype), {9, 5000});
+    check_scatter(0, indices({20, 4100}, 3), sample({20, 4100}, dtype), {3, 4100});         // many lines
+    check_scatter(0, indices({}, 1), sample({}, dtype), {});
+    check_scatter(0, indices({0}, 4), sample({0}, dtype), {4});
+  }
+}
+
+TEST_CASE("cuda index_add: one index for all lines") {
+  for (const DType dtype : {DType::float32, DType::float64, DType::int64, DType::uint8, DType::boolean}) {
+    check_index_add(0, indices({300}, 7), sample({300, 40}, dtype), {7, 40});
+    check_index_add(1, indices({50}, 9), sample({4, 50, 5}, dtype), {4, 9, 5});
+    check_index_add(1, indices({100}, 9), sample({3, 100}, dtype), {3, 9});
+    check_index_add(0, indices({20}, 3000), sample({20, 300}, dtype), {3000, 300});         // ranges of more than one row
+    check_index_add(0, indices({0}, 3), sample({0, 8}, dtype), {3, 8});
+  }
+}
+
+TEST_CASE("cuda scatter_add: strided views, and the dtypes that cannot accumulate") {
+  const Tensor source = sample({3000}, DType::float64), index = indices({3000}, 11);
+  const Shape shape{40, 9};
+  for (int axis = 0; axis < 2; ++axis) {
+    Shape y_shape = shape;
+    y_shape[axis] = 11;
+    const Tensor before = sample({y_shape.numel()}, DType::float64, 3);
+    const Strides source_strides{1, 45}, index_strides{0, 2}, y_strides{1, y_shape[0]};
+    Tensor want = empty({y_shape.numel()}, DType::float64);
+    cpu().copy(nullptr, before.view(), want.mutable_view());
+    ConstView s = source.view(), i = index.view();
+    s.shape = i.shape = shape;
+    s.strides = source_strides;
+    i.strides = index_strides;
+    View y = want.mutable_view();
+    y.shape = y_shape;
+    y.strides = y_strides;
+    cpu().scatter_add(nullptr, axis, i, s, y);
+    const DeviceTensor from(source), at(index), got(before);
+    testing::cuda().scatter_add(nullptr, axis, at.view(shape, index_strides), from.view(shape, source_strides), got.view(y_shape, y_strides));
+    CHECK(difference(got.to_host(), want, 1e-13, 0) == "");
+  }
+  const DeviceTensor halves(sample({4}, DType::bfloat16)), at(indices({4}, 4));
+  CHECK_THROWS_WITH_AS(testing::cuda().scatter_add(nullptr, 0, at.view(), halves.view(), halves.view()),
+                       doctest::Contains("scatter_add: cannot accumulate in bfloat16; convert with to(x, DType::float32)"), DTypeError);
+}
+
+TEST_CASE("cuda first_out_of_range: the first position in row-major order, whatever the strides") {
+  std::vector<int64_t> values(3000, 4);
+  const auto first = [&](const Shape& shape, const Strides& strides, int64_t size = 5) {
+    const DeviceTensor at(from_vector(values));
+    return testing::cuda().first_out_of_range(nullptr, size, at.view(shape, strides));
+  };
+  CHECK(first({3000}, {1}) == -1);
+  CHECK(first({0}, {1}) == -1);
+  CHECK(first({}, {}) == -1);
+  CHECK(first({3000}, {1}, 4) == 0);
+  values[2900] = 5;
+  CHECK(first({3000}, {1}) == 2900);
+  values[1201] = -1;
+  CHECK(first({3000}, {1}) == 1201);
+  CHECK(first({30, 100}, {1, 30}) == 1 * 100 + 40);
+  values[0] = std::numeric_limits<int64_t>::min();
+  CHECK(first({3000}, {1}) == 0);
+  CHECK(first({}, {}) == 0);
+}

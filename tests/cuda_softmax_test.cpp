@@ -1,0 +1,129 @@
+// Softmax, its backward pass and cross-entropy of CUDA's table against the CPU's.
+#include <cstdint>
+
+#include "cuda_kernels.h"
+
+using namespace fovea;
+using namespace fovea::testing;
+
+namespace {
+
+Tensor sample(const Shape& shape, DType dtype, double spread, uint32_t state = 1) {
+  std::vector<double> values(static_cast<size_t>(shape.numel()));
+  for (double& v : values) v = spread * (static_cast<double>((state = state * 1664525u + 1013904223u) >> 8) / 0x1p23 - 1);
+  Tensor y = empty(shape, dtype);
+  cpu().copy(nullptr, from_vector(values, shape).view(), y.mutable_view());
+  return y;
+}
+
+Tensor as_float64(const Tensor& x) {
+  Tensor y = empty(x.shape(), DType::float64);
+  cpu().copy(nullptr, x.view(), y.mutable_view());
+  return y;
+}
+
+constexpr DType floating[] = {DType::float32, DType::float64, DType::float16, DType::bfloat16};
+
+double tolerance(DType dtype) { return dtype == DType::float64 ? 1e-12 : dtype == DType::float32 ? 4e-6 : dtype == DType::float16 ? 0x1p-10 : 0x1p-7; }
+// float16 has 24 steps of 2^-24 below its smallest normal number.
+double absolute(DType dtype) { return dtype == DType::float64 ? 1e-14 : dtype == DType::float32 ? 1e-7 : dtype == DType::float16 ? 0x1p-20 : 1e-6; }
+
+AxisGeometry axis(int64_t outer, int64_t size, int64_t inner) { return {.outer = outer, .size = size, .inner = inner}; }
+
+void check_softmax(const AxisGeometry& g, DType dtype, int64_t offset) {
+  const Shape shape{g.outer, g.size, g.inner};
+  const Tensor x = sample(shape, dtype, 4), dy = sample(shape, dtype, 1, 9), wide = as_float64(x), wide_dy = as_float64(dy);
+  for (const bool is_log : {false, true}) {
+    CAPTURE(name_of(dtype));
+    CAPTURE(str(shape, is_log ? " log" : ""));
+    Tensor want = empty(shape, DType::float64), want_dx = empty(shape, DType::float64);
+    cpu().softmax(nullptr, g, is_log, wide.view(), want.mutable_view());
+    const DeviceTensor device(x, offset), y = DeviceTensor::poisoned(shape, dtype, offset), again = DeviceTensor::poisoned(shape, dtype);
+    testing::cuda().softmax(nullptr, g, is_log, device.view(), y.view());
+    testing::cuda().softmax(nullptr, g, is_log, device.view(), again.view());
+    const Tensor got = y.to_host();
+    CHECK(difference(got, want, tolerance(dtype), absolute(dtype)) == "");
+    CHECK(same_bits(got, again.to_host()));
+
+    cpu().softmax_backward(nullptr, g, is_log, wide_dy.view(), as_float64(got).view(), want_dx.mutable_view());
+    const DeviceTensor device_dy(dy, offset), dx = DeviceTensor::poisoned(shape, dtype, offset), dx_again = DeviceTensor::poisoned(shape, dtype);
+    testing::cuda().softmax_backward(nullptr, g, is_log, device_dy.view(), y.view(), dx.view());
+    testing::cuda().softmax_backward(nullptr, g, is_log, device_dy.view(), y.view(), dx_again.view());
+    const Tensor got_dx = dx.to_host();
+    // The sum's rounding is that of its largest terms, whatever is left of it.
+    CHECK(difference(got_dx, want_dx, tolerance(dtype), 50 * absolute(dtype)) == "");
+    CHECK(same_bits(got_dx, dx_again.to_host()));
+  }
+}
+
+}  // namespace
+
+TEST_CASE("cuda softmax: rows of a few elements, of a warp, of a block, and longer than its registers") {
+  for (const DType dtype : floating)
+    for (const int64_t size : {1, 3, 31, 32, 33, 100, 128, 129, 512, 513, 1500})
+      check_softmax(axis(5, size, 1), dtype, size % 2);
+  for (const DType dtype : floating) check_softmax(axis(2, 9000, 1), dtype, 0);
+  check_softmax(axis(300, 10, 1), DType::float32, 0);
+}
+
+TEST_CASE("cuda softmax: along an axis that is not the last") {
+  for (const DType dtype : floating)
+    for (const AxisGeometry& g : {axis(3, 5, 7), axis(1, 300, 2), axis(2, 4, 600), axis(1, 1, 9), axis(20, 33, 40)}) check_softmax(g, dtype, 1);
+}
+
+TEST_CASE("cuda softmax: nothing to do") {
+  for (const AxisGeometry& g : {axis(0, 5, 1), axis(5, 0, 1), axis(0, 5, 3), axis(2, 3, 0)}) check_softmax(g, DType::float32, 0);
+}
+
+TEST_CASE("cuda softmax: NaN fills its row, -infinity has no share, integers are an error") {
+  const float inf = INFINITY;
+  const Tensor x = from_vector(std::vector<float>{1, NAN, 3, 0, -inf, 0, -inf, -inf, -inf, inf, 1, 2}, {4, 3});
+  for (const bool is_log : {false, true}) {
+    Tensor want = empty({4, 3});
+    cpu().softmax(nullptr, axis(4, 3, 1), is_log, x.view(), want.mutable_view());
+    for (const AxisGeometry& g : {axis(4, 3, 1), axis(1, 3, 4)}) {
+      const Tensor source = g.inner == 1 ? x : from_vector(std::vector<float>{1, 0, -inf, inf, NAN, -inf, -inf, 1, 3, 0, -inf, 2}, {3, 4});
+      const DeviceTensor device(source), y = DeviceTensor::poisoned(source.shape(), DType::float32);
+      testing::cuda().softmax(nullptr, g, is_log, device.view(), y.view());
+      const std::vector<float> got = y.to_host().to_vector<float>(), expected = want.to_vector<float>();
+      for (size_t i = 0; i < 12; ++i) {
+        const float v = g.inner == 1 ? got[i] : got[i % 3 * 4 + i / 3];
+        CHECK((v == doctest::Approx(expected[i]) || v == expected[i] || (std::isnan(v) && std::isnan(expected[i]))));
+      }
+    }
+  }
+  const DeviceTensor integers(from_vector(std::vector<int64_t>{1, 2})), y = DeviceTensor::poisoned({2}, DType::int64);
+  CHECK_THROWS_WITH_AS(testing::cuda().softmax(nullptr, axis(1, 2, 1), false, integers.view(), y.view()), doctest::Contains("softmax: takes a floating-point dtype, got int64"), DTypeError);
+}
+
+TEST_CASE("cuda cross_entropy: loss and gradient, with smoothing, weights and ignored rows") {
+  for (const DType dtype : floating)
+    for (const auto& [rows, classes] : {std::pair<int64_t, int64_t>{1, 1}, {7, 3}, {33, 40}, {3, 1024}, {3, 1025}, {2, 5000}, {0, 4}})
+      for (const double smoothing : {0.0, 0.1, 1.0})
+        for (const bool has_weights : {false, true}) {
+          CAPTURE(name_of(dtype));
+          CAPTURE(rows);
+          CAPTURE(classes);
+          CAPTURE(smoothing);
+          CAPTURE(has_weights);
+          const Tensor logits = sample({rows, classes}, dtype, 5), weights = sample({classes}, dtype, 0.5, 3);
+          std::vector<int64_t> labels(static_cast<size_t>(rows));
+          for (size_t i = 0; i < labels.size(); ++i) labels[i] = i % 5 == 3 ? -100 : static_cast<int64_t>(i * 7) % classes;
+          const Tensor targets = from_vector(labels);
+          const Tensor wide = as_float64(logits), wide_weights = as_float64(weights);
+          Tensor want = empty({rows}, DType::float64), want_dx = empty({rows, classes}, DType::float64);
+          cpu().cross_entropy(nullptr, smoothing, -100, wide.view(), targets.view(), has_weights ? ConstView(wide_weights.view()) : absent(), want.mutable_view(),
+                              want_dx.mutable_view());
+          const DeviceTensor x(logits), t(targets), w(weights), losses = DeviceTensor::poisoned({rows}, dtype), dx = DeviceTensor::poisoned({rows, classes}, dtype),
+                             alone = DeviceTensor::poisoned({rows}, dtype), dx_again = DeviceTensor::poisoned({rows, classes}, dtype);
+          const ConstView w_view = has_weights ? ConstView(w.view()) : absent();
+          testing::cuda().cross_entropy(nullptr, smoothing, -100, x.view(), t.view(), w_view, losses.view(), dx.view());
+          testing::cuda().cross_entropy(nullptr, smoothing, -100, x.view(), t.view(), w_view, alone.view(), View{});
+          testing::cuda().cross_entropy(nullptr, smoothing, -100, x.view(), t.view(), w_view, alone.view(), dx_again.view());
+          const Tensor got = losses.to_host(), got_dx = dx.to_host();
+          CHECK(difference(got, want, tolerance(dtype), 4 * absolute(dtype)) == "");
+          CHECK(difference(got_dx, want_dx, tolerance(dtype), 4 * absolute(dtype)) == "");
+          CHECK(same_bits(got, alone.to_host()));
+          CHECK(same_bits(got_dx, dx_again.to_host()));
+        }
+}

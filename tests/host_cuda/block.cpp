@@ -1,0 +1,538 @@
+// Runs the blocks of a grid one after the other, in random order. The threads of a block are fibers of the calling thread: one runs until it must wait, and then goes
+// on with another that need not; a kernel in which nobody waits never switches at all, its threads follow each other on one stack. The order is random too.
+//
+// Strict where hardware shrugs: a barrier is left when every thread of the block stands at the same line of it; a warp operation happens when all lanes of its mask have
+// come with the same operation and the same mask; a mask may not name lanes that have returned or do not exist.
+#include <pthread.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstdio>
+#include <cstring>
+#include <numeric>
+#include <vector>
+
+#include "fiber.h"
+#include "model.h"
+#include "sanitizers.h"
+
+namespace host_cuda {
+namespace {
+
+struct Thread {
+  int fiber = -1;                        // what it runs on, once it has begun
+  bool has_returned = false;
+  uint64_t value = 0;                    // what it brought to a warp operation; afterwards, what it takes away
+  int argument = 0, width = 32;
+};
+
+// Lanes that wait for the rest of their mask.
+struct Rendezvous {
+  WarpKind kind;
+  uint32_t mask, arrived;
+  Site site;
+};
+
+struct Warp {
+  uint32_t lanes = 0, returned = 0;      // that exist; of those, that have returned
+  std::vector<Rendezvous> open;
+  uint32_t meetings = 0;
+};
+
+struct Barrier {
+  BarrierKind kind = BarrierKind::plain;
+  Site site = {};
+  std::vector<int> waiting;
+  int holds = 0;                         // threads whose predicate held
+  int result = 0;                        // of the latest barrier that was left
+  int phase = 0;
+};
+
+// Threads that can run, in the order in which they became able to.
+class Ready {
+ public:
+  void clear() { first_ = last_ = 0; }
+  bool empty() const { return first_ == last_; }
+  void push(int thread) { at(last_++) = thread; }
+  int take_first() { return at(first_++); }
+  int take_last() { return at(--last_); }
+  int take_any() {
+    std::swap(at(first_), at(first_ + chance().below(last_ - first_)));
+    return take_first();
+  }
+
+ private:
+  int& at(uint32_t i) { return ring_[i % 1024]; }
+  uint32_t first_ = 0, last_ = 0;        // no block has more threads than the ring has places
+  int ring_[1024];
+};
+
+enum class Order { first, last, any };
+
+constexpr int most_threads = 1024;
+const char* const kind_names[] = {"__syncwarp", "__shfl_sync", "__shfl_up_sync", "__shfl_down_sync", "__shfl_xor_sync", "__ballot_sync", "__any_sync", "__all_sync", "__match_any_sync",
+                                  "__match_all_sync", "__reduce_add_sync", "__reduce_min_sync", "__reduce_max_sync", "__reduce_add_sync", "__reduce_min_sync", "__reduce_max_sync",
+                                  "__reduce_and_sync", "__reduce_or_sync", "__reduce_xor_sync"};
+const char* name_of(WarpKind kind) { return kind_names[static_cast<int>(kind)]; }
+
+// All there is to know of the grid that runs.
+const Launch* launch = nullptr;
+Thread threads[most_threads];
+uint3 indices[most_threads];
+Warp warps[most_threads / 32];
+Barrier barrier;
+Ready ready;
+Order order = Order::first;
+int thread_count = 0, returned = 0;
+int current = -1;                        // the thread that runs; -1: none does
+void* shared_begin = nullptr;
+pthread_t runner;                        // the host thread whose fibers run
+
+Fiber host;
+std::vector<Fiber> fibers;
+std::vector<int> free_fibers;
+std::string failure_text;
+cudaError_t failure_code = cudaSuccess;
+bool has_failed = false;
+
+// Addresses that the thread sanitizer knows meetings by.
+char begin_token, end_token, barrier_tokens[2];
+char warp_tokens[most_threads / 32][16];
+
+std::string at_site(Site s) {
+  const char* slash = std::strrchr(s.file, '/');
+  return text(" at ", slash ? slash + 1 : s.file, ":", s.line);
+}
+std::string triple(unsigned x, unsigned y, unsigned z) { return text("(", x, ",", y, ",", z, ")"); }
+std::string thread_name(int t) { return "thread " + triple(indices[t].x, indices[t].y, indices[t].z); }
+std::string hex(uint32_t v) {
+  char digits[16];
+  std::snprintf(digits, sizeof digits, "0x%08x", v);
+  return digits;
+}
+
+void activate(int t) {
+  current = t;
+  threadIdx = indices[t];
+}
+
+int take_ready() {
+  switch (order) {
+    case Order::first: return ready.take_first();
+    case Order::last: return ready.take_last();
+    case Order::any: return ready.take_any();
+  }
+  return -1;
+}
+
+// ---- who waits for what ----
+
+std::string list_threads(const std::vector<int>& list) {
+  std::string all;
+  for (size_t i = 0; i < list.size() && i < 4; ++i) all += (i ? ", " : "") + triple(indices[list[i]].x, indices[list[i]].y, indices[list[i]].z);
+  if (list.size() > 4) all += text(" and ", list.size() - 4, " more");
+  return (list.size() == 1 ? "thread " : "threads ") + all;
+}
+
+std::string who_waits() {
+  std::string all;
+  if (!barrier.waiting.empty()) all += "; " + list_threads(barrier.waiting) + (barrier.waiting.size() == 1 ? " waits" : " wait") + " at __syncthreads" + at_site(barrier.site);
+  int listed = 0;
+  for (int w = 0; w * 32 < thread_count; ++w)
+    for (const Rendezvous& r : warps[w].open) {
+      if (++listed > 4) return all + "; and others";
+      all += text("; lanes ", hex(r.arrived), " of warp ", w, " wait in ", name_of(r.kind), " with mask ", hex(r.mask), at_site(r.site));
+    }
+  return all;
+}
+
+[[noreturn]] void fail_deadlock() {
+  fail_kernel(text("deadlock: nobody can go on", who_waits(), returned ? text("; ", returned, " threads have returned") : std::string()));
+}
+
+// ---- switching ----
+
+void thread_loop();
+
+int take_fiber() {
+  if (free_fibers.empty()) {
+    fibers.emplace_back();
+    make_fiber(fibers.back());
+    free_fibers.push_back(static_cast<int>(fibers.size()) - 1);
+  }
+  const int f = free_fibers.back();
+  free_fibers.pop_back();
+  return f;
+}
+
+Fiber& fiber_of(int t) { return fibers[threads[t].fiber]; }
+
+// Makes a thread that can run the current one, for the switch to it that must follow. A fresh one gets a stack.
+void prepare(int next) {
+  activate(next);
+  if (threads[next].fiber >= 0) return;
+  threads[next].fiber = take_fiber();
+  start_fiber(fiber_of(next), thread_loop);
+}
+
+// The current thread waits until somebody has made it ready, and it is chosen.
+void wait() {
+  const int me = current;
+  if (ready.empty()) fail_deadlock();
+  const int next = take_ready();
+  if (next == me) return;
+  prepare(next);
+  switch_fiber(fiber_of(me), fiber_of(next));
+  activate(me);
+}
+
+void let_others_go() {
+  if (ready.empty()) return;
+  ready.push(current);
+  wait();
+}
+
+void leave_barrier() {
+  switch (barrier.kind) {
+    case BarrierKind::plain: break;
+    case BarrierKind::any: barrier.result = barrier.holds > 0; break;
+    case BarrierKind::all: barrier.result = barrier.holds == thread_count; break;
+    case BarrierKind::count: barrier.result = barrier.holds; break;
+  }
+  for (int t : barrier.waiting) ready.push(t);
+  barrier.waiting.clear();
+  barrier.holds = 0;
+  barrier.phase ^= 1;
+}
+
+void thread_returns() {
+  const int me = current, lane = me % 32;
+  Warp& warp = warps[me / 32];
+  threads[me].has_returned = true;
+  warp.returned |= 1u << lane;
+  ++returned;
+  if (!barrier.waiting.empty())
+    fail_kernel(text("returned, but ", list_threads(barrier.waiting), " of its block wait for it at __syncthreads", at_site(barrier.site)));
+  for (const Rendezvous& r : warp.open)
+    if (r.mask >> lane & 1) fail_kernel(text("returned, but lanes ", hex(r.arrived), " of its warp wait for it in ", name_of(r.kind), " with mask ", hex(r.mask), at_site(r.site)));
+}
+
+// Thrown through a kernel to end it, so that what its frames own is released.
+struct Ended {};
+
+void note_failure(const std::string& what, cudaError_t code) {
+  failure_text = text(describe(*launch), ", block ", triple(blockIdx.x, blockIdx.y, blockIdx.z), ", ", thread_name(current), ": ", what, seed_note());
+  failure_code = code;
+  has_failed = true;
+}
+
+// Runs the current thread from beginning to end; false when the kernel has failed.
+bool run_thread() {
+  try {
+    happens_after(&begin_token);
+    launch->thread();
+    happens_before(&end_token);
+    thread_returns();
+    if (ready.empty() && returned < thread_count) fail_deadlock();
+    return true;
+  } catch (const Ended&) {
+  } catch (const std::exception& e) {
+    note_failure(text("threw an exception: ", e.what()), cudaErrorLaunchFailure);
+  }
+  return false;
+}
+
+// Back to run_block, for good.
+void leave(Fiber& from) {
+  current = -1;
+  switch_fiber(from, host, true);
+}
+
+// What a fiber does: runs threads. When one has returned, a fresh one follows it on the same stack; when a waiting one is to go on, this fiber's stack is free.
+void thread_loop() {
+  enter_fiber(host);
+  for (;;) {
+    const int fiber = threads[current].fiber;
+    if (!run_thread() || ready.empty()) leave(fibers[fiber]);
+    const int next = take_ready();
+    if (threads[next].fiber < 0 && !sanitize_threads) {
+      threads[next].fiber = fiber;
+      activate(next);
+      continue;
+    }
+    prepare(next);
+    free_fibers.push_back(fiber);        // only now: a fresh thread must not be handed the stack that we stand on
+    switch_fiber(fibers[fiber], fiber_of(next), true);
+  }
+}
+
+// ---- blocks ----
+
+void number_threads(dim3 shape) {
+  int t = 0;
+  for (unsigned z = 0; z < shape.z; ++z)
+    for (unsigned y = 0; y < shape.y; ++y)
+      for (unsigned x = 0; x < shape.x; ++x) indices[t++] = {x, y, z};
+  thread_count = t;
+}
+
+// i -> (a i + b) mod n with a prime to n visits everything once: a random order without a table.
+class RandomOrder {
+ public:
+  explicit RandomOrder(uint64_t n) : n_(n) {
+    if (n < 2) return;
+    do step_ = 1 + chance().next() % (n - 1);
+    while (std::gcd(step_, n) != 1);
+    at_ = chance().next() % n;
+  }
+  uint64_t next() {
+    const uint64_t now = at_;
+    at_ += step_;
+    if (at_ >= n_) at_ -= n_;
+    return now;
+  }
+
+ private:
+  uint64_t n_, step_ = 0, at_ = 0;
+};
+
+void begin_block() {
+  for (int t = 0; t < thread_count; ++t) threads[t].fiber = -1, threads[t].has_returned = false;
+  for (int w = 0; w * 32 < thread_count; ++w) {
+    const int lanes = std::min(32, thread_count - w * 32);
+    warps[w].lanes = lanes == 32 ? ~0u : (1u << lanes) - 1;
+    warps[w].returned = 0;
+    warps[w].open.clear();
+  }
+  barrier.waiting.clear();
+  barrier.holds = 0;
+  returned = 0;
+  free_fibers.clear();
+  for (int f = static_cast<int>(fibers.size()) - 1; f >= 0; --f) free_fibers.push_back(f);
+  ready.clear();
+  order = static_cast<Order>(chance().below(3));
+  RandomOrder numbers(static_cast<uint64_t>(thread_count));
+  for (int t = 0; t < thread_count; ++t) ready.push(static_cast<int>(numbers.next()));
+}
+
+void run_block(uint64_t number) {
+  const dim3 b = launch->blocks;
+  blockIdx = {static_cast<unsigned>(number % b.x), static_cast<unsigned>(number / b.x % b.y), static_cast<unsigned>(number / b.x / b.y)};
+  poison_shared();
+  begin_block();
+  happens_before(&begin_token);
+  const int first = take_ready();
+  prepare(first);
+  switch_fiber(host, fiber_of(first));
+  happens_after(&end_token);
+  current = -1;
+  if (has_failed) throw Failure(failure_code, failure_text);
+  if (const char* damage = damaged_shared())
+    throw Failure(cudaErrorIllegalAddress, text(describe(*launch), ", block ", triple(blockIdx.x, blockIdx.y, blockIdx.z), ": wrote to what lies ", damage, " its shared memory", seed_note()));
+}
+
+const void* fault_address = nullptr;
+bool fault_is_known = false;
+int fault_is_write = -1;
+alignas(16) char emergency_stack[64 << 10];
+
+std::string describe_fault() {
+  if (!fault_is_known) return "used a pointer that is not one, or that is not aligned as its type must be";
+  if (is_stack_guard(fault_address)) return text("used more than the ", fiber_stack_bytes >> 10, " KiB of stack that a thread has here");
+  return (fault_is_write < 0 ? "touched " : fault_is_write ? "wrote to " : "read ") + describe_address(fault_address);
+}
+
+// Reached from the handler of SIGSEGV, on a stack of its own, as the thread's may be what overflowed. Nothing can be thrown from here.
+void fault_in_kernel() {
+  note_failure(describe_fault(), cudaErrorIllegalAddress);
+  leave(fiber_of(current));
+}
+
+}  // namespace
+
+std::string describe(const Launch& l) {
+  const dim3 b = l.blocks, t = l.threads;
+  return text("kernel ", l.name.empty() ? name_of_kernel(l.kernel) : l.name, " (", b.x, "x", b.y, "x", b.z, " blocks of ", t.x, "x", t.y, "x", t.z, " threads, ", l.shared_bytes,
+              " bytes of shared memory)");
+}
+
+bool in_kernel() { return current >= 0 && pthread_equal(runner, pthread_self()); }
+
+void fail_kernel(const std::string& what, cudaError_t code) {
+  note_failure(what, code);
+  throw Ended{};
+}
+
+void* fault_entry() { return reinterpret_cast<void*>(fault_in_kernel); }
+void* fault_stack_top() { return emergency_stack + sizeof emergency_stack - 64; }
+void note_fault(const void* address, bool is_known, int is_write) {
+  fault_address = address, fault_is_known = is_known, fault_is_write = is_write;
+  unpoison(emergency_stack, sizeof emergency_stack);       // the last fault left it in the middle of everything
+}
+
+void run_grid(const Launch& l) {
+  if (fibers.empty()) fibers.reserve(most_threads + 1);
+  launch = &l;
+  runner = pthread_self();
+  has_failed = false;
+  blockDim = l.threads;
+  gridDim = l.blocks;
+  number_threads(l.threads);
+  adopt_host_thread(host);
+  shared_begin = begin_shared(l.shared_bytes);
+  const uint64_t blocks = static_cast<uint64_t>(l.blocks.x) * l.blocks.y * l.blocks.z;
+  RandomOrder numbers(blocks);
+  for (uint64_t i = 0; i < blocks; ++i) run_block(numbers.next());
+}
+
+// ---- what kernels call ----
+
+void* shared_memory(size_t bytes) {
+  if (!in_kernel()) throw std::logic_error("host_cuda: shared memory is for kernels");
+  if (bytes > launch->shared_bytes) fail_kernel(text("wants ", bytes, " bytes of shared memory; its launch gave it ", launch->shared_bytes));
+  return shared_begin;
+}
+
+void perhaps_yield() {
+  if (in_kernel() && chance().one_in(8)) let_others_go();
+}
+
+uint32_t lanes_left() {
+  const Warp& warp = warps[current / 32];
+  return warp.lanes & ~warp.returned;
+}
+
+int arrive_at_barrier(BarrierKind kind, bool predicate, Site site) {
+  if (returned > 0) {
+    int gone = 0;
+    while (!threads[gone].has_returned) ++gone;
+    fail_kernel(text("waits at __syncthreads", at_site(site), ", but ", thread_name(gone), " of its block has returned"));
+  }
+  if (barrier.waiting.empty()) {
+    barrier.kind = kind;
+    barrier.site = site;
+  } else if (kind != barrier.kind || site.line != barrier.site.line || std::strcmp(site.file, barrier.site.file) != 0) {
+    fail_kernel(text("waits at __syncthreads", at_site(site), ", but ", list_threads(barrier.waiting), " of its block at another one,", at_site(barrier.site)));
+  }
+  barrier.waiting.push_back(current);
+  barrier.holds += predicate;
+  char* token = &barrier_tokens[barrier.phase];
+  happens_before(token);
+  if (static_cast<int>(barrier.waiting.size()) == thread_count) leave_barrier();
+  wait();
+  happens_after(token);
+  return barrier.result;
+}
+
+namespace {
+
+// The lane that a shuffle of `lane` reads.
+int source_of(WarpKind kind, int lane, int argument, int width) {
+  const int first = lane & ~(width - 1), last = lane | (width - 1);
+  switch (kind) {
+    case WarpKind::shuffle: return first | (argument & (width - 1));
+    case WarpKind::shuffle_up: return lane - argument < first ? lane : lane - argument;
+    case WarpKind::shuffle_down: return lane + argument > last ? lane : lane + argument;
+    default: return (lane ^ argument) > last ? lane : lane ^ argument;
+  }
+}
+
+uint64_t combine(WarpKind kind, uint64_t a, uint64_t b) {
+  const uint32_t u = static_cast<uint32_t>(a), v = static_cast<uint32_t>(b);
+  const int32_t i = static_cast<int32_t>(u), j = static_cast<int32_t>(v);
+  switch (kind) {
+    case WarpKind::any: case WarpKind::bit_or: return u | v;
+    case WarpKind::all: case WarpKind::bit_and: return u & v;
+    case WarpKind::bit_xor: return u ^ v;
+    case WarpKind::add: case WarpKind::add_signed: return u + v;
+    case WarpKind::min: return std::min(u, v);
+    case WarpKind::max: return std::max(u, v);
+    case WarpKind::min_signed: return static_cast<uint32_t>(std::min(i, j));
+    default: return static_cast<uint32_t>(std::max(i, j));
+  }
+}
+
+// All lanes of the mask have come: what each of them takes away.
+void evaluate(const Rendezvous& r, Thread* lanes) {
+  uint64_t brought[32];
+  uint32_t left = r.mask;
+  for (uint32_t m = r.mask; m; m &= m - 1) brought[std::countr_zero(m)] = lanes[std::countr_zero(m)].value;
+  uint64_t shared_result = brought[std::countr_zero(left)];
+  uint32_t ballot = 0;
+  bool all_equal = true;
+  for (uint32_t m = r.mask; m; m &= m - 1) {
+    const int lane = std::countr_zero(m);
+    ballot |= (brought[lane] != 0) << lane;
+    all_equal = all_equal && brought[lane] == shared_result;
+  }
+  switch (r.kind) {
+    case WarpKind::sync: return;
+    case WarpKind::shuffle: case WarpKind::shuffle_up: case WarpKind::shuffle_down: case WarpKind::shuffle_xor:
+      for (uint32_t m = r.mask; m; m &= m - 1) {
+        const int lane = std::countr_zero(m), from = source_of(r.kind, lane, lanes[lane].argument, lanes[lane].width);
+        if (from < 0 || from > 31 || !(r.mask >> from & 1))
+          fail_kernel(text("lane ", lane, " reads lane ", from, " in ", name_of(r.kind), at_site(r.site), ", which is not in the mask ", hex(r.mask)));
+        lanes[lane].value = brought[from];
+      }
+      return;
+    case WarpKind::match_any:
+      for (uint32_t m = r.mask; m; m &= m - 1) {
+        uint32_t equal = 0;
+        for (uint32_t other = r.mask; other; other &= other - 1) equal |= (brought[std::countr_zero(other)] == brought[std::countr_zero(m)]) << std::countr_zero(other);
+        lanes[std::countr_zero(m)].value = equal;
+      }
+      return;
+    case WarpKind::ballot: shared_result = ballot; break;
+    case WarpKind::match_all: shared_result = all_equal ? r.mask : 0; break;
+    default:
+      for (uint32_t m = left & (left - 1); m; m &= m - 1) shared_result = combine(r.kind, shared_result, brought[std::countr_zero(m)]);
+  }
+  for (uint32_t m = r.mask; m; m &= m - 1) lanes[std::countr_zero(m)].value = shared_result;
+}
+
+// Those who wait with this mask; opened when this lane is the first.
+size_t rendezvous_of(Warp& warp, WarpKind kind, uint32_t mask, Site site) {
+  for (size_t i = 0; i < warp.open.size(); ++i) {
+    const Rendezvous& r = warp.open[i];
+    if (r.mask != mask) continue;
+    if (r.kind != kind)
+      fail_kernel(text("calls ", name_of(kind), at_site(site), ", but lanes ", hex(r.arrived), " of its warp wait with the same mask in ", name_of(r.kind), at_site(r.site)));
+    return i;
+  }
+  warp.open.push_back({kind, mask, 0, site});
+  return warp.open.size() - 1;
+}
+
+}  // namespace
+
+uint64_t arrive_at_warp(WarpKind kind, uint32_t mask, uint64_t value, int argument, int width, Site site) {
+  const int me = current, lane = me % 32;
+  Warp& warp = warps[me / 32];
+  if (!(mask >> lane & 1)) fail_kernel(text("calls ", name_of(kind), at_site(site), " with mask ", hex(mask), ", which leaves out its own lane ", lane));
+  if (mask & ~warp.lanes) fail_kernel(text("calls ", name_of(kind), at_site(site), " with mask ", hex(mask), ", but its warp has only lanes ", hex(warp.lanes)));
+  if (mask & warp.returned)
+    fail_kernel(text("calls ", name_of(kind), at_site(site), " with mask ", hex(mask), ", but lanes ", hex(mask & warp.returned), " of its warp have returned"));
+  if (width < 1 || width > 32 || (width & (width - 1))) fail_kernel(text("calls ", name_of(kind), at_site(site), " with width ", width, ", which is not a power of two up to 32"));
+  Thread& thread = threads[me];
+  thread.value = value;
+  thread.argument = argument;
+  thread.width = width;
+  const size_t i = rendezvous_of(warp, kind, mask, site);
+  warp.open[i].arrived |= 1u << lane;
+  char* token = &warp_tokens[me / 32][warp.meetings % 16];
+  happens_before(token);
+  if (warp.open[i].arrived != mask) {
+    wait();
+  } else {
+    const Rendezvous complete = warp.open[i];
+    warp.open.erase(warp.open.begin() + static_cast<ptrdiff_t>(i));
+    ++warp.meetings;
+    evaluate(complete, &threads[me & ~31]);
+    for (uint32_t m = mask & ~(1u << lane); m; m &= m - 1) ready.push((me & ~31) + std::countr_zero(m));
+    if (chance().one_in(2)) let_others_go();
+  }
+  happens_after(token);
+  return thread.value;
+}
+
+}  // namespace host_cuda

@@ -1,0 +1,115 @@
+// What the parts of the model tell each other; kernels and their host code never see this.
+#pragma once
+
+#include <signal.h>
+
+#include <cstdint>
+#include <functional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+#include "cuda_runtime.h"
+
+namespace host_cuda {
+
+// ---- chance (schedule.cpp) ----
+
+// xorshift64* (Vigna 2016): a schedule must be repeatable from its seed, and chosen in a nanosecond.
+class Chance {
+ public:
+  explicit Chance(uint64_t seed);
+  uint64_t next();
+  uint32_t below(uint32_t n) { return static_cast<uint32_t>((next() >> 32) * n >> 32); }
+  bool one_in(uint32_t n) { return below(n) == 0; }
+
+ private:
+  uint64_t state_;
+};
+Chance& chance();
+std::string seed_note();                 // " (FOVEA_HOST_CUDA_SEED=3)", for the end of a message
+
+// ---- failures ----
+
+struct Failure : std::runtime_error {
+  Failure(cudaError_t code, const std::string& text) : std::runtime_error(text), code(code) {}
+  cudaError_t code;
+};
+
+template <class... Args>
+std::string text(const Args&... args) {
+  std::ostringstream out;
+  (out << ... << args);
+  return out.str();
+}
+
+// ---- running a kernel (block.cpp) ----
+
+struct Launch {
+  std::string name;                      // "": that of the function
+  const void* kernel = nullptr;
+  dim3 blocks, threads;
+  size_t shared_bytes = 0;
+  std::function<void()> thread;          // runs the kernel for the thread that threadIdx and blockIdx name
+};
+void run_grid(const Launch& launch);     // throws Failure
+std::string name_of_kernel(const void* kernel);
+std::string describe(const Launch& launch);
+
+bool in_kernel();                        // whether a thread of a kernel runs now
+// Ends the kernel that runs: run_grid throws a Failure that begins with the kernel, block and thread.
+[[noreturn]] void fail_kernel(const std::string& what, cudaError_t code = cudaErrorLaunchFailure);
+// For the handler of SIGSEGV: where to continue, and on which stack.
+void* fault_entry();
+void* fault_stack_top();
+void note_fault(const void* address, bool is_known, int is_write);
+
+// ---- memory (memory.cpp) ----
+
+struct Allocation {
+  char* begin;
+  size_t bytes;
+  int device;
+};
+char* allocate_device(size_t bytes, int device);                    // nullptr when it does not fit
+bool free_device(void* pointer);                                    // false: not the beginning of an allocation
+void* allocate_pinned(size_t bytes);
+bool free_pinned(void* pointer);
+const Allocation* find_device(const void* address);                 // the allocation that contains it, or nullptr
+const Allocation* find_pinned(const void* address);
+bool is_device_range(const void* address);                          // anywhere in the arena, allocated or not
+size_t device_memory_size();
+size_t device_memory_used(int device);
+std::string describe_address(const void* address);
+
+// While a Window is open, the memory of a device (-1: of all) may be touched.
+class Window {
+ public:
+  explicit Window(int device);
+  ~Window();
+  Window(const Window&) = delete;
+};
+// While one is alive, this thread handles signals on a stack of their own: a fiber's may be what has overflowed.
+class SignalStack {
+ public:
+  SignalStack();
+  ~SignalStack();
+  SignalStack(const SignalStack&) = delete;
+
+ private:
+  stack_t previous_;
+};
+void check_guards(const std::function<std::string()>& culprit);      // throws Failure
+
+// The shared memory of the block that runs ends at a page that may not be touched.
+void* begin_shared(size_t bytes);                                   // for a launch
+void poison_shared();                                               // for a block
+const char* damaged_shared();                                       // what was overwritten beside it, or nullptr
+
+// ---- streams (stream.cpp) ----
+
+cudaError_t remember(cudaError_t error, const std::string& sentence = {});      // for cudaGetLastError and cudaGetErrorString
+int current_device();
+int device_count();
+
+}  // namespace host_cuda
