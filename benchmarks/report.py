@@ -75,6 +75,27 @@ def rows_of(cases, raw, threads, commit, machine):
     yield {"ceilings": True, "threads": threads, "copy": copy_rate / 1e9, "flops": flop_rate / 1e9}
 
 
+def shape_of(row):
+    return dict(pair.split("=") for pair in row["shape"].split())
+
+
+def other_goals(rows):
+    """(what, got, goal) of the goals that are no ratio to a peer: of the copy rate, of our own matmul's rate, of two threads against one."""
+    def matmul(size, threads):
+        return next((r for r in rows if r["op"] == "matmul" and r["threads"] == threads and shape_of(r)["n"] == str(size)), None)
+
+    for row in rows:
+        where = f"{row['op']} {row['shape']} ({row['threads']} threads)"
+        if row["op"] in ("add", "relu", "sum"):
+            yield f"{where}: share of the copy rate", row["% of roof"] / 100, 0.8
+        reference = matmul(1024, row["threads"])
+        if row["op"] == "conv2d" and shape_of(row)["r"] == "3" and shape_of(row)["groups"] == "1" and reference:
+            yield f"{where}, {row['direction']}: share of the rate of matmul 1024", row["GFLOP/s"] / reference["GFLOP/s"], 0.9 if row["direction"] == "forward" else 0.8
+    one, two = matmul(2048, 1), matmul(2048, 2)
+    if one and two:
+        yield "matmul 2048: two threads against one", one["ours_us"] / two["ours_us"], 1.8
+
+
 def cell(value):
     if isinstance(value, float):
         return "-" if math.isnan(value) else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
@@ -110,6 +131,8 @@ def main():
     with open(os.path.join(arguments.out, "benchmarks.md"), "w") as file:
         file.write("\n".join(lines) + "\n")
     print("\n".join(lines))
+    for what, got, goal in other_goals(rows):
+        print(f"{what}: {got:.2f} of {goal}{'' if got >= goal else '   BELOW'}")
     missed = [row for row in rows if row["goal"] > 0 and row["ratio"] < row["goal"]]
     print(f"\n{len(rows)} rows, {len(missed)} below their goal" + "".join(f"\n  {r['op']} {r['direction']} {r['shape']} ({r['threads']} threads): {r['ratio']:.2f} of {r['goal']}" for r in missed))
 
