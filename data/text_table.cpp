@@ -21,10 +21,19 @@ std::vector<std::string> split_fields(std::string_view line, char divider) {
   }
 }
 
+// For messages: a file that is no table may have a heading of megabytes.
+std::string shortened(std::string text) {
+  constexpr size_t longest = 200;
+  if (text.size() <= longest) return text;
+  size_t end = longest;
+  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) --end;      // not within a character of UTF-8
+  return text.substr(0, end) + " ...";
+}
+
 std::string join(const std::vector<std::string>& names) {
   std::string text;
   for (const std::string& name : names) text.append(text.empty() ? "" : ", ").append(name);
-  return text;
+  return shortened(std::move(text));
 }
 
 }  // namespace
@@ -67,7 +76,7 @@ double TextTable::number(int64_t row, size_t column) const {
   double value = 0;
   const auto [end, error] = std::from_chars(field.data(), field.data() + field.size(), value);
   const bool is_number = error == std::errc() && end == field.data() + field.size() && std::isfinite(value);
-  check<FileError>(is_number, place(row), ": ", heading_[column], " is \"", field, "\", expected a number");
+  check<FileError>(is_number, place(row), ": ", shortened(heading_[column]), " is \"", shortened(field), "\", expected a number");
   return value;
 }
 
