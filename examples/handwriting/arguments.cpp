@@ -22,9 +22,11 @@ std::string joined(const std::vector<std::string>& names, const std::vector<std:
 
 }  // namespace
 
-Arguments::Arguments(const std::vector<std::string>& words, const std::vector<std::string>& names, const std::vector<std::string>& flags) {
+Arguments::Arguments(const std::vector<std::string>& words, const std::vector<std::string>& names, const std::vector<std::string>& flags, bool takes_files) {
   for (size_t i = 0; i < words.size(); ++i) {
-    if (words[i].rfind("--", 0) != 0) {
+    if (!words[i].starts_with("--")) {
+      check<ValueError>(!words[i].starts_with("-"), "unknown option ", words[i], "; known are", joined(names, flags));
+      check<ValueError>(takes_files, "unexpected \"", words[i], "\"; this command takes options only:", joined(names, flags));
       files_.push_back(words[i]);
       continue;
     }
@@ -34,7 +36,7 @@ Arguments::Arguments(const std::vector<std::string>& words, const std::vector<st
       continue;
     }
     check<ValueError>(contains(names, name), "unknown option --", name, "; known are", joined(names, flags));
-    check<ValueError>(i + 1 < words.size(), "option --", name, " needs a value");
+    check<ValueError>(i + 1 < words.size() && !words[i + 1].empty() && !words[i + 1].starts_with("--"), "option --", name, " needs a value");
     values_[name] = words[++i];
   }
 }
@@ -44,13 +46,14 @@ std::string Arguments::text(const std::string& name, const std::string& otherwis
   return found == values_.end() ? otherwise : found->second;
 }
 
-long Arguments::integer(const std::string& name, long otherwise, long least) const {
+int64_t Arguments::integer(const std::string& name, int64_t otherwise, int64_t least, int64_t most) const {
   if (!has(name)) return otherwise;
   const std::string& word = values_.at(name);
-  long value = 0;
+  int64_t value = 0;
   const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), value);
-  check<ValueError>(error == std::errc() && end == word.data() + word.size(), "option --", name, " takes a whole number, got \"", word, "\"");
-  check<ValueError>(value >= least, "option --", name, " must be at least ", least, ", got ", value);
+  const bool is_too_long = error == std::errc::result_out_of_range;      // a number, but beyond 64 bits
+  check<ValueError>((error == std::errc() || is_too_long) && end == word.data() + word.size(), "option --", name, " takes a whole number, got \"", word, "\"");
+  check<ValueError>(!is_too_long && value >= least && value <= most, "option --", name, " must be ", least, " to ", most, ", got ", word);
   return value;
 }
 
