@@ -14,7 +14,8 @@ LineFolder::LineFolder(std::string folder, LineGroup group) : folder_(std::move(
     records_.push_back({table.at(row, file), table.at(row, page), table.at(row, hand), table.at(row, text), table.at(row, line_no)});
     check<FileError>(!records_.back().text.empty(), table.place(row), ": the text is empty");
     const std::string& name = records_.back().file;
-    check<FileError>(!name.empty() && name.find('\0') == std::string::npos, table.place(row), ": the file name is ", name.empty() ? "empty" : "cut by a NUL byte");
+    const bool is_name = !name.empty() && name.find('\0') == std::string::npos;
+    check<FileError>(is_name, table.place(row), ": the file name is ", name.empty() ? "empty" : "cut by a NUL byte");
     try {
       decode_utf8(records_.back().text);
     } catch (const ValueError& error) {

@@ -18,14 +18,16 @@ std::string table_number(const data::LineFolder& folder) {
     for (const char c : text + '\t') hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3;
   };
   for (int64_t i = 0; i < folder.size(); ++i)
-    for (const auto field : {&data::LineRecord::file, &data::LineRecord::page, &data::LineRecord::hand, &data::LineRecord::text}) add(folder.record(i).*field);
+    for (const auto field : {&data::LineRecord::file, &data::LineRecord::page, &data::LineRecord::hand, &data::LineRecord::text})
+      add(folder.record(i).*field);
   return std::to_string(hash);
 }
 
 // One stream, cut in two: the held-out lines come first and are never trained on.
 Lines drawn_lines(const LinesOptions& o, int64_t height, int64_t drawn) {
   const data::SyntheticHandwritingOptions drawing{.height = height};
-  return {std::make_shared<data::SyntheticLines>(drawing, o.seed, drawn, o.held_out_drawn), std::make_shared<data::SyntheticLines>(drawing, o.seed, o.held_out_drawn),
+  return {std::make_shared<data::SyntheticLines>(drawing, o.seed, drawn, o.held_out_drawn),
+          std::make_shared<data::SyntheticLines>(drawing, o.seed, o.held_out_drawn),
           data::Alphabet(data::handwriting_characters()), str("drawn lines, an endless stream; ", o.held_out_drawn, " held out"),
           {{"data", ""}, {"held-out", std::to_string(o.held_out_drawn)}, {"seed", std::to_string(o.seed)}}};
 }
@@ -40,7 +42,8 @@ Lines folder_lines(const LinesOptions& o) {
   const data::DatasetPtr lines = std::make_shared<data::LineFolder>(o.folder, by_hand ? data::LineGroup::hand : data::LineGroup::page);
   const data::Split split = data::split_by_group(lines, o.held_out_fraction, o.seed);
   return {split.training, split.held_out, all.alphabet(),
-          str(lines->size(), " lines of ", o.folder, ", split by ", unit, ": ", split.training->size(), " to train on, ", split.held_out->size(), " held out"),
+          str(lines->size(), " lines of ", o.folder, ", split by ", unit, ": ", split.training->size(), " to train on, ", split.held_out->size(),
+              " held out"),
           {{"data", std::filesystem::path(o.folder).lexically_normal().string()}, {"table", table_number(all)}, {"split", unit},
            {"held-out", exact_text(o.held_out_fraction)}, {"seed", std::to_string(o.seed)}}};
 }
@@ -83,7 +86,8 @@ MeasuredLines lines_to_measure(const Model& model, const std::string& model_path
   }
   LinesOptions o = remembered_options(model, model_path);
   if (o.folder.empty()) {
-    check<FileError>(folder.empty(), model_path, ": was trained on drawn lines, not on ", folder, "; evaluate --all --data ", folder, " measures all lines of the folder");
+    check<FileError>(folder.empty(), model_path, ": was trained on drawn lines, not on ", folder, "; evaluate --all --data ", folder,
+                     " measures all lines of the folder");
     const Lines drawn = choose_lines(o, model.options.height, 0);
     return {drawn.held_out, str(drawn.held_out->size(), " drawn lines that were held out (seed ", o.seed, ")")};
   }

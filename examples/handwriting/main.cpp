@@ -54,8 +54,8 @@ RecognizerOptions network_options(const Arguments& a, bool is_drawn) {
 LinesOptions lines_options(const Arguments& a) {
   LinesOptions o;
   o.folder = a.text("data", "");
-  check<ValueError>(!o.folder.empty() || (!a.has("split") && !a.has("held-out")), "options --split and --held-out are for the lines of a folder (--data); of drawn lines ",
-                    o.held_out_drawn, " are held out");
+  check<ValueError>(!o.folder.empty() || (!a.has("split") && !a.has("held-out")), "options --split and --held-out are for the lines of a ",
+                    "folder (--data); of drawn lines ", o.held_out_drawn, " are held out");
   o.split = a.text("split", o.split);
   check<ValueError>(o.split == "auto" || o.split == "page" || o.split == "hand", "option --split takes page, hand or auto, got \"", o.split, "\"");
   o.held_out_fraction = a.number("held-out", o.held_out_fraction);
@@ -150,8 +150,9 @@ struct Command {
 
 const std::vector<Command>& commands() {
   static const std::vector<Command> list = {
-      {"train", {"data", "out", "steps", "batch", "lr", "height", "hidden", "layers", "dropout", "split", "held-out", "evaluate-every", "seed", "threads"}, {"resume"}, false,
-       train_model},
+      {"train",
+       {"data", "out", "steps", "batch", "lr", "height", "hidden", "layers", "dropout", "split", "held-out", "evaluate-every", "seed", "threads"},
+       {"resume"}, false, train_model},
       {"read", {"model", "threads"}, {}, true, read},
       {"evaluate", {"model", "data", "threads"}, {"all"}, false, evaluate_model},
       {"describe", {"model", "height", "hidden", "layers", "threads"}, {}, false, describe_network},

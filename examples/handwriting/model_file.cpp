@@ -49,7 +49,8 @@ data::Alphabet alphabet_from(const Metadata& metadata, const std::string& path) 
   const std::string& characters = entry(metadata, "alphabet", path);
   data::Alphabet alphabet(characters);
   // A letter that stands twice would have two labels where the network was trained, and has one here.
-  check<FileError>(!characters.empty() && alphabet.characters() == characters, path, ": its alphabet is empty, or has letters twice or in another order than by code point");
+  check<FileError>(!characters.empty() && alphabet.characters() == characters, path,
+                   ": its alphabet is empty, or has letters twice or in another order than by code point");
   return alphabet;
 }
 
@@ -109,8 +110,8 @@ Model::Model(RecognizerOptions o, data::Alphabet a) : options(std::move(o)), alp
 
 Metadata describe(const Model& model) {
   const RecognizerOptions& o = model.options;
-  Metadata metadata{{"program", "fovea-handwriting"}, {"alphabet", model.alphabet.characters()}, {"height", std::to_string(o.height)}, {"channels", joined(o.channels)},
-                    {"hidden", std::to_string(o.hidden)}, {"rnn_layers", std::to_string(o.rnn_layers)}};
+  Metadata metadata{{"program", "fovea-handwriting"}, {"alphabet", model.alphabet.characters()}, {"height", std::to_string(o.height)},
+                    {"channels", joined(o.channels)}, {"hidden", std::to_string(o.hidden)}, {"rnn_layers", std::to_string(o.rnn_layers)}};
   for (const auto& [name, value] : model.run) metadata[run_prefix + name] = value;
   return metadata;
 }
@@ -133,7 +134,8 @@ void save_model(const std::string& path, const Model& model) { save_safetensors(
 
 Model load_model(const std::string& path) {
   const Safetensors file = load_safetensors(path);
-  check<FileError>(!file.metadata.contains("fovea.format"), path, ": is a checkpoint to go on training from; the model of a finished run lies beside it as model.safetensors");
+  check<FileError>(!file.metadata.contains("fovea.format"), path,
+                   ": is a checkpoint to go on training from; the model of a finished run lies beside it as model.safetensors");
   RecognizerOptions options = options_from(file.metadata, path);
   try {
     data::Alphabet alphabet = alphabet_from(file.metadata, path);

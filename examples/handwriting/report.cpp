@@ -19,7 +19,10 @@ std::string caption(const std::string& text) {
   return characters.size() <= longest ? text : encode_utf8(characters.substr(0, longest)) + " ...";
 }
 
-Tensor upper_left(const Tensor& image) { return narrow(narrow(image, 1, 0, std::min<int64_t>(image.size(1), 200)), 2, 0, std::min<int64_t>(image.size(2), 2000)); }
+Tensor upper_left(const Tensor& image) {
+  const Tensor upper = narrow(image, 1, 0, std::min<int64_t>(image.size(1), 200));
+  return contiguous(narrow(upper, 2, 0, std::min<int64_t>(image.size(2), 2000)));
+}
 
 }  // namespace
 
@@ -82,7 +85,7 @@ void draw_predictions(const std::string& path, const data::DatasetPtr& lines, co
   for (int64_t i = 0; i < count; ++i) {
     const data::Sample s = lines->get(i);
     const std::string& reading = readings[static_cast<size_t>(i)].text;
-    entries.push_back({contiguous(upper_left(s.image)), "truth  " + caption(s.text), "read   " + caption(reading), reading == s.text});
+    entries.push_back({upper_left(s.image), "truth  " + caption(s.text), "read   " + caption(reading), reading == s.text});
     const Entry& e = entries.back();
     width = std::max({width, scale * e.image.size(2), viz::text_width(e.truth, text_scale), viz::text_width(e.reading, text_scale)});
     height += scale * e.image.size(1) + 2 * viz::text_height(text_scale) + 2 * margin;

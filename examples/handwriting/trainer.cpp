@@ -77,8 +77,10 @@ class Trainer {
         loader_(lines_.training, {.batch_size = options.batch_size, .shuffle = !options.lines.folder.empty(), .drop_last = true, .workers = 1, .bucket_batches = 8,
                                   .width_multiple = 4, .seed = options.lines.seed, .transform = training_transform(options, lines_.alphabet)}) {
     model_.run = lines_.run;
-    model_.run.insert({{"batch", std::to_string(options.batch_size)}, {"steps", std::to_string(options.steps)}, {"lr", exact_text(options.lr)},
-                       {"dropout", exact_text(options.network.dropout)}});
+    model_.run["batch"] = std::to_string(options.batch_size);
+    model_.run["steps"] = std::to_string(options.steps);
+    model_.run["lr"] = exact_text(options.lr);
+    model_.run["dropout"] = exact_text(options.network.dropout);
   }
 
   int run() {
@@ -140,8 +142,8 @@ class Trainer {
 
   // Nothing is written after a step that has no numbers: the files are those of before.
   void check_sound(bool is_sound, const std::string& what) const {
-    check<ValueError>(is_sound, what, " became infinite or no number (NaN) after ", step_, " of ", options_.steps, " steps: the training diverged. Use a lower --lr than ",
-                      exact_text(options_.lr), ", and begin again without --resume; nothing was written since the last checkpoint");
+    check<ValueError>(is_sound, what, " became infinite or no number (NaN) after ", step_, " of ", options_.steps, " steps: the training diverged. ",
+                      "Use a lower --lr than ", exact_text(options_.lr), ", and begin again without --resume; nothing was written since the last checkpoint");
   }
 
   void check_weights() const {
@@ -157,8 +159,8 @@ class Trainer {
   }
 
   void report(double lines_per_second, double seconds_left, bool is_last) {
-    check<ValueError>(loss_count_ > 0, "no line since the last report is wide enough for its text, so nothing was learned: a character needs 4 pixels of width at a height of ",
-                      options_.network.height, "; check the texts, or use a greater --height");
+    check<ValueError>(loss_count_ > 0, "no line since the last report is wide enough for its text, so nothing was learned: a character needs 4 pixels ",
+                      "of width at a height of ", options_.network.height, "; check the texts, or use a greater --height");
     HistoryRow row{step_, loss_sum_ / static_cast<double>(loss_count_), mistakes_.rate(), not_measured, lr_, lines_per_second};
     const bool is_measured = !evaluation_.readings.empty();
     if (is_measured) row.held_out_cer = last_cer_ = evaluation_.characters.rate();
@@ -185,7 +187,8 @@ class Trainer {
     const data::LoaderPosition at = loader_.position();
     optim::save_checkpoint(checkpoint_path(), *model_.network, optimizer_,
                            {.step = step_,
-                            .position = {{"epoch", at.epoch}, {"batch", at.batch}, {"loss_count", loss_count_}, {"narrow", narrow_count_}, {"edits", mistakes_.edits}, {"length", mistakes_.length}},
+                            .position = {{"epoch", at.epoch}, {"batch", at.batch}, {"loss_count", loss_count_}, {"narrow", narrow_count_},
+                                         {"edits", mistakes_.edits}, {"length", mistakes_.length}},
                             .metadata = describe(model_),
                             .tensors = {{"history", from_vector(rows, {static_cast<int64_t>(history_.size()), 6})},
                                         {"running", from_vector(std::vector<double>{loss_sum_, last_cer_})}}});
@@ -226,8 +229,8 @@ class Trainer {
     std::cout << "held-out lines: CER " << percent(evaluation_.characters.rate()) << ", WER " << percent(evaluation_.words.rate()) << " over " << lines_.held_out->size()
               << " lines" << std::endl;
     if (narrow_count_ > 0)
-      std::cout << "warning: " << narrow_count_ << " of the " << step_ * options_.batch_size << " lines seen were too narrow for their texts (4 pixels a character at a height of "
-                << options_.network.height << ") and taught nothing; check them, or use a greater --height\n";
+      std::cout << "warning: " << narrow_count_ << " of the " << step_ * options_.batch_size << " lines seen were too narrow for their texts (4 pixels a character "
+                << "at a height of " << options_.network.height << ") and taught nothing; check them, or use a greater --height\n";
     write_history_csv(out + "/history.csv", history_);
     draw_history(out + "/history.png", history_);
     draw_predictions(out + "/predictions.png", lines_.held_out, evaluation_.readings, 12);
@@ -243,7 +246,8 @@ class Trainer {
   std::vector<HistoryRow> history_;
   Evaluation evaluation_;
   data::ErrorRate mistakes_;
-  int64_t step_ = 0, loss_count_ = 0, narrow_count_ = 0;     // loss_count_: lines that loss_sum_ is the sum of; narrow_count_: those of the whole run that had no room
+  int64_t step_ = 0, narrow_count_ = 0;                      // narrow_count_: lines of the whole run that had no room for their texts
+  int64_t loss_count_ = 0;                                   // lines that loss_sum_ is the sum of
   double loss_sum_ = 0, lr_ = 0, last_cer_ = not_measured;
 };
 
@@ -254,7 +258,8 @@ int train(TrainingOptions options) {
   manual_seed(options.lines.seed);
   Lines lines = choose_lines(options.lines, options.network.height, options.steps * options.batch_size);
   const int64_t count = lines.training->size();
-  check<ValueError>(options.batch_size <= count, "--batch ", options.batch_size, " is more than the ", count, " lines there are to train on; use --batch ", count, " or less");
+  check<ValueError>(options.batch_size <= count, "--batch ", options.batch_size, " is more than the ", count, " lines there are to train on; use --batch ",
+                    count, " or less");
   if (options.steps == 0) options.steps = default_epochs * count / options.batch_size;
   std::cout << lines.description << "\n";
   Trainer trainer(options, std::move(lines));
