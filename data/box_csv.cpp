@@ -45,8 +45,9 @@ Sample BoxImages::get(int64_t i) const {
   const std::vector<Box>& own = boxes(i);
   const Picture& picture = pictures_[static_cast<size_t>(i)];
   Sample sample;
-  sample.image = read_image_float(folder_ + "/" + picture.file, 3);
-  check<FileError>(sample.image.size(1) == picture.height && sample.image.size(2) == picture.width, folder_, "/", picture.file, ": is ",
+  sample.name = folder_ + "/" + picture.file;
+  sample.image = read_image_float(sample.name, 3);
+  check<FileError>(sample.image.size(1) == picture.height && sample.image.size(2) == picture.width, sample.name, ": is ",
                    sample.image.size(2), " x ", sample.image.size(1), " pixels, but its boxes were drawn on ", picture.width, " x ", picture.height);
   sample.boxes = own;
   sample.group = picture.file;

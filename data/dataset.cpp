@@ -185,11 +185,15 @@ Tensor resize_image(const Tensor& image, int64_t height, int64_t width) {
   return resized;
 }
 
-Transform resize_to_height(int64_t height) {
-  return [height](Sample& sample, RandomStream&) {
-    if (sample.image.size(1) == height) return;
-    const double ratio = static_cast<double>(height) / static_cast<double>(sample.image.size(1));
-    sample.image = resize_image(sample.image, height, std::max<int64_t>(1, std::llround(ratio * static_cast<double>(sample.image.size(2)))));
+Transform resize_to_height(int64_t height, int64_t max_width) {
+  check<ValueError>(height >= 1 && max_width >= 1, "resize_to_height: height and max_width must be at least 1, got ", height, " and ", max_width);
+  return [height, max_width](Sample& sample, RandomStream&) {
+    const int64_t own_height = sample.image.size(1), own_width = sample.image.size(2);
+    const double ratio = static_cast<double>(height) / static_cast<double>(own_height);
+    const int64_t width = std::max<int64_t>(1, std::llround(ratio * static_cast<double>(own_width)));
+    check<FileError>(width <= max_width, sample.name.empty() ? "resize_to_height" : sample.name, ": the picture of ", own_width, " x ", own_height,
+                     " pixels would be ", width, " pixels wide at a height of ", height, ", at most ", max_width, " are taken");
+    if (own_height != height) sample.image = resize_image(sample.image, height, width);
   };
 }
 

@@ -22,6 +22,7 @@ struct Box {
 
 // A picture with what is known of it. A set fills what it has; the rest keeps its default.
 struct Sample {
+  std::string name;                            // where it comes from, for errors: the path of its picture; empty if it was made
   Tensor image;                                // [C,H,W] float32, 0 .. 1
   int64_t label = -1;                          // the class; -1: none
   std::string text;                            // UTF-8
@@ -104,7 +105,8 @@ Transform compose(std::vector<Transform> transforms);                    // one 
 Transform encode_text(Alphabet alphabet);                                // target = alphabet.encode(text)
 Transform invert();                                                       // 1 - image: ink on paper becomes light on dark, so that padding with 0 is paper
 Transform normalise(std::vector<float> mean, std::vector<float> deviation);      // (image - mean) / deviation, one value a channel
-Transform resize_to_height(int64_t height);                              // keeps the ratio of the sides; averages over the source pixels under each pixel
+// Keeps the ratio of the sides; averages over the source pixels under each pixel. FileError, naming the sample, when it would be wider than max_width.
+Transform resize_to_height(int64_t height, int64_t max_width = int64_t{1} << 20);
 Transform resize_to(int64_t height, int64_t width);
 
 // [C,H,W] float32 to [C,height,width]: bilinear when growing, the mean of the covered area when shrinking (a triangle as wide as the step).

@@ -41,7 +41,8 @@ ImageFolder::ImageFolder(const std::string& folder, int64_t channels) : channels
 
 Sample ImageFolder::get(int64_t i) const {
   Sample sample;
-  sample.image = read_image_float(path(i), channels_);
+  sample.name = path(i);
+  sample.image = read_image_float(sample.name, channels_);
   sample.label = label(i);
   return sample;
 }

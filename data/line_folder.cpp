@@ -13,6 +13,9 @@ LineFolder::LineFolder(std::string folder, LineGroup group) : folder_(std::move(
   for (int64_t row = 0; row < table.size(); ++row) {
     records_.push_back({table.at(row, file), table.at(row, page), table.at(row, hand), table.at(row, text), table.at(row, line_no)});
     check<FileError>(!records_.back().text.empty(), table.place(row), ": the text is empty");
+    const std::string& name = records_.back().file;
+    const bool is_name = !name.empty() && name.find('\0') == std::string::npos;
+    check<FileError>(is_name, table.place(row), ": the file name is ", name.empty() ? "empty" : "cut by a NUL byte");
     try {
       decode_utf8(records_.back().text);
     } catch (const ValueError& error) {
@@ -31,7 +34,8 @@ std::string LineFolder::group(int64_t i) const { return group_ == LineGroup::pag
 
 Sample LineFolder::get(int64_t i) const {
   Sample sample;
-  sample.image = read_image_float(path(i), 1);
+  sample.name = path(i);
+  sample.image = read_image_float(sample.name, 1);
   sample.text = record(i).text;
   sample.group = group(i);
   return sample;

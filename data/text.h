@@ -1,6 +1,7 @@
 // Text as code points and labels, and how far a reading is from the truth.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -44,10 +45,10 @@ class Alphabet {
 int64_t edit_distance(std::u32string_view a, std::u32string_view b);
 int64_t edit_distance(const std::vector<std::string>& a, const std::vector<std::string>& b);
 
-// Edits over the length of the truth, summed over lines: CER with characters, WER with words.
+// Edits over the length of the truth, summed over lines: CER with characters, WER with words. The rate of nothing is NaN: nothing was measured.
 struct ErrorRate {
   int64_t edits = 0, length = 0;
-  double rate() const { return length > 0 ? static_cast<double>(edits) / static_cast<double>(length) : edits > 0 ? 1.0 : 0.0; }
+  double rate() const { return length > 0 ? static_cast<double>(edits) / static_cast<double>(length) : edits > 0 ? 1.0 : std::nan(""); }
   ErrorRate& operator+=(const ErrorRate& other) {
     edits += other.edits;
     length += other.length;

@@ -21,10 +21,19 @@ std::vector<std::string> split_fields(std::string_view line, char divider) {
   }
 }
 
+// For messages: a file that is no table may have a heading of megabytes.
+std::string shortened(std::string text) {
+  constexpr size_t longest = 200;
+  if (text.size() <= longest) return text;
+  size_t end = longest;
+  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) --end;      // not within a character of UTF-8
+  return text.substr(0, end) + " ...";
+}
+
 std::string join(const std::vector<std::string>& names) {
   std::string text;
   for (const std::string& name : names) text.append(text.empty() ? "" : ", ").append(name);
-  return text;
+  return shortened(std::move(text));
 }
 
 }  // namespace
@@ -65,7 +74,7 @@ size_t TextTable::column(const std::string& name) const {
 double TextTable::number(int64_t row, size_t column) const {
   const std::string& field = at(row, column);
   const std::optional<double> value = number_in<double>(field);
-  check<FileError>(value && std::isfinite(*value), place(row), ": ", heading_[column], " is \"", field, "\", expected a number");
+  check<FileError>(value && std::isfinite(*value), place(row), ": ", shortened(heading_[column]), " is \"", shortened(field), "\", expected a number");
   return *value;
 }
 

@@ -13,10 +13,13 @@
 #include <fovea/tensor/creation.h>
 #include <fovea/tensor/file.h>
 
+#include "messages.h"
 #include "temporary_folder.h"
 
 using namespace fovea;
 using namespace fovea::data;
+using fovea::testing::contains;
+using fovea::testing::error_of;
 
 namespace {
 
@@ -180,7 +183,13 @@ TEST_CASE("line folder: texts, groups and alphabet") {
   CHECK_THROWS_WITH_AS(LineFolder(folder.path()), doctest::Contains("line 2: the text is not UTF-8"), FileError);
   write_text(folder / "lines.tsv", "file\tpage\tline_no\thand\ttext\n0.png\tp1\t1\tann\t\n");
   CHECK_THROWS_WITH_AS(LineFolder(folder.path()), doctest::Contains("line 2: the text is empty"), FileError);
+  write_text(folder / "lines.tsv", std::string("file\tpage\tline_no\thand\ttext\n0.png\0x\tp1\t1\tann\ta\n", 47));
+  CHECK_THROWS_WITH_AS(LineFolder(folder.path()), doctest::Contains("line 2: the file name is cut by a NUL byte"), FileError);
   CHECK_THROWS_AS(LineFolder(folder / "none"), FileError);
+  write_text(folder / "lines.tsv", std::string(100000, 'x') + "\n");      // no table: its heading is not quoted in full
+  const std::string error = error_of([&] { LineFolder(folder.path()); });
+  CHECK(contains(error, "has no column \"file\", only xxx"));
+  CHECK(error.size() < 400);
 }
 
 TEST_CASE("real data: MNIST") {

@@ -262,6 +262,12 @@ TEST_CASE("transforms: inverting, normalising and resizing") {
   CHECK_THROWS_AS(normalise({1}, {0}), ValueError);
   resize_to_height(3)(sample, random);
   CHECK(sample.image.shape() == Shape{2, 3, 6});
+  sample.name = "wide.png";
+  CHECK_THROWS_WITH_AS(resize_to_height(30, 59)(sample, random),
+                       "wide.png: the picture of 6 x 3 pixels would be 60 pixels wide at a height of 30, at most 59 are taken", FileError);
+  CHECK(sample.image.shape() == Shape{2, 3, 6});
+  CHECK_THROWS_AS(resize_to_height(3, 5)(sample, random), FileError);      // one that has the height already is no exception
+  CHECK_THROWS_AS(resize_to_height(0), ValueError);
   resize_to(2, 2)(sample, random);
   CHECK(sample.image.shape() == Shape{2, 2, 2});
 }

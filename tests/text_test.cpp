@@ -1,5 +1,7 @@
 #include <doctest/doctest.h>
 
+#include <cmath>
+
 #include <fovea/data/text.h>
 #include <fovea/kernels/error.h>
 
@@ -69,6 +71,6 @@ TEST_CASE("error rates count characters, not bytes, and sum over lines") {
   const ErrorRate wer = word_errors("  the quick\tbrown fox ", "the quick brawn");
   CHECK(wer.edits == 2);
   CHECK(wer.length == 4);
-  CHECK(ErrorRate{}.rate() == 0);
+  CHECK(std::isnan(ErrorRate{}.rate()));                // nothing measured is not a rate of 0
   CHECK(character_errors("", "a").rate() == 1);
 }

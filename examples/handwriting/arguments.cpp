@@ -22,9 +22,11 @@ std::string joined(const std::vector<std::string>& names, const std::vector<std:
 
 }  // namespace
 
-Arguments::Arguments(const std::vector<std::string>& words, const std::vector<std::string>& names, const std::vector<std::string>& flags) {
+Arguments::Arguments(const std::vector<std::string>& words, const std::vector<std::string>& names, const std::vector<std::string>& flags, bool takes_files) {
   for (size_t i = 0; i < words.size(); ++i) {
-    if (words[i].rfind("--", 0) != 0) {
+    if (!words[i].starts_with("--")) {
+      check<ValueError>(!words[i].starts_with("-"), "unknown option ", words[i], "; known are", joined(names, flags));
+      check<ValueError>(takes_files, "unexpected \"", words[i], "\"; this command takes options only:", joined(names, flags));
       files_.push_back(words[i]);
       continue;
     }
@@ -34,7 +36,7 @@ Arguments::Arguments(const std::vector<std::string>& words, const std::vector<st
       continue;
     }
     check<ValueError>(contains(names, name), "unknown option --", name, "; known are", joined(names, flags));
-    check<ValueError>(i + 1 < words.size(), "option --", name, " needs a value");
+    check<ValueError>(i + 1 < words.size() && !words[i + 1].empty() && !words[i + 1].starts_with("--"), "option --", name, " needs a value");
     values_[name] = words[++i];
   }
 }
@@ -44,12 +46,13 @@ std::string Arguments::text(const std::string& name, const std::string& otherwis
   return found == values_.end() ? otherwise : found->second;
 }
 
-long Arguments::integer(const std::string& name, long otherwise, long least) const {
+int64_t Arguments::integer(const std::string& name, int64_t otherwise, int64_t least, int64_t most) const {
   if (!has(name)) return otherwise;
   const std::string& word = values_.at(name);
-  const std::optional<long> value = fovea::number_in<long>(word);
-  check<ValueError>(value.has_value(), "option --", name, " takes a whole number, got \"", word, "\"");
-  check<ValueError>(*value >= least, "option --", name, " must be at least ", least, ", got ", *value);
+  const std::optional<int64_t> value = fovea::number_in<int64_t>(word);
+  const bool is_whole = !word.empty() && word.find_first_not_of("0123456789", word[0] == '-' ? 1 : 0) == std::string::npos && word != "-";
+  check<ValueError>(is_whole, "option --", name, " takes a whole number, got \"", word, "\"");
+  check<ValueError>(value && *value >= least && *value <= most, "option --", name, " must be ", least, " to ", most, ", got ", word);
   return *value;
 }
 

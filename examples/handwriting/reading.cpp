@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 
 using namespace fovea;
 
@@ -21,17 +22,27 @@ void stretch_contrast(Tensor& image) {
   for (int64_t i = 0; i < image.numel(); ++i) pixels[i] = std::clamp((paper - pixels[i]) / range, 0.0f, 1.0f);
 }
 
-}  // namespace
-
-data::Transform prepare(int64_t height) {
-  return data::compose({data::resize_to_height(height), [](data::Sample& sample, data::RandomStream&) { stretch_contrast(sample.image); }});
+// No line of writing is longer than 200 times its height; and a layer's output for one picture must stay below 256 MB, whatever a model file asks for.
+int64_t widest_line(const RecognizerOptions& o) {
+  constexpr int64_t most_values = int64_t{1} << 26;
+  int64_t values_a_pixel = 1;
+  for (size_t i = 0; i < o.channels.size(); ++i)             // each layer before halves the height, the first two also the width
+    values_a_pixel = std::max(values_a_pixel, o.channels[i] >> (i + std::min<size_t>(i, 2)));
+  return std::min(200 * o.height, most_values / (o.height * values_a_pixel));
 }
 
-Tensor prepare_picture(const std::string& path, int64_t height) {
+}  // namespace
+
+data::Transform prepare(const RecognizerOptions& options) {
+  return data::compose({data::resize_to_height(options.height, widest_line(options)), [](data::Sample& sample, data::RandomStream&) { stretch_contrast(sample.image); }});
+}
+
+Tensor prepare_picture(const std::string& path, const RecognizerOptions& options) {
   data::Sample sample;
+  sample.name = path;
   sample.image = data::read_image_float(path, 1);
   data::RandomStream unused(0);
-  prepare(height)(sample, unused);
+  prepare(options)(sample, unused);
   return sample.image;
 }
 
@@ -54,12 +65,13 @@ Evaluation evaluate(const Model& model, const data::DatasetPtr& lines, int64_t b
   model.network->eval();
   Evaluation result;
   result.readings.resize(static_cast<size_t>(lines->size()));
-  const int64_t all_batches = (lines->size() + batch_size - 1) / batch_size;
-  data::DataLoader loader(lines, {.batch_size = batch_size, .bucket_batches = all_batches, .width_multiple = 4, .transform = prepare(model.options.height)});
+  constexpr int64_t sorted_batches = 32;                     // so many are in memory together
+  data::DataLoader loader(lines, {.batch_size = batch_size, .bucket_batches = sorted_batches, .width_multiple = 4, .transform = prepare(model.options)});
   while (auto batch = loader.next()) {
     const Tensor steps = steps_of(batch->widths);
     const std::vector<Reading> readings = read_logits(model.network->forward(batch->images, steps), steps, model.alphabet);
     for (size_t i = 0; i < readings.size(); ++i) {
+      check<ValueError>(std::isfinite(readings[i].confidence), "the network's answers are not numbers (NaN)");
       result.characters += data::character_errors(batch->texts[i], readings[i].text);
       result.words += data::word_errors(batch->texts[i], readings[i].text);
       result.readings[static_cast<size_t>(batch->indices[i])] = readings[i];

@@ -4,16 +4,17 @@
 #include <string>
 #include <vector>
 
-#include "model_file.h"
+#include "lines.h"
 
 struct Reading {
   std::string text;
   double confidence = 0;                                     // geometric mean of the probabilities along the path read, 0 .. 1
 };
 
-// A line as the network takes it: grey, `height` pixels high, contrast stretched so that paper is 0 and ink 1.
-fovea::data::Transform prepare(int64_t height);
-fovea::Tensor prepare_picture(const std::string& path, int64_t height);        // [1, height, width]; FileError if it cannot be read
+// A line as the network takes it: grey, options.height pixels high, contrast stretched so that paper is 0 and ink 1. FileError, naming the picture, for one
+// that is no line: far wider than high.
+fovea::data::Transform prepare(const RecognizerOptions& options);
+fovea::Tensor prepare_picture(const std::string& path, const RecognizerOptions& options);      // [1, height, width]; FileError if it cannot be read
 
 // steps int64 [batch] for widths int64 [batch]
 fovea::Tensor steps_of(const fovea::Tensor& widths);
@@ -25,5 +26,5 @@ struct Evaluation {
   std::vector<Reading> readings;                             // in the order of the set
   double seconds = 0;
 };
-// Reads all lines of a set in evaluation mode, in batches of lines of about one width.
+// Reads all lines of a set in evaluation mode, in batches of lines of about one width. ValueError if the network gives no numbers (NaN).
 Evaluation evaluate(const Model& model, const fovea::data::DatasetPtr& lines, int64_t batch_size);

@@ -15,6 +15,9 @@ struct RecognizerOptions {
   double dropout = 0.0;                                      // before, between and after the LSTM's layers
 };
 
+// Far above what is useful; without them an option or a file could ask for any amount of memory and time.
+constexpr int64_t largest_height = 512, largest_width = 4096, most_rnn_layers = 16;      // largest_width: units or channels of a layer
+
 class Recognizer : public fovea::layers::Module {
  public:
   explicit Recognizer(RecognizerOptions options);

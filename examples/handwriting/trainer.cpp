@@ -8,7 +8,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <iostream>
-#include <set>
+#include <limits>
 
 #include "report.h"
 
@@ -31,38 +31,10 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 
 std::string minutes(double seconds) {
   char text[32];
-  std::snprintf(text, sizeof text, "%d:%02d", static_cast<int>(seconds) / 60, static_cast<int>(seconds) % 60);
+  const auto whole = static_cast<long long>(seconds);
+  std::snprintf(text, sizeof text, "%lld:%02lld", whole / 60, whole % 60);
   return text;
 }
-
-struct Lines {
-  data::DatasetPtr training, held_out;
-  data::Alphabet alphabet;
-  std::string description;
-};
-
-Lines drawn_lines(const TrainingOptions& o) {
-  const data::SyntheticHandwritingOptions drawing{.height = o.network.height};
-  // One stream, cut in two: the held-out lines come first and are never trained on.
-  return {std::make_shared<data::SyntheticLines>(drawing, o.seed, o.steps * o.batch_size, o.held_out),
-          std::make_shared<data::SyntheticLines>(drawing, o.seed, o.held_out), data::Alphabet(data::handwriting_characters()),
-          str("drawn lines, an endless stream; ", o.held_out, " held out")};
-}
-
-// Split by what must not be in both parts: the hand that wrote it, or the page where all is in one hand.
-Lines folder_lines(const TrainingOptions& o) {
-  check<ValueError>(o.split_by == "auto" || o.split_by == "page" || o.split_by == "hand", "option --split takes page, hand or auto, got \"", o.split_by, "\"");
-  const data::LineFolder all(o.data);
-  std::set<std::string> hands;
-  for (int64_t i = 0; i < all.size(); ++i) hands.insert(all.record(i).hand);
-  const bool by_hand = o.split_by == "hand" || (o.split_by == "auto" && hands.size() > 1);
-  const data::DatasetPtr lines = std::make_shared<data::LineFolder>(o.data, by_hand ? data::LineGroup::hand : data::LineGroup::page);
-  const data::Split split = data::split_by_group(lines, o.held_out_fraction, o.seed);
-  return {split.training, split.held_out, all.alphabet(),
-          str(lines->size(), " lines of ", o.data, ", split by ", by_hand ? "hand" : "page", ": ", split.training->size(), " to train on, ", split.held_out->size(), " held out")};
-}
-
-Lines lines_of(const TrainingOptions& o) { return o.data.empty() ? drawn_lines(o) : folder_lines(o); }
 
 // How one hand's lines may differ from what was seen of it: after prepare(), so ink is 1 and what comes from outside is paper, 0.
 data::Transform distort_line() {
@@ -71,10 +43,26 @@ data::Transform distort_line() {
 }
 
 data::Transform training_transform(const TrainingOptions& o, const data::Alphabet& alphabet) {
-  std::vector<data::Transform> steps{prepare(o.network.height)};
-  if (!o.data.empty()) steps.push_back(distort_line());
+  std::vector<data::Transform> steps{prepare(o.network)};
+  if (!o.lines.folder.empty()) steps.push_back(distort_line());
   steps.push_back(data::encode_text(alphabet));
   return data::compose(std::move(steps));
+}
+
+constexpr double not_measured = std::numeric_limits<double>::quiet_NaN();
+
+// A line needs a step for each character, and one more between two that are equal.
+bool has_room(const int64_t* target, int64_t length, int64_t steps) {
+  for (int64_t i = 0; i < length; ++i) steps -= i > 0 && target[i] == target[i - 1] ? 2 : 1;
+  return steps >= 0;
+}
+
+int64_t lines_with_room(const data::Batch& batch, const Tensor& steps) {
+  const std::vector<int64_t> lengths = batch.target_lengths.to_vector<int64_t>(), rooms = steps.to_vector<int64_t>();
+  int64_t count = 0;
+  for (int64_t i = 0; i < batch.size(); ++i)
+    count += has_room(batch.targets.data<int64_t>() + i * batch.targets.size(1), lengths[static_cast<size_t>(i)], rooms[static_cast<size_t>(i)]);
+  return count;
 }
 
 class Trainer {
@@ -86,8 +74,14 @@ class Trainer {
         optimizer_(model_.network->named_parameters(), {.lr = options.lr, .weight_decay = options.weight_decay}),
         schedule_(optim::sequence({{optim::linear_warmup(options.lr, warmup_steps), warmup_steps}},
                                   optim::cosine(options.lr, std::max<int64_t>(options.steps - warmup_steps, 1), options.lr * 0.01))),
-        loader_(lines_.training, {.batch_size = options.batch_size, .shuffle = !options.data.empty(), .drop_last = true, .workers = 1, .bucket_batches = 8,
-                                  .width_multiple = 4, .seed = options.seed, .transform = training_transform(options, lines_.alphabet)}) {}
+        loader_(lines_.training, {.batch_size = options.batch_size, .shuffle = !options.lines.folder.empty(), .drop_last = true, .workers = 1, .bucket_batches = 8,
+                                  .width_multiple = 4, .seed = options.lines.seed, .transform = training_transform(options, lines_.alphabet)}) {
+    model_.run = lines_.run;
+    model_.run["batch"] = std::to_string(options.batch_size);
+    model_.run["steps"] = std::to_string(options.steps);
+    model_.run["lr"] = exact_text(options.lr);
+    model_.run["dropout"] = exact_text(options.network.dropout);
+  }
 
   int run() {
     if (options_.resume) resume();
@@ -99,9 +93,9 @@ class Trainer {
       const double elapsed = seconds_since(start), per_step = elapsed / static_cast<double>(step_ - first_step);
       if (step_ % options_.evaluate_every == 0 || is_last) measure();
       if (step_ % report_every == 0 || is_last) report(static_cast<double>(options_.batch_size) / per_step, per_step * static_cast<double>(options_.steps - step_), is_last);
-      if (step_ % options_.evaluate_every == 0) save_checkpoint();
+      if (step_ % options_.evaluate_every == 0 && !is_last) save_checkpoint();
     }
-    if (is_stop_wanted) {
+    if (step_ < options_.steps) {                            // Ctrl-C
       save_checkpoint();
       std::cout << "\nStopped after step " << step_ << "; go on with --resume.\n";
       return 130;
@@ -114,25 +108,29 @@ class Trainer {
   static constexpr int64_t warmup_steps = 200, report_every = 20;
 
   data::Batch next_batch() {
-    while (true)
+    for (int i = 0; i < 2; ++i)                              // the end of an epoch is told once; train() has seen to it that an epoch has batches
       if (auto batch = loader_.next()) return std::move(*batch);
+    fail<ValueError>("a whole pass over the lines gave no batch of ", options_.batch_size, "; use a smaller --batch");
   }
 
   void train_step() {
     const data::Batch batch = next_batch();
     const Tensor steps = steps_of(batch.widths);
     const Tensor logits = model_.network->forward(batch.images, steps);
-    // A line that is too narrow for its text has an infinite loss; it counts as zero and teaches nothing.
+    // A line that is too narrow for its text has an infinite loss; it counts as zero and teaches nothing, so that the mean is that of the others.
     const Tensor loss = ctc_loss(logits, batch.targets, steps, batch.target_lengths, {.zero_infinity = true});
+    check_sound(std::isfinite(loss.item()), "the loss");
     optimizer_.zero_grad();
     loss.backward();
-    optim::clip_grad_norm(optimizer_.parameters(), 5.0);
+    check_sound(std::isfinite(optim::clip_grad_norm(optimizer_.parameters(), 5.0)), "the gradient");
     lr_ = schedule_(step_);
     optimizer_.set_lr(lr_);
     optimizer_.step();
     ++step_;
-    loss_sum_ += loss.item();
-    ++loss_count_;
+    const int64_t learned = lines_with_room(batch, steps);
+    loss_sum_ += loss.item() * static_cast<double>(batch.size());
+    loss_count_ += learned;
+    narrow_count_ += batch.size() - learned;
     if (step_ % 5 == 0) count_mistakes(logits.detach(), steps, batch);
   }
 
@@ -142,10 +140,28 @@ class Trainer {
     for (size_t i = 0; i < readings.size(); ++i) mistakes_ += data::character_errors(batch.texts[i], readings[i].text);
   }
 
-  void measure() { evaluation_ = evaluate(model_, lines_.held_out, options_.batch_size); }
+  // Nothing is written after a step that has no numbers: the files are those of before.
+  void check_sound(bool is_sound, const std::string& what) const {
+    check<ValueError>(is_sound, what, " became infinite or no number (NaN) after ", step_, " of ", options_.steps, " steps: the training diverged. ",
+                      "Use a lower --lr than ", exact_text(options_.lr), ", and begin again without --resume; nothing was written since the last checkpoint");
+  }
+
+  void check_weights() const {
+    for (const auto& [name, tensor] : layers::state_dict(*model_.network)) check_sound(all(isfinite(tensor)).item() != 0, name);
+  }
+
+  void measure() {
+    try {
+      evaluation_ = evaluate(model_, lines_.held_out, options_.batch_size);
+    } catch (const ValueError&) {
+      check_sound(false, "the network's answers");
+    }
+  }
 
   void report(double lines_per_second, double seconds_left, bool is_last) {
-    HistoryRow row{step_, loss_sum_ / static_cast<double>(loss_count_), mistakes_.rate(), -1, lr_, lines_per_second};
+    check<ValueError>(loss_count_ > 0, "no line since the last report is wide enough for its text, so nothing was learned: a character needs 4 pixels ",
+                      "of width at a height of ", options_.network.height, "; check the texts, or use a greater --height");
+    HistoryRow row{step_, loss_sum_ / static_cast<double>(loss_count_), mistakes_.rate(), not_measured, lr_, lines_per_second};
     const bool is_measured = !evaluation_.readings.empty();
     if (is_measured) row.held_out_cer = last_cer_ = evaluation_.characters.rate();
     history_.push_back(row);
@@ -153,30 +169,26 @@ class Trainer {
     loss_count_ = 0;
     mistakes_ = {};
     if (!is_last) evaluation_ = {};
-    char text[200];
-    std::snprintf(text, sizeof text, "step %lld/%lld  loss %.3f  CER %.1f %% (held out %s)  lr %.2e  %.0f lines/s  %s left", static_cast<long long>(step_),
-                  static_cast<long long>(options_.steps), row.loss, 100 * row.training_cer, last_cer_ < 0 ? "-" : percent(last_cer_).c_str(), lr_, lines_per_second,
+    char text[300];
+    std::snprintf(text, sizeof text, "step %lld/%lld  loss %.3f  CER %s (held out %s)  lr %.2e  %.0f lines/s  %s left", static_cast<long long>(step_),
+                  static_cast<long long>(options_.steps), row.loss, percent(row.training_cer, 1).c_str(), percent(last_cer_).c_str(), lr_, lines_per_second,
                   minutes(seconds_left).c_str());
     // One line that renews itself on a terminal; elsewhere a line for each measurement.
     if (isatty(STDOUT_FILENO)) std::cout << "\r\033[K" << text << (is_last ? "\n" : "") << std::flush;
     else if (is_measured || is_last) std::cout << text << std::endl;
   }
 
-  static std::string percent(double rate) {
-    char text[32];
-    std::snprintf(text, sizeof text, "%.2f %%", 100 * rate);
-    return text;
-  }
-
   std::string checkpoint_path() const { return options_.out + "/checkpoint.safetensors"; }
   // What the report of the steps since the last one needs is kept too, so that a resumed run writes the same history.
   void save_checkpoint() const {
+    check_weights();
     std::vector<double> rows;
     for (const HistoryRow& r : history_) rows.insert(rows.end(), {static_cast<double>(r.step), r.loss, r.training_cer, r.held_out_cer, r.lr, r.lines_per_second});
     const data::LoaderPosition at = loader_.position();
     optim::save_checkpoint(checkpoint_path(), *model_.network, optimizer_,
                            {.step = step_,
-                            .position = {{"epoch", at.epoch}, {"batch", at.batch}, {"loss_count", loss_count_}, {"edits", mistakes_.edits}, {"length", mistakes_.length}},
+                            .position = {{"epoch", at.epoch}, {"batch", at.batch}, {"loss_count", loss_count_}, {"narrow", narrow_count_},
+                                         {"edits", mistakes_.edits}, {"length", mistakes_.length}},
                             .metadata = describe(model_),
                             .tensors = {{"history", from_vector(rows, {static_cast<int64_t>(history_.size()), 6})},
                                         {"running", from_vector(std::vector<double>{loss_sum_, last_cer_})}}});
@@ -185,8 +197,8 @@ class Trainer {
   void resume() {
     const std::string path = checkpoint_path();
     check<FileError>(std::filesystem::exists(path), path, ": there is no checkpoint to resume from");
-    check<FileError>(optim::read_checkpoint(path).state.metadata == describe(model_), path,
-                     ": was written for another network or alphabet; give the options of the run it comes from");
+    const std::string difference = differences(optim::read_checkpoint(path).state.metadata, describe(model_));
+    check<FileError>(difference.empty(), path, ": comes from another run: ", difference, "; give the options of the run it comes from, or another --out");
     const optim::TrainingState state = optim::load_checkpoint(path, *model_.network, optimizer_);
     const auto at = [&](const char* name) {
       const auto found = state.position.find(name);
@@ -194,7 +206,9 @@ class Trainer {
       return found->second;
     };
     step_ = state.step;
+    check<FileError>(step_ >= 0 && step_ <= options_.steps, path, ": was saved after step ", step_, ", but --steps is ", options_.steps);
     loss_count_ = at("loss_count");
+    narrow_count_ = at("narrow");
     mistakes_ = {at("edits"), at("length")};
     loader_.seek({at("epoch"), at("batch")});
     const std::vector<double> running = state.tensors["running"].to_vector<double>(), rows = state.tensors["history"].to_vector<double>();
@@ -208,13 +222,19 @@ class Trainer {
 
   void finish() {
     const std::string& out = options_.out;
+    if (evaluation_.readings.empty()) measure();             // a finished run that is resumed
+    save_checkpoint();
     save_model(out + "/model.safetensors", model_);
+    print_predictions(lines_.held_out, evaluation_.readings, 12);
+    std::cout << "held-out lines: CER " << percent(evaluation_.characters.rate()) << ", WER " << percent(evaluation_.words.rate()) << " over " << lines_.held_out->size()
+              << " lines" << std::endl;
+    if (narrow_count_ > 0)
+      std::cout << "warning: " << narrow_count_ << " of the " << step_ * options_.batch_size << " lines seen were too narrow for their texts (4 pixels a character "
+                << "at a height of " << options_.network.height << ") and taught nothing; check them, or use a greater --height\n";
     write_history_csv(out + "/history.csv", history_);
     draw_history(out + "/history.png", history_);
     draw_predictions(out + "/predictions.png", lines_.held_out, evaluation_.readings, 12);
-    print_predictions(lines_.held_out, evaluation_.readings, 12);
-    std::cout << "held-out lines: CER " << percent(evaluation_.characters.rate()) << ", WER " << percent(evaluation_.words.rate()) << " over " << lines_.held_out->size()
-              << " lines\nwritten: " << out << "/model.safetensors, history.csv, history.png, predictions.png\n";
+    std::cout << "written: " << out << "/model.safetensors, checkpoint.safetensors, history.csv, history.png, predictions.png\n";
   }
 
   TrainingOptions options_;
@@ -226,19 +246,21 @@ class Trainer {
   std::vector<HistoryRow> history_;
   Evaluation evaluation_;
   data::ErrorRate mistakes_;
-  int64_t step_ = 0, loss_count_ = 0;
-  double loss_sum_ = 0, lr_ = 0, last_cer_ = -1;
+  int64_t step_ = 0, narrow_count_ = 0;                      // narrow_count_: lines of the whole run that had no room for their texts
+  int64_t loss_count_ = 0;                                   // lines that loss_sum_ is the sum of
+  double loss_sum_ = 0, lr_ = 0, last_cer_ = not_measured;
 };
 
 }  // namespace
 
-data::DatasetPtr held_out_lines(const TrainingOptions& options) { return lines_of(options).held_out; }
-
 int train(TrainingOptions options) {
   make_output_folder(options.out);
-  manual_seed(options.seed);
-  Lines lines = lines_of(options);
-  if (options.steps == 0) options.steps = std::max<int64_t>(default_epochs * lines.training->size() / options.batch_size, 1);
+  manual_seed(options.lines.seed);
+  Lines lines = choose_lines(options.lines, options.network.height, options.steps * options.batch_size);
+  const int64_t count = lines.training->size();
+  check<ValueError>(options.batch_size <= count, "--batch ", options.batch_size, " is more than the ", count, " lines there are to train on; use --batch ",
+                    count, " or less");
+  if (options.steps == 0) options.steps = default_epochs * count / options.batch_size;
   std::cout << lines.description << "\n";
   Trainer trainer(options, std::move(lines));
   std::signal(SIGINT, on_interrupt);
