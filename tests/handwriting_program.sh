@@ -84,7 +84,9 @@ echo "a folder of lines is drawn, learned, measured and read"
 grep -q "split by page" folder.txt
 "$program" read --model folder/model.safetensors lines/00000.png lines/00001.png >read.txt
 test "$(wc -l <read.txt)" -eq 2
-"$program" describe --model folder/model.safetensors | grep -q "MACs"
+"$program" describe --model folder/model.safetensors >describe.txt
+grep -q "MACs" describe.txt
+grep -qx "trained with batch 4, data lines, dropout 0.3, held-out 0.13, lr 0.002, seed 1, split page, steps 60" describe.txt
 
 echo "a model is measured on the lines that its own run held out, whatever was split since"
 held_out=$(grep -o "[0-9]* held out" folder.txt | cut -d" " -f1)
@@ -96,6 +98,11 @@ cmp <(grep -o "CER [0-9.]* %" evaluate.txt) <(grep "held-out lines" folder.txt |
 "$program" evaluate --model straight/model.safetensors --threads 1 | grep -q "^400 drawn lines that were held out (seed 1): CER"
 "$program" draw --out elsewhere --lines 20 --seed 5
 fails "evaluate --all --data elsewhere measures all of them" "$program" evaluate --model folder/model.safetensors --data elsewhere
+mv lines moved
+fails "tell with --data where they are now" "$program" evaluate --model folder/model.safetensors
+"$program" evaluate --model folder/model.safetensors --data moved --threads 1 >moved.txt
+cmp <(grep -o "CER.*words)" evaluate.txt) <(grep -o "CER.*words)" moved.txt)
+mv moved lines
 fails "was trained on drawn lines" "$program" evaluate --model straight/model.safetensors --data elsewhere
 "$program" evaluate --model folder/model.safetensors --data elsewhere --all --threads 1 | grep -q "^all 20 lines of elsewhere"
 fails "another run: --held-out was 0.13 and is 0.5" "$program" train --data lines --out folder $small --held-out 0.5 --resume

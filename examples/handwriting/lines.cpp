@@ -92,6 +92,8 @@ MeasuredLines lines_to_measure(const Model& model, const std::string& model_path
     const Lines drawn = choose_lines(o, model.options.height, 0);
     return {drawn.held_out, str(drawn.held_out->size(), " drawn lines that were held out (seed ", o.seed, ")")};
   }
+  check<FileError>(!folder.empty() || std::filesystem::exists(o.folder), model_path, ": was trained on the lines of ", o.folder,
+                   ", which is not there; tell with --data where they are now");
   if (!folder.empty()) o.folder = folder;
   const Lines lines = choose_lines(o, model.options.height, 0);
   check<FileError>(lines.run.at("table") == remembered(model, "table", model_path), o.folder, "/lines.tsv: is not the table that ", model_path,

@@ -115,10 +115,10 @@ int describe_network(const Arguments& a) {
   const Shape input{1, 1, model.options.height, 256};
   std::cout << *model.network << "\nfor a line of " << input << ": " << model.network->cost(input) << "\nthe convolutions see "
             << model.network->layer("features").receptive_field() << "\n";
-  if (!model.run.empty()) std::cout << "trained with";
+  std::string run;
   for (const auto& [name, value] : model.run)
-    if (!value.empty() && name != "table") std::cout << " --" << name << " " << value;
-  if (!model.run.empty()) std::cout << "\n";
+    if (name != "table") run += str(run.empty() ? "trained with " : ", ", name, " ", value.empty() ? "drawn lines" : value);
+  if (!run.empty()) std::cout << run << "\n";
   return 0;
 }
 
