@@ -555,5 +555,10 @@ TEST_CASE("model: a captured graph runs again and again, in the order in which i
   CHECK(cudaStreamBeginCapture(s.first, cudaStreamCaptureModeThreadLocal) == cudaSuccess);
   CHECK(cudaStreamSynchronize(s.first) == cudaErrorStreamCaptureUnsupported);
   CHECK(cudaStreamEndCapture(s.first, &graph) == cudaErrorStreamCaptureInvalidated);
+
+  cudaEventRecord(s.event, s.second);
+  CHECK(cudaStreamBeginCapture(s.first, cudaStreamCaptureModeThreadLocal) == cudaSuccess);
+  CHECK(cudaStreamWaitEvent(s.first, s.event) == cudaErrorStreamCaptureIsolation);
+  CHECK(cudaStreamEndCapture(s.first, &graph) == cudaErrorStreamCaptureInvalidated);
   cudaGetLastError();
 }
