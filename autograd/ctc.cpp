@@ -47,7 +47,7 @@ Tensor padded_targets(const Tensor& targets, const std::vector<int64_t>& lengths
   std::vector<int64_t> rows(lengths.size() * static_cast<size_t>(longest), 0);
   auto from = labels.begin();
   for (size_t b = 0; b < lengths.size(); from += lengths[b++]) std::copy(from, from + lengths[b], rows.begin() + static_cast<int64_t>(b) * longest);
-  return from_vector(rows, {static_cast<int64_t>(lengths.size()), longest});
+  return from_vector(rows, {static_cast<int64_t>(lengths.size()), longest}, targets.device());
 }
 
 void check_labels(const Tensor& targets, const std::vector<int64_t>& lengths, const CtcGeometry& g) {
@@ -111,7 +111,7 @@ std::vector<int64_t> CtcReading::labels() const {
 std::vector<CtcReading> ctc_best_path(const Tensor& logits, const Tensor& input_lengths, int64_t blank) {
   const char* op = "ctc_best_path";
   check_logits(op, logits, blank);
-  check<DeviceError>(logits.device().kind == Device::Kind::cpu, op, ": logits are on ", logits.device(), "; copy them with to(x, Device::cpu())");
+  check<DeviceError>(!logits.is_meta(), op, ": logits are on meta, which holds shapes without data");
   const int64_t time = logits.size(0), batch = logits.size(1);
   std::vector<int64_t> lengths(static_cast<size_t>(batch), time);
   if (input_lengths) lengths = checked_lengths(op, "input_lengths", input_lengths, batch, time, "steps of logits").to_vector<int64_t>();

@@ -11,7 +11,7 @@ if(FOVEA_CUDA OR FOVEA_HOST_CUDA)
     if(FOVEA_SANITIZE MATCHES thread)                           # it watches kernels; the model, which all their threads run through, only tells it what waits for what
       set_source_files_properties(${cuda_model} PROPERTIES COMPILE_OPTIONS "-fno-sanitize=thread;-DHOST_CUDA_TSAN")
     endif()
-    set_source_files_properties(${FOVEA_CUDA_KERNELS} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++")
+    set_source_files_properties(${FOVEA_CUDA_KERNELS} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++;-Wno-unknown-pragmas")
   endif()
   list(APPEND FOVEA_SOURCES ${FOVEA_CUDA_KERNELS} ${cuda_sources})
 else()
