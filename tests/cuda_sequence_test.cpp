@@ -230,7 +230,7 @@ std::vector<Tensor> rnn_on_cpu(const RnnCase& c, const std::vector<Tensor>& inpu
 }
 
 std::vector<Tensor> rnn_on_cuda(const RnnCase& c, const std::vector<Tensor>& inputs) {
-  const auto out = run_rnn<DeviceTensor, DeviceBytes>(cuda(), c, inputs, [](const Tensor& t) { return DeviceTensor(t); },
+  const auto out = run_rnn<DeviceTensor, DeviceBytes>(fovea::testing::cuda(), c, inputs, [](const Tensor& t) { return DeviceTensor(t); },
                                                       [](const Shape& s, DType d) { return DeviceTensor::poisoned(s, d); });
   std::vector<Tensor> list;
   for (const DeviceTensor& t : out) list.push_back(t.to_host());
