@@ -43,7 +43,8 @@ struct Targets {
 
 // From padded or concatenated labels, each of them checked. A target of more labels than there are steps is infeasible whatever it says, so time + 1 labels
 // of it are enough; that way one very long target in a large batch takes no more memory than its share of the logits.
-Targets checked_targets(const Tensor& labels, const Tensor& target_lengths, const CtcGeometry& g) {
+Targets checked_targets(const Tensor& given, const Tensor& target_lengths, const CtcGeometry& g) {
+  const Tensor labels = to(given, Device::cpu());
   const std::vector<int64_t> lengths = target_lengths.to_vector<int64_t>();
   int64_t total = 0, longest = 0;
   for (const int64_t length : lengths) {
@@ -53,7 +54,7 @@ Targets checked_targets(const Tensor& labels, const Tensor& target_lengths, cons
   const bool is_padded = labels.rank() == 2;
   check<ShapeError>(is_padded || labels.size(0) == total, "ctc_loss: targets hold ", labels.size(0), " labels but target_lengths add up to ", total);
   const int64_t columns = std::min(longest, g.time + 1);
-  Tensor rows = zeros({g.batch, columns}, DType::int64);
+  Tensor rows = zeros({g.batch, columns}, {DType::int64, Device::cpu()});
   const int64_t* from = labels.data<int64_t>();
   int64_t* row = rows.mutable_data<int64_t>();
   for (int64_t b = 0; b < g.batch; ++b, row += columns) {
@@ -65,7 +66,7 @@ Targets checked_targets(const Tensor& labels, const Tensor& target_lengths, cons
     std::copy(from, from + std::min(length, columns), row);
     from += is_padded ? labels.size(1) : length;
   }
-  return {rows, longest > columns ? clamp_max(target_lengths, static_cast<double>(columns)) : target_lengths};
+  return {to(rows, given.device()), longest > columns ? clamp_max(target_lengths, static_cast<double>(columns)) : target_lengths};
 }
 
 // What each loss counts for in the result: d result / d loss. Undefined for no reduction.
@@ -119,7 +120,7 @@ std::vector<int64_t> CtcReading::labels() const {
 std::vector<CtcReading> ctc_best_path(const Tensor& logits, const Tensor& input_lengths, int64_t blank) {
   const char* op = "ctc_best_path";
   check_logits(op, logits, blank);
-  check<DeviceError>(logits.device().kind == Device::Kind::cpu, op, ": logits are on ", logits.device(), "; copy them with to(x, Device::cpu())");
+  check<DeviceError>(!logits.is_meta(), op, ": logits are on meta, which holds shapes without data");
   const int64_t time = logits.size(0), batch = logits.size(1);
   std::vector<int64_t> lengths(static_cast<size_t>(batch), time);
   if (input_lengths) lengths = checked_lengths(op, "input_lengths", input_lengths, batch, time, "steps of logits").to_vector<int64_t>();

@@ -21,6 +21,15 @@ double evaluate(const TensorFunction& fn, const std::vector<Tensor>& inputs, con
   return weighted_sum(fn(inputs).detach(), weights);
 }
 
+// x[i] = value, on whatever device; x is contiguous.
+void set_element(const Tensor& x, int64_t i, double value) {
+  View element = x.mutable_view();
+  element.data = element.as<double>() + i;
+  element.shape = element.strides = {};
+  table_of(x).fill(queue_of(x), value, element);
+  x.storage()->bump_version();
+}
+
 // The inputs as leaves of their own: fn sees the same values (and, made contiguous, memory nobody else writes to).
 std::vector<Tensor> as_leaves(const std::vector<Tensor>& inputs) {
   std::vector<Tensor> leaves;
@@ -56,17 +65,17 @@ std::string gradcheck(const TensorFunction& fn, std::vector<Tensor> inputs, Grad
 
   for (size_t k = 0; k < wanted.size(); ++k) {
     Tensor x = wanted[k];
+    const std::vector<double> values = x.to_vector<double>();
     const std::vector<double> found = analytic[k] ? analytic[k].to_vector<double>() : std::vector<double>(static_cast<size_t>(x.numel()), 0.0);
     const int64_t every = std::max<int64_t>(1, x.numel() / options.max_elements);
     for (int64_t i = 0; i < x.numel(); i += every) {
       NoGrad no_grad;
-      double* element = x.mutable_data<double>() + i;
-      const double value = *element;
-      *element = value + options.step;
+      const double value = values[static_cast<size_t>(i)];
+      set_element(x, i, value + options.step);
       const double above = evaluate(fn, leaves, weight_values);
-      *element = value - options.step;
+      set_element(x, i, value - options.step);
       const double below = evaluate(fn, leaves, weight_values);
-      *element = value;
+      set_element(x, i, value);
       const double numeric = (above - below) / (2 * options.step), got = found[static_cast<size_t>(i)];
       if (!(std::abs(got - numeric) <= options.absolute + options.relative * std::abs(numeric)))
         return str("gradcheck: element ", i, " of differentiable input ", k, " ", x.shape(), ": backward gives ", got, ", differences give ", numeric);

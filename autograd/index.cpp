@@ -113,7 +113,7 @@ Tensor checked_index(const char* op, const char* name, const Tensor& index, cons
   if (wide.is_meta()) return wide;
   const int64_t position = table_of(wide).first_out_of_range(queue_of(wide), size, wide.view());
   if (position >= 0) {
-    const int64_t value = to(wide, Device::cpu()).to_vector<int64_t>()[static_cast<size_t>(position)];
+    const int64_t value = wide.to_vector<int64_t>()[static_cast<size_t>(position)];
     fail<IndexError>(op, ": ", name, coordinates_of(position, wide.shape()), " is ", value, ", out of range [0, ", size, ") for ", what);
   }
   return wide;
@@ -195,7 +195,7 @@ Tensor masked_fill(const Tensor& x, const Tensor& mask, double value) {
 
 Tensor nonzero(const Tensor& x) {
   check_is_readable("nonzero", x);
-  const std::vector<uint8_t> flags = to(ne(x, 0), Device::cpu()).to_vector<uint8_t>();
+  const std::vector<uint8_t> flags = ne(x, 0).to_vector<uint8_t>();
   std::vector<int64_t> positions;
   for (size_t i = 0; i < flags.size(); ++i) {
     if (!flags[i]) continue;
@@ -204,7 +204,7 @@ Tensor nonzero(const Tensor& x) {
   }
   int64_t count = 0;
   for (uint8_t flag : flags) count += flag;
-  return to(from_vector(positions, {count, x.rank()}), x.device());
+  return from_vector(positions, {count, x.rank()}, x.device());
 }
 
 Tensor masked_select(const Tensor& x, const Tensor& mask) {

@@ -103,7 +103,7 @@ Tensor apply_picks(Tensor x, const std::vector<AxisPick>& picks) {
     seen.push_back(x.shape()[axis]);
     shape.push_back(x.shape()[axis]);
   }
-  return reshape(index_select(reshape(x, seen), first, to(from_vector(linear), x.device())), shape);
+  return reshape(index_select(reshape(x, seen), first, from_vector(linear, {static_cast<int64_t>(linear.size())}, x.device())), shape);
 }
 
 Tensor index(const Tensor& x, std::initializer_list<Index> indices) {

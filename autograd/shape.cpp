@@ -448,12 +448,12 @@ Tensor to(const Tensor& x, DType dtype) {
   return record("to", y, {x}, saving(), [source](const Saved&, const Tensor& g) { return grads(to(g, source)); });
 }
 
-Tensor to(const Tensor& x, Device device) {
+Tensor to(const Tensor& x, Device device, bool is_async) {
   check_defined("to", "x", x);
   if (x.device() == device) return x;
   check<DeviceError>(!x.is_meta(), "to: a tensor on meta has no data to copy to ", device);
-  Tensor y = empty(x.shape(), {x.dtype(), device});                  // throws where there is no such device
   const Device source = x.device();
+  const Tensor y = copied_to(x, device, is_async);                   // throws where there is no such device
   return record("to", y, {x}, saving(), [source](const Saved&, const Tensor& g) { return grads(to(g, source)); });
 }
 

@@ -46,7 +46,8 @@ Tensor tril(const Tensor& x, int64_t diagonal = 0);
 Tensor triu(const Tensor& x, int64_t diagonal = 0);
 
 Tensor to(const Tensor& x, DType dtype);                              // x itself if it has the dtype already
-Tensor to(const Tensor& x, Device device);
+// A copy on another device. With is_async, from pinned(x) to a CUDA device, the call doesn't wait: x is to be left alone until the current stream has come that far.
+Tensor to(const Tensor& x, Device device, bool is_async = false);
 
 // The sum of g over the axes along which a tensor of `shape` was broadcast: the gradient of expand().
 Tensor sum_to(const Tensor& g, const Shape& shape);

@@ -227,7 +227,7 @@ Tensor warp_image(const Tensor& image, const Warp& warp, RandomStream& random) {
   check<ShapeError>(image.numel() > 0, "warp_image: image ", image.shape(), " is empty");
   const int64_t new_width = warped_width(warp, height, width);
   check<ShapeError>(new_width <= 64 * (width + height), "warp_image: ", image.shape(), " would become ", new_width, " pixels wide; use a smaller slant");
-  Tensor warped = empty({channels, height, new_width});
+  Tensor warped = empty({channels, height, new_width}, Device::cpu());
   const float* from = image.data<float>();
   float* to = warped.mutable_data<float>();
   const Matrix back = matrix_of(warp).inverse();

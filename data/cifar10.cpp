@@ -21,7 +21,7 @@ std::shared_ptr<const ImageArray> read_cifar10(const std::vector<std::string>& p
       images.insert(images.end(), bytes.begin() + static_cast<int64_t>(at) + 1, bytes.begin() + static_cast<int64_t>(at + record));
     }
   }
-  Tensor x = empty({static_cast<int64_t>(labels.size()), 3, 32, 32}, DType::uint8);
+  Tensor x = empty({static_cast<int64_t>(labels.size()), 3, 32, 32}, {DType::uint8, Device::cpu()});
   std::copy(images.begin(), images.end(), x.mutable_data<uint8_t>());
   return std::make_shared<ImageArray>(x, std::move(labels));
 }

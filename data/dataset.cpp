@@ -108,7 +108,7 @@ Sample ImageArray::get(int64_t i) const {
   check_index(i, "ImageArray");
   const bool has_channels = images_.rank() == 4;
   Sample sample;
-  sample.image = empty({has_channels ? images_.size(1) : 1, images_.size(-2), images_.size(-1)});
+  sample.image = empty({has_channels ? images_.size(1) : 1, images_.size(-2), images_.size(-1)}, Device::cpu());
   const int64_t values = sample.image.numel();
   const uint8_t* from = images_.data<uint8_t>() + i * values;
   float* to = sample.image.mutable_data<float>();
@@ -165,7 +165,7 @@ Tensor resize_image(const Tensor& image, int64_t height, int64_t width) {
   check<ShapeError>(image.numel() > 0 && height > 0 && width > 0, "resize_image: cannot make ", height, " x ", width, " pixels of ", image.shape());
   const int64_t channels = image.size(0), from_height = image.size(1), from_width = image.size(2);
   const std::vector<Taps> rows = triangle_taps(from_height, height), columns = triangle_taps(from_width, width);
-  Tensor resized = empty({channels, height, width});
+  Tensor resized = empty({channels, height, width}, Device::cpu());
   std::vector<float> line(static_cast<size_t>(from_width));
   const float* from = image.data<float>();
   float* to = resized.mutable_data<float>();

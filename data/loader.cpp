@@ -24,6 +24,8 @@ std::vector<int64_t> shuffled(int64_t count, RandomStream random) {
   return order;
 }
 
+Tensor on_cpu(const std::vector<int64_t>& values) { return from_vector(values, {static_cast<int64_t>(values.size())}, Device::cpu()); }
+
 int64_t width_of(const Sample& sample) { return sample.image.defined() ? sample.image.size(-1) : 0; }
 
 void copy_padded(const Tensor& image, int64_t width, float pad_value, float* to) {
@@ -47,7 +49,7 @@ Tensor collate_images(const std::vector<Sample>& samples, const std::vector<int6
   }
   width = (width + width_multiple - 1) / width_multiple * width_multiple;
   const int64_t channels = samples[0].image.size(0), height = samples[0].image.size(1);
-  Tensor images = empty({static_cast<int64_t>(samples.size()), channels, height, width});
+  Tensor images = empty({static_cast<int64_t>(samples.size()), channels, height, width}, Device::cpu());
   float* to = images.mutable_data<float>();
   for (const Sample& sample : samples) {
     copy_padded(sample.image, width, pad_value, to);
@@ -60,7 +62,7 @@ void collate_targets(const std::vector<Sample>& samples, Batch& batch) {
   size_t longest = 0;
   for (const Sample& sample : samples) longest = std::max(longest, sample.target.size());
   if (longest == 0) return;
-  batch.targets = zeros({batch.size(), static_cast<int64_t>(longest)}, DType::int64);
+  batch.targets = zeros({batch.size(), static_cast<int64_t>(longest)}, {DType::int64, Device::cpu()});
   int64_t* row = batch.targets.mutable_data<int64_t>();
   std::vector<int64_t> lengths;
   for (const Sample& sample : samples) {
@@ -68,7 +70,7 @@ void collate_targets(const std::vector<Sample>& samples, Batch& batch) {
     row += longest;
     lengths.push_back(static_cast<int64_t>(sample.target.size()));
   }
-  batch.target_lengths = from_vector(lengths);
+  batch.target_lengths = on_cpu(lengths);
 }
 
 template <class T, class Of>
@@ -88,9 +90,9 @@ Batch collate(std::vector<Sample> samples, std::vector<int64_t> indices, float p
   Batch batch;
   batch.images = collate_images(samples, indices, pad_value, width_multiple);
   batch.indices = std::move(indices);
-  batch.widths = from_vector(each<int64_t>(samples, width_of));
+  batch.widths = on_cpu(each<int64_t>(samples, width_of));
   if (std::any_of(samples.begin(), samples.end(), [](const Sample& s) { return s.label >= 0; }))
-    batch.labels = from_vector(each<int64_t>(samples, [](const Sample& s) { return s.label; }));
+    batch.labels = on_cpu(each<int64_t>(samples, [](const Sample& s) { return s.label; }));
   collate_targets(samples, batch);
   batch.texts = each<std::string>(samples, [](Sample& s) { return std::move(s.text); });
   batch.boxes = each<std::vector<Box>>(samples, [](Sample& s) { return std::move(s.boxes); });

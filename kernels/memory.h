@@ -33,5 +33,10 @@ inline SizeClass size_class_of(int64_t bytes, int64_t smallest) {
   return {static_cast<int>((power - 5) * steps + k - 1), base + k * step};
 }
 
+inline int64_t bytes_of_size_class(int index) {
+  const int64_t base = int64_t{1} << (index / 8 + 5);
+  return base + (index % 8 + 1) * (base / 8);
+}
+
 }  // namespace kernels
 }  // namespace fovea

@@ -103,10 +103,10 @@ void orthogonal_(const Tensor& weight, double gain, Generator& generator) {
   if (weight.is_meta() || weight.numel() == 0) return;
   NoGrad no_grad;
   const int64_t rows = weight.size(0), columns = weight.numel() / rows, count = std::min(rows, columns), length = std::max(rows, columns);
-  std::vector<double> values = randn({count, length}, DType::float64, generator).to_vector<double>();
+  std::vector<double> values = randn({count, length}, {DType::float64, Device::cpu()}, generator).to_vector<double>();
   orthonormalize(values, count, length);
   for (double& value : values) value *= gain;
-  Tensor matrix = from_vector(values, {count, length});
+  Tensor matrix = from_vector(values, {count, length}, Device::cpu());
   if (rows > columns) matrix = transpose(matrix);
   const Tensor shaped = to(reshape(matrix, weight.shape()), weight.device());
   weight.storage()->bump_version();

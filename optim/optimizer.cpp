@@ -55,6 +55,8 @@ void Optimizer::check_gradients() const {
     check<DTypeError>(dtype == DType::float32 || dtype == DType::float64, name_, ": parameter \"", slot.name, "\" is ", dtype,
                       ", expected float32 or float64; keep a float32 copy to optimize");
     check<DTypeError>(gradient.dtype() == dtype, name_, ": the gradient of \"", slot.name, "\" is ", gradient.dtype(), ", expected ", dtype);
+    check<DeviceError>(gradient.device() == slot.parameter.device(), name_, ": the gradient of \"", slot.name, "\" is on ", gradient.device(), ", the parameter on ",
+                       slot.parameter.device());
     check<ShapeError>(gradient.shape() == slot.parameter.shape(), name_, ": the gradient of \"", slot.name, "\" has shape ", gradient.shape(), ", expected ",
                       slot.parameter.shape());
     check<ShapeError>(slot.parameter.is_contiguous(), name_, ": parameter \"", slot.name, "\" is not contiguous any more");
@@ -65,6 +67,8 @@ void Optimizer::check_gradients() const {
 
 void Optimizer::make_buffers() {
   for (Slot& slot : slots_) {
+    for (Tensor& buffer : slot.buffers)
+      if (buffer.device() != slot.parameter.device()) buffer = copied_to(buffer, slot.parameter.device());
     if (slot.step > 0 || !slot.buffers.empty() || !slot.parameter.grad().defined()) continue;
     std::vector<Tensor> buffers;
     for (size_t i = 0; i < buffer_names(slot.group).size(); ++i) buffers.push_back(full_like(slot.parameter, initial_value(slot.group)));
@@ -132,13 +136,13 @@ NamedTensors Optimizer::state() const {
   NamedTensors state;
   for (size_t group = 0; group < groups_.size(); ++group) {
     const std::string prefix = "param_groups." + groups_[group] + ".";
-    const_cast<Optimizer*>(this)->visit_options(group, [&](const char* name, double& value) { state.add(prefix + name, scalar(value, DType::float64)); });
-    state.add(prefix + "initial_lr", scalar(initial_lr_[group], DType::float64));
+    const_cast<Optimizer*>(this)->visit_options(group, [&](const char* name, double& value) { state.add(prefix + name, scalar(value, {DType::float64, Device::cpu()})); });
+    state.add(prefix + "initial_lr", scalar(initial_lr_[group], {DType::float64, Device::cpu()}));
   }
   for (const Slot& slot : slots_) {
     if (slot.step == 0) continue;
     const std::string prefix = "state." + slot.name + ".";
-    state.add(prefix + "step", from_vector(std::vector<int64_t>{slot.step}, Shape{}));
+    state.add(prefix + "step", from_vector(std::vector<int64_t>{slot.step}, Shape{}, Device::cpu()));
     const std::vector<const char*> names = buffer_names(slot.group);
     for (size_t i = 0; i < names.size(); ++i) state.add(prefix + names[i], slot.buffers[i]);
   }
@@ -189,7 +193,7 @@ void Optimizer::load_checked(const NamedTensors& state) {
       if (const Tensor* saved = find(prefix + "step", {}, DType::int64)) fresh.step = saved->item<int64_t>();
       if (fresh.step <= 0) unfit.push_back(prefix + "step, which must be positive");
       for (const char* name : buffer_names(slot.group))
-        if (const Tensor* saved = find(prefix + name, slot.parameter.shape(), slot.parameter.dtype())) fresh.buffers.push_back(clone(saved->detach()));
+        if (const Tensor* saved = find(prefix + name, slot.parameter.shape(), slot.parameter.dtype())) fresh.buffers.push_back(copied_to(*saved, slot.parameter.device()));
     }
     loaded.push_back(std::move(fresh));
   }

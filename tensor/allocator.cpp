@@ -7,6 +7,7 @@
 #include <unordered_set>
 #include <vector>
 
+#include <fovea/kernels/cuda/allocator.h>
 #include <fovea/kernels/error.h>
 
 namespace fovea::allocator {
@@ -133,13 +134,15 @@ void clear() {
 }
 
 void set_debug(bool is_on) {
+  cuda::allocator::set_debug(is_on);
   std::lock_guard lock(cache().mutex);
   cache().is_debug = is_on;
 }
 
 int64_t damaged_blocks() {
+  const int64_t damaged_elsewhere = cuda::allocator::damaged_blocks();
   std::lock_guard lock(cache().mutex);
-  return cache().damaged;
+  return cache().damaged + damaged_elsewhere;
 }
 
 }  // namespace fovea::allocator

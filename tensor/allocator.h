@@ -19,10 +19,10 @@ void reset_peak();
 void set_limit(int64_t bytes);                // of active + cached bytes; 0 (the default): no limit
 void clear();                                 // gives the cached blocks back to the system
 
-// For tests; off by default. While it is on, a block handed out is filled with 0xff (NaN in every floating dtype, -1 in the integers), stands between guard
+// For tests; off by default; for CUDA devices too. While it is on, a block handed out is filled with 0xff (NaN in every floating dtype, -1 in the integers), stands between guard
 // bytes that release() checks, and goes back to the system instead of the cache, so that the address sanitizer sees a use after release.
 void set_debug(bool is_on);
-int64_t damaged_blocks();                     // released so far with overwritten guard bytes: something wrote outside its tensor
+int64_t damaged_blocks();                     // released so far with overwritten guard bytes: something wrote outside its tensor; on CUDA devices too
 
 }  // namespace allocator
 }  // namespace fovea

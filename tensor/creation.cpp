@@ -18,15 +18,31 @@ Tensor random(kernels::Distribution distribution, kernels::Scalars scalars, cons
 }
 
 Tensor from_doubles(const std::vector<double>& values, const Shape& shape, TensorOptions options) {
-  check<DeviceError>(options.device.kind == Device::Kind::cpu, "tensor: values are put on the CPU; move them with to(x, device)");
-  Tensor source = from_vector(values, shape);
-  if (options.dtype == DType::float64) return source;
-  Tensor y = empty(shape, options);
+  Tensor source = from_vector(values, shape, Device::cpu());
+  if (options.dtype == DType::float64 && options.device == Device::cpu()) return source;
+  Tensor y = empty(shape, {options.dtype, Device::cpu()});
   table_of(y).copy(queue_of(y), source.view(), y.mutable_view());
+  return options.device == Device::cpu() ? y : copied_to(y, options.device);
+}
+
+thread_local Device device_by_default = Device::cpu();
+
+// x itself, if it is contiguous.
+Tensor contiguous_here(const Tensor& x) {
+  if (x.is_contiguous()) return x;
+  Tensor y = empty_like(x);
+  table_of(x).copy(queue_of(x), x.view(), y.mutable_view());
   return y;
 }
 
 }  // namespace
+
+Device default_device() { return device_by_default; }
+
+void set_default_device(Device device) {
+  kernels::for_device(device);                                               // throws where there is no such device
+  device_by_default = device;
+}
 
 Generator& default_generator() {
   thread_local Generator generator;
@@ -86,18 +102,18 @@ Tensor eye(int64_t n, TensorOptions options) {
 }
 
 template <class T>
-Tensor from_vector(const std::vector<T>& values, const Shape& shape) {
+Tensor from_vector(const std::vector<T>& values, const Shape& shape, Device device) {
   check<ShapeError>(checked_numel(shape, "from_vector") == static_cast<int64_t>(values.size()), "from_vector: ", values.size(),
                     " values do not fill shape ", shape);
-  Tensor y = empty(shape, dtype_of<T>);
+  Tensor y = empty(shape, {dtype_of<T>, Device::cpu()});
   if (!values.empty()) std::memcpy(y.mutable_view().data, values.data(), values.size() * sizeof(T));
-  return y;
+  return device == Device::cpu() ? y : copied_to(y, device);
 }
-template Tensor from_vector(const std::vector<float>&, const Shape&);
-template Tensor from_vector(const std::vector<double>&, const Shape&);
-template Tensor from_vector(const std::vector<int32_t>&, const Shape&);
-template Tensor from_vector(const std::vector<int64_t>&, const Shape&);
-template Tensor from_vector(const std::vector<uint8_t>&, const Shape&);
+template Tensor from_vector(const std::vector<float>&, const Shape&, Device);
+template Tensor from_vector(const std::vector<double>&, const Shape&, Device);
+template Tensor from_vector(const std::vector<int32_t>&, const Shape&, Device);
+template Tensor from_vector(const std::vector<int64_t>&, const Shape&, Device);
+template Tensor from_vector(const std::vector<uint8_t>&, const Shape&, Device);
 
 Tensor tensor(std::initializer_list<detail::Number> list, TensorOptions options) {
   std::vector<double> values;
@@ -144,7 +160,7 @@ Tensor bernoulli(double probability, const Shape& shape, TensorOptions options) 
 
 Tensor randperm(int64_t n, Generator& generator) {
   check<ValueError>(n >= 0, "randperm: n cannot be negative, got ", n);
-  Tensor result = empty({n}, DType::int64);                                  // says so where there is no room
+  Tensor result = empty({n}, {DType::int64, Device::cpu()});                 // says so where there is no room
   std::span<int64_t> order(result.mutable_data<int64_t>(), static_cast<size_t>(n));
   std::iota(order.begin(), order.end(), int64_t{0});
   const kernels::PhiloxKey key = generator.next(n);                          // one block a swap
@@ -153,8 +169,31 @@ Tensor randperm(int64_t n, Generator& generator) {
     const uint64_t wide = (uint64_t{words[0]} << 32) | words[1];
     std::swap(order[static_cast<size_t>(i)], order[static_cast<size_t>(wide % static_cast<uint64_t>(i + 1))]);
   }
-  return result;
+  return default_device() == Device::cpu() ? result : copied_to(result, default_device());
 }
 Tensor randperm(int64_t n) { return randperm(n, default_generator()); }
+
+Tensor copied_to(const Tensor& x, Device device, bool is_async) {
+  Tensor y = empty(x.shape(), {x.dtype(), device});                          // throws where there is no such device
+  if (y.is_meta()) return y;
+  check<DeviceError>(!x.is_meta(), "copied_to: a tensor on meta has no data to copy to ", device);
+  if (x.device() == device) {
+    table_of(x).copy(queue_of(x), x.view(), y.mutable_view());
+    return y;
+  }
+  const Tensor source = contiguous_here(x);
+  cuda::copy_bytes(y.mutable_view().data, device, source.view().data, x.device(), x.nbytes(), is_async && device.kind == Device::Kind::cuda);
+  return y;
+}
+
+Tensor pinned(const Tensor& x) {
+  const int64_t bytes = x.nbytes();
+  void* memory = cuda::allocate_pinned(bytes);
+  const std::shared_ptr<const void> owner(memory, [bytes](const void* block) { cuda::release_pinned(const_cast<void*>(block), bytes); });
+  Tensor y = from_blob(memory, x.shape(), x.dtype(), owner);
+  const Tensor source = x.device() == Device::cpu() ? x : copied_to(x, Device::cpu());
+  table_of(y).copy(queue_of(y), source.view(), y.mutable_view());
+  return y;
+}
 
 }  // namespace fovea

@@ -1,4 +1,4 @@
-// Tensors out of nothing. Defaults: float32, on the CPU.
+// Tensors out of nothing. Defaults: float32, on the default device, which is the CPU unless it was set.
 #pragma once
 
 #include <initializer_list>
@@ -9,9 +9,13 @@
 
 namespace fovea {
 
+// Where tensors are made when no device is named; one a thread. DeviceError if there is no such device. Files, pictures and data sets are read to the CPU all the same.
+Device default_device();
+void set_default_device(Device device);
+
 struct TensorOptions {
   DType dtype = DType::float32;
-  Device device = Device::cpu();
+  Device device = default_device();
   TensorOptions() = default;
   TensorOptions(DType dtype) : dtype(dtype) {}
   TensorOptions(Device device) : device(device) {}
@@ -34,7 +38,7 @@ Tensor linspace(double start, double end, int64_t count, TensorOptions options =
 Tensor eye(int64_t n, TensorOptions options = {});
 
 // Values in row-major order; a copy. ShapeError if there are not shape.numel() of them.
-template <class T> Tensor from_vector(const std::vector<T>& values, const Shape& shape);
+template <class T> Tensor from_vector(const std::vector<T>& values, const Shape& shape, Device device = default_device());
 template <class T> Tensor from_vector(const std::vector<T>& values) { return from_vector(values, Shape{static_cast<int64_t>(values.size())}); }
 // tensor({1, 2, 3}), tensor({{1, 2}, {3, 4}}). A number is a class of its own here, so that {{0}, {1}} is two rows, and not two numbers with braces around each.
 namespace detail {
@@ -57,5 +61,11 @@ Tensor randint(int64_t low, int64_t high, const Shape& shape, TensorOptions opti
 Tensor bernoulli(double probability, const Shape& shape, TensorOptions options = {});   // ones and zeros
 Tensor randperm(int64_t n);                                                    // int64, a random order of 0 .. n - 1
 Tensor randperm(int64_t n, Generator& generator);
+
+// x's values on another device (or the same), contiguous; not recorded, unlike to(x, device) of autograd/shape.h. With is_async and x on the CPU in pinned memory
+// the call returns before the values have arrived: x is to be left alone until the device's current stream has come that far.
+Tensor copied_to(const Tensor& x, Device device, bool is_async = false);
+// x's values on the CPU in memory that CUDA devices read by themselves. DeviceError where there is no CUDA device.
+Tensor pinned(const Tensor& x);
 
 }  // namespace fovea

@@ -68,7 +68,7 @@ Tensor tensor_from_elements(std::span<const uint8_t> bytes, ElementType type, co
   const DType dtype = dtype_for(type, what);
   check<FileError>(checked_bytes({shape.begin(), shape.end()}, type.bytes, what) == static_cast<int64_t>(bytes.size()), what, ": shape ", shape,
                    " does not fit ", bytes.size(), " bytes of elements of ", type.bytes);
-  Tensor x = empty(shape, dtype);
+  Tensor x = empty(shape, {dtype, Device::cpu()});
   if (bytes.empty()) return x;
   std::vector<uint8_t> in_our_order;
   if (type.is_big_endian && type.bytes > 1) bytes = in_our_order = swapped(bytes, type.bytes);
@@ -80,11 +80,8 @@ Tensor tensor_from_elements(std::span<const uint8_t> bytes, ElementType type, co
 }
 
 Tensor contiguous_on_cpu(const Tensor& x, const std::string& what) {
-  check<DeviceError>(x.device().kind == Device::Kind::cpu, what, ": the tensor is on ", x.device(), "; copy it with to(x, Device::cpu())");
-  if (x.is_contiguous()) return x;
-  Tensor y = empty_like(x);
-  table_of(x).copy(queue_of(x), x.view(), y.mutable_view());
-  return y;
+  check<DeviceError>(!x.is_meta(), what, ": the tensor is on meta, which holds shapes without data");
+  return x.device() == Device::cpu() && x.is_contiguous() ? x : copied_to(x, Device::cpu());
 }
 
 std::span<const uint8_t> bytes_of(const Tensor& x) {

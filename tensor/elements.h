@@ -23,7 +23,7 @@ DType dtype_for(ElementType type, const std::string& what);
 // A contiguous CPU tensor from stored elements, which must be shape.numel() * type.bytes bytes.
 Tensor tensor_from_elements(std::span<const uint8_t> bytes, ElementType type, const Shape& shape, const std::string& what);
 
-// x itself if it is contiguous and on the CPU, else a copy that is.
+// x itself if it is contiguous and on the CPU, else a copy that is. DeviceError beginning with `what` on meta.
 Tensor contiguous_on_cpu(const Tensor& x, const std::string& what);
 // The memory of a tensor that contiguous_on_cpu() gave.
 std::span<const uint8_t> bytes_of(const Tensor& x);

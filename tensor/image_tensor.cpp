@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include <fovea/tensor/creation.h>
+#include <fovea/tensor/elements.h>
 
 namespace fovea {
 namespace {
@@ -36,14 +37,14 @@ void copy_from(const Tensor& x, ImageBytes& image) {
 }  // namespace
 
 Tensor image_to_uint8(const ImageBytes& image) {
-  Tensor x = empty({image.channels, image.height, image.width}, DType::uint8);
+  Tensor x = empty({image.channels, image.height, image.width}, {DType::uint8, Device::cpu()});
   uint8_t* values = x.mutable_data<uint8_t>();
   for_each_value(image, [&](int64_t to, size_t from) { values[to] = image.pixels[from]; });
   return x;
 }
 
 Tensor image_to_float(const ImageBytes& image) {
-  Tensor x = empty({image.channels, image.height, image.width});
+  Tensor x = empty({image.channels, image.height, image.width}, Device::cpu());
   float* values = x.mutable_data<float>();
   for_each_value(image, [&](int64_t to, size_t from) { values[to] = static_cast<float>(image.pixels[from]) / 255; });
   return x;
@@ -51,7 +52,7 @@ Tensor image_to_float(const ImageBytes& image) {
 
 ImageBytes image_from_tensor(const Tensor& x) {
   check<ShapeError>(x.rank() == 2 || x.rank() == 3, "image_from_tensor: x must be [channels, height, width] or [height, width], got ", x.shape());
-  check<DeviceError>(x.device() == Device::cpu(), "image_from_tensor: x must be on the CPU, got ", x.device());
+  if (x.device() != Device::cpu()) return image_from_tensor(contiguous_on_cpu(x, "image_from_tensor"));
   const int64_t channels = x.rank() == 3 ? x.size(0) : 1;
   check<ShapeError>(channels >= 1 && channels <= 4, "image_from_tensor: a picture has 1 to 4 channels, got ", x.shape());
   ImageBytes image{x.size(-1), x.size(-2), channels, {}};

@@ -158,7 +158,7 @@ Tensor from_fortran_order(std::span<const uint8_t> bytes, ElementType type, cons
     transposed.shape[i] = shape[i];
     transposed.strides[i] = stored.strides()[shape.rank() - 1 - i];
   }
-  Tensor x = empty(shape, stored.dtype());
+  Tensor x = empty(shape, {stored.dtype(), Device::cpu()});
   if (x.numel() > 0) table_of(x).copy(queue_of(x), transposed, x.mutable_view());
   return x;
 }

@@ -240,10 +240,11 @@ std::string to_string(const Tensor& x, PrintOptions options) {
   const std::string dtype = x.dtype() == DType::float32 ? "" : str(' ', x.dtype());
   if (x.is_meta()) return str("meta", dtype, ' ', x.shape());
   if (x.numel() == 0) return x.rank() == 1 ? "[]" + dtype : str("[]", dtype, ' ', x.shape());
-  check<DeviceError>(x.device().kind == Device::Kind::cpu, "to_string: the tensor is on ", x.device(), "; copy it with to(x, Device::cpu())");
   check<ValueError>(options.precision >= 0 && options.precision <= 100 && options.edge_items >= 0, "to_string: precision must be in [0, 100] and edge_items not negative, got ",
                     options.precision, " and ", options.edge_items);
-  return Layout(x, options).text() + dtype;
+  const bool is_on_cpu = x.device() == Device::cpu();
+  const Tensor values = is_on_cpu ? x : contiguous_on_cpu(x, "to_string");
+  return Layout(values, options).text() + dtype + (is_on_cpu ? "" : str(' ', x.device()));
 }
 
 std::ostream& operator<<(std::ostream& out, const Tensor& x) { return out << to_string(x); }

@@ -1,6 +1,9 @@
 #include <fovea/tensor/tensor.h>
 
+#include <fovea/kernels/cuda/allocator.h>
 #include <fovea/tensor/allocator.h>
+#include <fovea/tensor/creation.h>
+#include <fovea/tensor/elements.h>
 
 namespace fovea {
 
@@ -8,7 +11,7 @@ Storage::Storage(int64_t bytes, Device device) : bytes_(bytes), device_(device) 
   switch (device.kind) {
     case Device::Kind::cpu: data_ = allocator::allocate(bytes); break;
     case Device::Kind::meta: break;
-    case Device::Kind::cuda: kernels::for_device(device); break;       // throws where CUDA is not built
+    case Device::Kind::cuda: data_ = cuda::allocator::allocate(bytes, device.index); break;   // throws where there is no such device
   }
 }
 
@@ -16,7 +19,9 @@ Storage::Storage(void* data, int64_t bytes, Device device, std::shared_ptr<const
     : data_(data), bytes_(bytes), device_(device), owner_(std::move(owner)) {}
 
 Storage::~Storage() {
-  if (!owner_ && device_.kind == Device::Kind::cpu) allocator::release(data_, bytes_);
+  if (owner_) return;
+  if (device_.kind == Device::Kind::cpu) allocator::release(data_, bytes_);
+  if (device_.kind == Device::Kind::cuda) cuda::allocator::release(data_, bytes_, device_.index);
 }
 
 Tensor::Tensor(std::shared_ptr<Storage> storage, Shape shape, Strides strides, int64_t offset, DType dtype) : impl_(std::make_shared<Impl>()) {
@@ -64,32 +69,33 @@ void* Tensor::checked_data(DType dtype) const {
   return mutable_view().data;
 }
 
-const void* Tensor::checked_item() const {
+// The element on the CPU.
+Tensor Tensor::checked_item() const {
   check<ShapeError>(numel() == 1, "item: takes a tensor with one element, got shape ", shape());
-  check<DeviceError>(device().kind == Device::Kind::cpu, "item: the tensor is on ", device(), "; copy it with to(x, Device::cpu())");
-  return view().data;
+  return contiguous_on_cpu(*this, "item");
 }
 
 double Tensor::item_as_double() const {
-  const void* p = checked_item();
-  return dispatch(dtype(), [&](auto zero) { return static_cast<double>(*static_cast<const decltype(zero)*>(p)); });
+  const Tensor x = checked_item();
+  return dispatch(dtype(), [&](auto zero) { return static_cast<double>(*static_cast<const decltype(zero)*>(x.view().data)); });
 }
 
 int64_t Tensor::item_as_int64() const {
-  const void* p = checked_item();
-  return dispatch(dtype(), [&](auto zero) { return static_cast<int64_t>(*static_cast<const decltype(zero)*>(p)); });
+  const Tensor x = checked_item();
+  return dispatch(dtype(), [&](auto zero) { return static_cast<int64_t>(*static_cast<const decltype(zero)*>(x.view().data)); });
 }
 
 template <class T>
 std::vector<T> Tensor::to_vector() const {
-  check<DeviceError>(device().kind == Device::Kind::cpu, "to_vector: the tensor is on ", device(), "; copy it with to(x, Device::cpu())");
+  const bool is_on_cpu = device().kind == Device::Kind::cpu;
+  const Tensor x = is_on_cpu ? *this : contiguous_on_cpu(*this, "to_vector");
   std::vector<T> values(static_cast<size_t>(numel()));
   View target;
   target.data = values.data();
   target.dtype = dtype_of<T>;
   target.shape = shape();
   target.strides = contiguous_strides(shape());
-  if (numel() > 0) kernels::cpu_table().copy(nullptr, view(), target);
+  if (numel() > 0) kernels::cpu_table().copy(nullptr, x.view(), target);
   return values;
 }
 template std::vector<float> Tensor::to_vector() const;

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include <fovea/kernels/cuda/runtime.h>
 #include <fovea/kernels/table.h>
 #include <fovea/kernels/view.h>
 
@@ -80,7 +81,7 @@ class Tensor {
     impl().storage->bump_version();
     return static_cast<T*>(p);
   }
-  // The value of a tensor with one element, converted to T.
+  // The value of a tensor with one element, converted to T. This and to_vector() wait for the device that computes it.
   template <class T = double> T item() const {
     if constexpr (std::is_same_v<T, int64_t>) return item_as_int64();
     else return static_cast<T>(item_as_double());
@@ -123,12 +124,16 @@ class Tensor {
   void* checked_data(DType dtype) const;
   double item_as_double() const;
   int64_t item_as_int64() const;
-  const void* checked_item() const;
+  Tensor checked_item() const;
 
   std::shared_ptr<Impl> impl_;
 };
 
-inline kernels::Queue queue_of(const Tensor&) { return nullptr; }
+// Where kernels for a tensor are put: the thread's current stream of its CUDA device (kernels/cuda/runtime.h); nothing on the CPU.
+inline kernels::Queue queue_of(const Tensor& x) {
+  const Device device = x.device();
+  return device.kind == Device::Kind::cuda ? cuda::queue_on(device.index) : nullptr;
+}
 inline const kernels::KernelTable& table_of(const Tensor& x) { return kernels::for_device(x.device()); }
 
 // Scratch memory for a kernel; alive as long as this is.

@@ -69,6 +69,7 @@ const std::vector<Layout>& layouts() {
       {"flipped y", {10, 32}, {32, 1}, {-32, -1}, 0, 319},
       {"every third", {200}, {3}, {2}},
       {"rows with gaps", {12, 32}, {40, 1}, {48, 1}},
+      {"rows of no whole packs, with gaps of whole packs", {12, 30}, {40, 1}, {48, 1}},
       {"transposed", {33, 70}, {1, 33}, {70, 1}},
       {"transposed, whole tiles", {64, 96}, {1, 64}, {96, 1}},
       {"transposed at odd addresses", {40, 41}, {1, 40}, {41, 1}, 1, 3},

@@ -95,3 +95,19 @@ TEST_CASE("dropout: drops what the CPU drops, NaN too, and scales the rest alike
         }
       }
 }
+
+TEST_CASE("bernoulli and dropout: a probability equal to an element's number leaves it, the next larger one takes it") {
+  const PhiloxKey key = {5, 3};
+  const Tensor numbers = drawn_by_cuda(Distribution::uniform, {0, 1}, key, 100, DType::float32), ones = full({100}, 1);
+  const DeviceTensor device_ones(ones);
+  for (const int64_t i : {0, 7, 42, 99}) {
+    const double number = numbers.to_vector<double>()[static_cast<size_t>(i)];
+    for (const bool is_taken : {false, true}) {
+      const double p = is_taken ? std::nextafter(number, 1.0) : number;
+      CHECK((drawn_by_cuda(Distribution::bernoulli, {p, 0}, key, 100, DType::float32).to_vector<double>()[static_cast<size_t>(i)] == 1) == is_taken);
+      const DeviceTensor y = DeviceTensor::poisoned({100}, DType::float32);
+      testing::cuda().dropout(nullptr, p, key, device_ones.view(), y.view());
+      CHECK((y.to_host().to_vector<double>()[static_cast<size_t>(i)] == 0) == is_taken);
+    }
+  }
+}

@@ -83,8 +83,8 @@ CtcResult on_cuda(const CtcBatch& b, bool has_gradient = true) {
   const DType dtype = b.logits.dtype();
   const DeviceTensor logits(b.logits), targets(b.targets), input_lengths(b.input_lengths), target_lengths(b.target_lengths);
   const DeviceTensor losses = DeviceTensor::poisoned({b.g.batch}, dtype), gradient = DeviceTensor::poisoned(b.logits.shape(), dtype);
-  const DeviceBytes scratch(cuda().ctc_workspace(b.g, dtype));
-  cuda().ctc_loss(nullptr, b.g, logits.view(), targets.view(), input_lengths.view(), target_lengths.view(), losses.view(), has_gradient ? gradient.view() : View(), scratch);
+  const DeviceBytes scratch(fovea::testing::cuda().ctc_workspace(b.g, dtype));
+  fovea::testing::cuda().ctc_loss(nullptr, b.g, logits.view(), targets.view(), input_lengths.view(), target_lengths.view(), losses.view(), has_gradient ? gradient.view() : View(), scratch);
   scratch.check_guards();
   return {losses.to_host(), gradient.to_host()};
 }
@@ -230,7 +230,7 @@ std::vector<Tensor> rnn_on_cpu(const RnnCase& c, const std::vector<Tensor>& inpu
 }
 
 std::vector<Tensor> rnn_on_cuda(const RnnCase& c, const std::vector<Tensor>& inputs) {
-  const auto out = run_rnn<DeviceTensor, DeviceBytes>(cuda(), c, inputs, [](const Tensor& t) { return DeviceTensor(t); },
+  const auto out = run_rnn<DeviceTensor, DeviceBytes>(fovea::testing::cuda(), c, inputs, [](const Tensor& t) { return DeviceTensor(t); },
                                                       [](const Shape& s, DType d) { return DeviceTensor::poisoned(s, d); });
   std::vector<Tensor> list;
   for (const DeviceTensor& t : out) list.push_back(t.to_host());

@@ -7,6 +7,7 @@
 #include <limits>
 #include <map>
 #include <mutex>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -97,15 +98,16 @@ class FreeBlocks {
     return nullptr;
   }
 
-  // Frees all by free_block(). Their work must be done.
-  template <class FreeBlock>
-  void clear(EventPool& pool, const FreeBlock& free_block) {
-    for (std::vector<Free>& list : lists_) {
-      for (Free& block : list) {
+  // Frees all but those that is_kept(), by free_block(). Their work must be done.
+  template <class FreeBlock, class IsKept>
+  void clear(EventPool& pool, const FreeBlock& free_block, const IsKept& is_kept) {
+    for (size_t size_class = 0; size_class < lists_.size(); ++size_class) {
+      std::erase_if(lists_[size_class], [&](Free& block) {
+        if (block.has_home && is_kept(block.home)) return false;
         pool.give_back(block.events);
-        free_block(block.data);
-      }
-      list.clear();
+        free_block(static_cast<int>(size_class), block.data);
+        return true;
+      });
     }
   }
 
@@ -146,6 +148,7 @@ struct Cache {
   AllocatorStats stats;
   int64_t limit = 0;
   int64_t damaged = 0;
+  std::set<cudaStream_t> of_graphs;                        // streams whose blocks stay with them
   struct Unchecked {
     char* raw;
     int64_t bytes;                                         // between the guards
@@ -201,6 +204,7 @@ void* Cache::allocate(int64_t bytes, bool is_debug) {
   const cudaStream_t stream = detail::current_handle(device);
   std::lock_guard lock(mutex);
   detail::DeviceScope scope(device);
+  if (of_graphs.contains(stream)) is_debug = false;        // its memory is never given back one by one, so guards would never be looked at
   void* block = is_debug ? nullptr : free_blocks.take(size.index, stream, events);
   if (block) {
     stats.cached_bytes -= size.bytes;
@@ -244,8 +248,11 @@ void Cache::release(void* block, int64_t bytes) noexcept {
   }
   Free free{block, gone.home, gone.has_home, {}};
   const Use here{current, device};
+  const bool is_recorded = of_graphs.contains(current);     // what is freed while a graph is recorded, the graph may read in every run: it stays there
+  const bool is_of_graph = is_recorded || (gone.has_home && of_graphs.contains(gone.home));
+  if (is_recorded) free.home = current, free.has_home = true;
   const bool is_elsewhere = !gone.has_home || current != gone.home || !gone.uses.empty();
-  if (is_elsewhere || detail::has_many_streams(device)) {
+  if (!is_of_graph && (is_elsewhere || detail::has_many_streams(device))) {
     if (gone.has_home) free.events.push_back(events.recorded(gone.home, device));
     if (!gone.has_home || current != gone.home) free.events.push_back(events.recorded(current, device));
     for (const Use& use : gone.uses)
@@ -261,8 +268,11 @@ void Cache::clear() {
   detail::DeviceScope scope(device);
   check_guards();
   check_cuda(cudaDeviceSynchronize(), str("cuda:", device, ": while waiting for the device to give memory back"));
-  free_blocks.clear(events, [](void* data) { cudaFree(data); });
-  stats.cached_bytes = 0;
+  const auto give_back = [&](int size_class, void* data) {
+    cudaFree(data);
+    stats.cached_bytes -= kernels::bytes_of_size_class(size_class);
+  };
+  free_blocks.clear(events, give_back, [&](cudaStream_t home) { return of_graphs.contains(home); });
 }
 
 bool Cache::is_whole(const Unchecked& block) const {
@@ -338,6 +348,7 @@ void forget_stream(cudaStream_t stream, int device) noexcept {
   {
     Cache& c = cache(device);
     std::lock_guard lock(c.mutex);
+    c.of_graphs.erase(stream);
     c.free_blocks.forget(stream);
     for (auto& [data, block] : c.held) {
       if (block.home == stream) block.has_home = false;
@@ -347,6 +358,13 @@ void forget_stream(cudaStream_t stream, int device) noexcept {
   PinnedCache& pinned = PinnedCache::instance();
   std::lock_guard lock(pinned.mutex);
   for (auto& [data, block] : pinned.held) std::erase(block.uses, Use{stream, device});
+}
+
+void keep_for_graph(cudaStream_t stream, int device, bool is_kept) {
+  Cache& c = cache(device);
+  std::lock_guard lock(c.mutex);
+  if (is_kept) c.of_graphs.insert(stream);
+  else c.of_graphs.erase(stream);
 }
 
 void record_pinned_use(const void* host, cudaStream_t stream, int device) {

@@ -1,5 +1,6 @@
 // Stands in for the CUDA backend in a build without one: no device is there, and asking for one says how to get it.
 #include <fovea/kernels/cuda/allocator.h>
+#include <fovea/kernels/cuda/graph.h>
 #include <fovea/kernels/cuda/runtime.h>
 #include <fovea/kernels/table.h>
 
@@ -55,6 +56,9 @@ void set_synchronous(bool) {}
 const char* last_kernel() { return ""; }
 void set_allow_tf32(bool) {}
 bool allow_tf32() { return false; }
+
+Graph::Graph(const std::function<void()>&, int device) { check_device(device); }
+void Graph::replay() {}
 
 namespace allocator {
 

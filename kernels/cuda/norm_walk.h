@@ -105,11 +105,12 @@ struct Walk {
   // use(load(place), place) for this lane's packs among the elements [begin, end) of a channel; several loads are under way at once.
   template <int pack, class Load, class Use>
   __device__ void for_each_pack(int64_t channel, int64_t begin, int64_t end, const Load& load, const Use& use) const {
-    constexpr int unroll = pack > 4 ? 2 : 4;
+    using Loaded = decltype(load(Place{}));
+    constexpr int unroll = sizeof(Loaded) > 32 ? 2 : 4;                      // as many as registers hold
     const int64_t step = static_cast<int64_t>(team.lanes) * pack;
     for (int64_t e = begin + team.lane() * pack; e < end; e += unroll * step) {
       Place places[unroll];
-      decltype(load(places[0])) loaded[unroll];
+      Loaded loaded[unroll];
 #pragma unroll
       for (int u = 0; u < unroll; ++u) {
         if (e + u * step >= end) break;

@@ -26,6 +26,9 @@ bool has_many_streams(int device);           // was ever a stream beside the def
 
 // Defined by the allocator. A stream is about to go, its work is done: its blocks are free for every stream.
 void forget_stream(cudaStream_t stream, int device) noexcept;
+// Memory asked for or freed on `stream` from now on stays with that stream, whoever asks for more, because a recorded graph goes on using it; until this is called
+// with false, or the stream goes.
+void keep_for_graph(cudaStream_t stream, int device, bool is_kept);
 // Notes that a copy on `stream` uses pinned memory, if `host` lies in some.
 void record_pinned_use(const void* host, cudaStream_t stream, int device);
 

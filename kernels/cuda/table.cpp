@@ -1,10 +1,11 @@
 // The table of CUDA devices: each family's file fills in its own entries. What no file fills in throws an error with the entry's name.
-#include <fovea/kernels/table.h>
+#include <fovea/kernels/cuda/table.h>
 
 #include <array>
+#include <mutex>
+#include <string_view>
 #include <utility>
 
-#include <fovea/kernels/cuda/runtime.h>
 #include <fovea/kernels/table_entries.h>
 
 namespace fovea::kernels {
@@ -45,21 +46,21 @@ constexpr int slots = 16;                    // more than any signature has entr
 
 template <class R, class... Args>
 void set_to_missing(const char* name, R (*&entry)(Args...)) {
-  static int used = 0;
-  check<DeviceError>(used < slots, "cuda_table: more than ", slots, " entries have the signature of `", name, "`");
   [&]<int... slot>(std::integer_sequence<int, slot...>) {
     const std::array<R (*)(Args...), slots> calls = {&Missing<slot, R, Args...>::call...};
     const std::array<const char**, slots> names = {&Missing<slot, R, Args...>::name...};
-    entry = calls[static_cast<size_t>(used)];
-    *names[static_cast<size_t>(used)] = name;
+    size_t i = 0;
+    while (i < slots && **names[i] && std::string_view(*names[i]) != name) ++i;
+    check<DeviceError>(i < slots, "cuda_table: more than ", slots, " entries have the signature of `", name, "`");
+    entry = calls[i];
+    *names[i] = name;
   }(std::make_integer_sequence<int, slots>());
-  ++used;
 }
 
 KernelTable filled_table() {
   KernelTable t{};
   t.name = "cuda";
-  for_each_entry(t, [](const char* name, auto& entry) { set_to_missing(name, entry); });
+  cuda::fill_with_missing(t);
   cuda::add_conv(t);
   cuda::add_matmul(t);
   cuda::add_copy(t);
@@ -82,6 +83,31 @@ KernelTable filled_table() {
 }
 
 }  // namespace
+
+namespace cuda {
+
+void fill_with_missing(KernelTable& table) {
+  static std::mutex mutex;                   // the names are shared
+  std::lock_guard lock(mutex);
+  for_each_entry(table, [](const char* name, auto& entry) { set_to_missing(name, entry); });
+}
+
+std::vector<std::string> missing_entries() {
+  const KernelTable filled = filled_table();
+  std::vector<std::pair<std::string, void (*)()>> entries;
+  for_each_entry(filled, [&](const char* name, auto entry) { entries.emplace_back(name, reinterpret_cast<void (*)()>(entry)); });
+  KernelTable none{};
+  fill_with_missing(none);
+  std::vector<std::string> missing;
+  size_t i = 0;
+  for_each_entry(none, [&](const char*, auto entry) {
+    if (entries[i].second == reinterpret_cast<void (*)()>(entry)) missing.push_back(entries[i].first);
+    ++i;
+  });
+  return missing;
+}
+
+}  // namespace cuda
 
 const KernelTable& cuda_table(int index) {
   fovea::cuda::check_device(index);

@@ -10,7 +10,6 @@
 #include <cstdio>
 #include <cstring>
 #include <numeric>
-#include <vector>
 
 #include "fiber.h"
 #include "model.h"
@@ -26,6 +25,29 @@ struct Thread {
   int argument = 0, width = 32;
 };
 
+constexpr int most_threads = 1024;       // that a block can have
+
+// Not a std::vector: the thread sanitizer must not watch the model itself, and would see a vector move its elements, or take its code from a file of kernels.
+template <class T, int most>
+class List {
+ public:
+  bool empty() const { return size_ == 0; }
+  int size() const { return size_; }
+  T& operator[](int i) { return items_[i]; }
+  const T& operator[](int i) const { return items_[i]; }
+  void push_back(T item) { items_[size_++] = item; }
+  T pop_back() { return items_[--size_]; }
+  void remove(int i) { items_[i] = pop_back(); }
+  void clear() { size_ = 0; }
+  const T* begin() const { return items_; }
+  const T* end() const { return items_ + size_; }
+
+ private:
+  T items_[most];
+  int size_ = 0;
+};
+using ThreadList = List<int, most_threads + 1>;
+
 // Lanes that wait for the rest of their mask.
 struct Rendezvous {
   WarpKind kind;
@@ -35,14 +57,14 @@ struct Rendezvous {
 
 struct Warp {
   uint32_t lanes = 0, returned = 0;      // that exist; of those, that have returned
-  std::vector<Rendezvous> open;
+  List<Rendezvous, 32> open;
   uint32_t meetings = 0;
 };
 
 struct Barrier {
   BarrierKind kind = BarrierKind::plain;
   Site site = {};
-  std::vector<int> waiting;
+  ThreadList waiting;
   int holds = 0;                         // threads whose predicate held
   int result = 0;                        // of the latest barrier that was left
   int phase = 0;
@@ -69,7 +91,6 @@ class Ready {
 
 enum class Order { first, last, any };
 
-constexpr int most_threads = 1024;
 const char* const kind_names[] = {"__syncwarp", "__shfl_sync", "__shfl_up_sync", "__shfl_down_sync", "__shfl_xor_sync", "__ballot_sync", "__any_sync", "__all_sync", "__match_any_sync",
                                   "__match_all_sync", "__reduce_add_sync", "__reduce_min_sync", "__reduce_max_sync", "__reduce_add_sync", "__reduce_min_sync", "__reduce_max_sync",
                                   "__reduce_and_sync", "__reduce_or_sync", "__reduce_xor_sync"};
@@ -89,8 +110,9 @@ void* shared_begin = nullptr;
 pthread_t runner;                        // the host thread whose fibers run
 
 Fiber host;
-std::vector<Fiber> fibers;
-std::vector<int> free_fibers;
+Fiber fibers[most_threads + 1];          // one more: a fiber that starts a thread on another is still in use
+int fiber_count = 0;
+ThreadList free_fibers;
 std::string failure_text;
 cudaError_t failure_code = cudaSuccess;
 bool has_failed = false;
@@ -127,9 +149,9 @@ int take_ready() {
 
 // ---- who waits for what ----
 
-std::string list_threads(const std::vector<int>& list) {
+std::string list_threads(const ThreadList& list) {
   std::string all;
-  for (size_t i = 0; i < list.size() && i < 4; ++i) all += (i ? ", " : "") + triple(indices[list[i]].x, indices[list[i]].y, indices[list[i]].z);
+  for (int i = 0; i < list.size() && i < 4; ++i) all += (i ? ", " : "") + triple(indices[list[i]].x, indices[list[i]].y, indices[list[i]].z);
   if (list.size() > 4) all += text(" and ", list.size() - 4, " more");
   return (list.size() == 1 ? "thread " : "threads ") + all;
 }
@@ -156,13 +178,10 @@ void thread_loop();
 
 int take_fiber() {
   if (free_fibers.empty()) {
-    fibers.emplace_back();
-    make_fiber(fibers.back());
-    free_fibers.push_back(static_cast<int>(fibers.size()) - 1);
+    make_fiber(fibers[fiber_count]);
+    free_fibers.push_back(fiber_count++);
   }
-  const int f = free_fibers.back();
-  free_fibers.pop_back();
-  return f;
+  return free_fibers.pop_back();
 }
 
 Fiber& fiber_of(int t) { return fibers[threads[t].fiber]; }
@@ -178,6 +197,7 @@ void prepare(int next) {
 // The current thread waits until somebody has made it ready, and it is chosen.
 void wait() {
   const int me = current;
+  happens_before(&end_token);            // it may be abandoned here, when another thread fails
   if (ready.empty()) fail_deadlock();
   const int next = take_ready();
   if (next == me) return;
@@ -245,6 +265,7 @@ bool run_thread() {
 // Back to run_block, for good.
 void leave(Fiber& from) {
   current = -1;
+  happens_before(&end_token);
   switch_fiber(from, host, true);
 }
 
@@ -308,7 +329,7 @@ void begin_block() {
   barrier.holds = 0;
   returned = 0;
   free_fibers.clear();
-  for (int f = static_cast<int>(fibers.size()) - 1; f >= 0; --f) free_fibers.push_back(f);
+  for (int f = fiber_count - 1; f >= 0; --f) free_fibers.push_back(f);
   ready.clear();
   order = static_cast<Order>(chance().below(3));
   RandomOrder numbers(static_cast<uint64_t>(thread_count));
@@ -371,7 +392,6 @@ void note_fault(const void* address, bool is_known, int is_write) {
 }
 
 void run_grid(const Launch& l) {
-  if (fibers.empty()) fibers.reserve(most_threads + 1);
   launch = &l;
   runner = pthread_self();
   has_failed = false;
@@ -418,7 +438,7 @@ int arrive_at_barrier(BarrierKind kind, bool predicate, Site site) {
   barrier.holds += predicate;
   char* token = &barrier_tokens[barrier.phase];
   happens_before(token);
-  if (static_cast<int>(barrier.waiting.size()) == thread_count) leave_barrier();
+  if (barrier.waiting.size() == thread_count) leave_barrier();
   wait();
   happens_after(token);
   return barrier.result;
@@ -491,8 +511,8 @@ void evaluate(const Rendezvous& r, Thread* lanes) {
 }
 
 // Those who wait with this mask; opened when this lane is the first.
-size_t rendezvous_of(Warp& warp, WarpKind kind, uint32_t mask, Site site) {
-  for (size_t i = 0; i < warp.open.size(); ++i) {
+int rendezvous_of(Warp& warp, WarpKind kind, uint32_t mask, Site site) {
+  for (int i = 0; i < warp.open.size(); ++i) {
     const Rendezvous& r = warp.open[i];
     if (r.mask != mask) continue;
     if (r.kind != kind)
@@ -517,7 +537,7 @@ uint64_t arrive_at_warp(WarpKind kind, uint32_t mask, uint64_t value, int argume
   thread.value = value;
   thread.argument = argument;
   thread.width = width;
-  const size_t i = rendezvous_of(warp, kind, mask, site);
+  const int i = rendezvous_of(warp, kind, mask, site);
   warp.open[i].arrived |= 1u << lane;
   char* token = &warp_tokens[me / 32][warp.meetings % 16];
   happens_before(token);
@@ -525,7 +545,7 @@ uint64_t arrive_at_warp(WarpKind kind, uint32_t mask, uint64_t value, int argume
     wait();
   } else {
     const Rendezvous complete = warp.open[i];
-    warp.open.erase(warp.open.begin() + static_cast<ptrdiff_t>(i));
+    warp.open.remove(i);
     ++warp.meetings;
     evaluate(complete, &threads[me & ~31]);
     for (uint32_t m = mask & ~(1u << lane); m; m &= m - 1) ready.push((me & ~31) + std::countr_zero(m));

@@ -27,6 +27,8 @@ void set_memory_size(size_t bytes);
 
 // Whether this is a build with the address sanitizer, which names the line of an access beside an allocation and ends the program before the model can say anything.
 bool has_address_sanitizer();
+// Whether the thread sanitizer watches kernels: it reports accesses to shared and device memory by two threads of a block that no barrier or warp operation orders.
+bool has_thread_sanitizer();
 
 // The name that the next launch of this thread has in messages.
 void name_next_launch(const char* name);

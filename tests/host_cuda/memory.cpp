@@ -194,6 +194,7 @@ bool has_address_sanitizer() { return true; }
 #else
 bool has_address_sanitizer() { return false; }
 #endif
+bool has_thread_sanitizer() { return sanitize_threads; }
 
 void set_memory_size(size_t bytes) { memory_size = bytes; }
 

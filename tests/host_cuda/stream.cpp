@@ -110,6 +110,17 @@ bool step(int bias) {
 
 }  // namespace
 
+// Spoils the captures that are under way, of blocking streams only or of all; false when there is none.
+bool break_captures(bool only_blocking) {
+  bool found = false;
+  for (Stream* s : state().streams) {
+    if (!s->capture || (only_blocking && !s->is_blocking)) continue;
+    s->capture->is_broken = true;
+    found = true;
+  }
+  return found;
+}
+
 std::recursive_mutex& api_lock() {
   static std::recursive_mutex& lock = *new std::recursive_mutex;
   return lock;
@@ -132,6 +143,7 @@ cudaError_t enqueue(Stream& stream, Operation operation) {
     if (operation.run) stream.capture->graph.operations.push_back(std::move(operation));
     return cudaSuccess;
   }
+  if (stream.is_default && break_captures(true)) return remember(cudaErrorStreamCaptureImplicit);
   operation.number = ++state().numbers;
   stream.queue.push_back(std::move(operation));
   if (++state().queued <= most_queued) return cudaSuccess;
@@ -203,6 +215,8 @@ const char* cudaGetErrorName(cudaError_t error) {
     case cudaErrorStreamCaptureUnsupported: return "cudaErrorStreamCaptureUnsupported";
     case cudaErrorStreamCaptureInvalidated: return "cudaErrorStreamCaptureInvalidated";
     case cudaErrorStreamCaptureUnjoined: return "cudaErrorStreamCaptureUnjoined";
+    case cudaErrorStreamCaptureIsolation: return "cudaErrorStreamCaptureIsolation";
+    case cudaErrorStreamCaptureImplicit: return "cudaErrorStreamCaptureImplicit";
     case cudaErrorUnknown: return "cudaErrorUnknown";
   }
   return "unrecognized error code";
@@ -226,6 +240,8 @@ const char* cudaGetErrorString(cudaError_t error) {
     case cudaErrorNotReady: return "device not ready";
     case cudaErrorNotSupported: return "operation not supported";
     case cudaErrorStreamCaptureUnsupported: return "operation not permitted when stream is capturing";
+    case cudaErrorStreamCaptureIsolation: return "dependency created on uncaptured work in another stream";
+    case cudaErrorStreamCaptureImplicit: return "operation would make the legacy stream depend on a capturing blocking stream";
     default: return cudaGetErrorName(error);
   }
 }
@@ -245,6 +261,7 @@ cudaError_t cudaGetDevice(int* device) {
 
 cudaError_t cudaDeviceSynchronize() {
   HOST_CUDA_LOCK;
+  if (break_captures(false)) return remember(cudaErrorStreamCaptureUnsupported);
   return run_all();
 }
 
@@ -294,6 +311,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
     s->capture = event->capture;
     s->capture->streams.push_back(s);
   }
+  if (s->capture && !event->capture && event->latest) return s->capture->is_broken = true, remember(cudaErrorStreamCaptureIsolation);
   if (s->capture || !event->latest) return cudaSuccess;      // captured operations keep the order in which they were captured
   return enqueue(*s, {{}, {}, event->latest, {}, false, false, 0});
 }

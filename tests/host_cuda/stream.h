@@ -63,6 +63,7 @@ std::recursive_mutex& api_lock();
 
 Stream* resolve(cudaStream_t stream);              // the default stream for 0; nullptr when there is no such stream
 bool is_event(cudaEvent_t event);
+bool break_captures(bool only_blocking);
 cudaError_t enqueue(Stream& stream, Operation operation);
 // Runs operations, of any stream, until `finished`. The error of what has failed, once.
 cudaError_t run_until(const std::function<bool()>& finished);

@@ -1,0 +1,31 @@
+// A piece of work, a training step say, recorded once and run again with one call: what the host does to put each kernel on a stream is paid only once.
+#pragma once
+
+#include <functional>
+#include <memory>
+
+#include <fovea/kernels/cuda/runtime.h>
+
+namespace fovea::cuda {
+
+namespace detail {
+struct GraphState;
+}
+
+// The work itself is fixed, and so is every number that the host gave it: a learning rate, the step count of Adam, the position of a random stream. Values in tensors may change
+// between runs, by copying new ones into the tensors that the recorded work read. Those must stay alive; memory asked for while recording belongs to the
+// graph as long as it lives, also when its tensors are gone.
+class Graph {
+ public:
+  // Calls work() once with a stream of the graph's own as the current one, and records what it puts there; nothing is computed yet. Work that waits for the device (item(),
+  // copies to the host, operations that look at labels or indices) can't be recorded: DeviceError, and there is no graph. Run the work once before, so that what is made
+  // on first use is there.
+  explicit Graph(const std::function<void()>& work, int device = current_device());
+  // Puts one run on the current stream: after what is there, before what comes.
+  void replay();
+
+ private:
+  std::shared_ptr<detail::GraphState> state_;
+};
+
+}  // namespace fovea::cuda
