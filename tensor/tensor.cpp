@@ -83,7 +83,12 @@ int64_t Tensor::item_as_int64() const {
 template <class T>
 std::vector<T> Tensor::to_vector() const {
   check<DeviceError>(device().kind == Device::Kind::cpu, "to_vector: the tensor is on ", device(), "; copy it with to(x, Device::cpu())");
-  std::vector<T> values(static_cast<size_t>(numel()));
+  std::vector<T> values;
+  try {
+    values.resize(static_cast<size_t>(numel()));
+  } catch (const std::exception&) {                        // bad_alloc or length_error: a small tensor may be expanded to any size
+    fail<MemoryError>("to_vector: out of memory for the ", numel(), " elements of a tensor of shape ", shape());
+  }
   View target;
   target.data = values.data();
   target.dtype = dtype_of<T>;
