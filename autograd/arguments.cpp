@@ -21,6 +21,23 @@ void check_alike(const char* op, const char* name, const Tensor& x, const char* 
                      "; copy one with to()");
 }
 
+void check_window(const char* op, Pair stride, Pair padding, Pair dilation) {
+  constexpr int64_t limit = int64_t{1} << 31;
+  for (Pair option : {stride, padding, dilation})
+    check<ValueError>(option.h < limit && option.w < limit, op, ": stride, padding and dilation must be less than ", limit, ", got ", option);
+  check<ValueError>(stride.h >= 1 && stride.w >= 1, op, ": stride must be at least 1, got ", stride);
+  check<ValueError>(padding.h >= 0 && padding.w >= 0, op, ": padding must not be negative, got ", padding);
+  check<ValueError>(dilation.h >= 1 && dilation.w >= 1, op, ": dilation must be at least 1, got ", dilation);
+}
+
+void check_pooling(const char* op, Pair kernel, Pair stride, Pair padding, Pair dilation) {
+  constexpr int64_t limit = int64_t{1} << 31;
+  check<ValueError>(kernel.h >= 1 && kernel.w >= 1, op, ": kernel must be at least 1, got ", kernel);
+  check<ValueError>(kernel.h < limit && kernel.w < limit, op, ": kernel must be less than ", limit, ", got ", kernel);
+  check_window(op, stride, padding, dilation);
+  check<ValueError>(padding.h <= kernel.h / 2 && padding.w <= kernel.w / 2, op, ": padding must be between 0 and half of the kernel ", kernel, ", got ", padding);
+}
+
 int kind_of(DType dtype) { return dtype == DType::boolean ? 0 : is_floating(dtype) ? 2 : 1; }
 
 DType dtype_beside(const Tensor& x, bool is_integer) {

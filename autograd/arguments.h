@@ -2,6 +2,7 @@
 // may be left out.
 #pragma once
 
+#include <fovea/autograd/pair.h>
 #include <fovea/tensor/creation.h>
 
 namespace fovea::detail {
@@ -20,6 +21,12 @@ void check_real(const char* op, const char* name, const Tensor& x);
 
 // DTypeError or DeviceError unless argument `name` has the dtype and the device of argument `other_name`.
 void check_alike(const char* op, const char* name, const Tensor& x, const char* other_name, const Tensor& other);
+
+// ValueError naming `op` (an operation or a layer) unless a window may move so: stride and dilation from 1, padding from 0, none so large that products with the
+// size of a tensor overflow.
+void check_window(const char* op, Pair stride, Pair padding, Pair dilation);
+// The same for pooling, which pads by half of the kernel at most.
+void check_pooling(const char* op, Pair kernel, Pair stride, Pair padding, Pair dilation);
 
 // 0 bool, 1 integers, 2 floating point: dtypes of a lower kind are promoted to those of a higher one.
 int kind_of(DType dtype);

@@ -40,6 +40,7 @@ Tensor hooked(const Hook& hook, Tensor gradient, const char* what) {
 
 void accumulate_into_leaf(const Tensor& leaf, Tensor gradient, bool create_graph) {
   AutogradMeta& meta = *autograd_meta(leaf);
+  std::unique_lock lock(meta.accumulating);
   if (create_graph) {
     meta.grad = meta.grad ? sum_of(meta.grad, gradient) : gradient;
   } else if (meta.grad) {
@@ -52,6 +53,7 @@ void accumulate_into_leaf(const Tensor& leaf, Tensor gradient, bool create_graph
     meta.grad = empty_like(gradient);
     table_of(leaf).copy(queue_of(leaf), gradient.view(), meta.grad.mutable_view());
   }
+  lock.unlock();                             // a hook may run a backward pass of its own
   for (const auto& hook : meta.accumulate_hooks) hook(leaf);
 }
 
@@ -73,6 +75,9 @@ class Engine {
                        "; move one with to()");
     add_gradient(edge, std::move(gradient));
   }
+
+  // Was there a way from the seeded outputs to the edge, of those captured?
+  bool reaches(const Edge& edge) const { return wanted_.count(edge.node.get()) > 0; }
 
   // Collects gradients of these edges instead of accumulating into leaves.
   void capture(const std::vector<Edge>& edges, Grads& results) {
@@ -228,6 +233,8 @@ std::vector<Tensor> grad(const std::vector<Tensor>& outputs, const std::vector<T
   Grads results;
   engine.capture(edges, results);
   engine.run();
+  for (size_t i = 0; i < results.size(); ++i)              // there is a way, but every gradient on it was known to be zero
+    if (!results[i] && !options.allow_unused && engine.reaches(edges[i])) results[i] = zeros_like(inputs[i]);
   for (size_t i = 0; i < results.size(); ++i)
     check<AutogradError>(results[i].defined() || options.allow_unused, "grad: the outputs do not depend on input ", i, " of shape ", inputs[i].shape(),
                          "; pass allow_unused = true to get an undefined gradient");
@@ -251,6 +258,7 @@ class GeneratorScope {
 }  // namespace
 
 Tensor checkpoint(std::function<Tensor(const std::vector<Tensor>&)> fn, const std::vector<Tensor>& inputs) {
+  check<ValueError>(fn != nullptr, "checkpoint: the function is empty");
   const Generator before = default_generator();
   Tensor y;
   {

@@ -17,12 +17,7 @@ void check_arguments(const char* op, const Tensor& x, const Tensor& weight, cons
 }
 
 void check_options(const char* op, Pair stride, Pair padding, Pair dilation, int64_t groups) {
-  constexpr int64_t limit = int64_t{1} << 31;              // products with the size of a tensor do not overflow
-  for (Pair option : {stride, padding, dilation})
-    check<ValueError>(option.h < limit && option.w < limit, op, ": stride, padding and dilation must be less than ", limit, ", got ", option);
-  check<ValueError>(stride.h >= 1 && stride.w >= 1, op, ": stride must be at least 1, got ", stride);
-  check<ValueError>(padding.h >= 0 && padding.w >= 0, op, ": padding must not be negative, got ", padding);
-  check<ValueError>(dilation.h >= 1 && dilation.w >= 1, op, ": dilation must be at least 1, got ", dilation);
+  detail::check_window(op, stride, padding, dilation);
   check<ValueError>(groups >= 1, op, ": groups must be at least 1, got ", groups);
 }
 
@@ -37,6 +32,19 @@ void check_ranks(const char* op, const Tensor& x, const Tensor& weight, int rank
 void check_bias(const char* op, const Tensor& bias, int64_t channels) {
   if (bias)
     check<ShapeError>(bias.rank() == 1 && bias.size(0) == channels, op, ": bias must be [", channels, "], one for each output channel, got ", bias.shape());
+}
+
+// A kernel goes by the geometry alone: where a caller made it up, it must fit the tensors.
+void check_geometry(const char* op, const ConvGeometry& g) {
+  detail::check_window(op, {g.stride_h, g.stride_w}, {g.pad_h, g.pad_w}, {g.dilation_h, g.dilation_w});
+  check<ValueError>(g.groups >= 1 && g.c % g.groups == 0 && g.k % g.groups == 0, op, ": groups (", g.groups, ") must divide the channels ", g.c, " and ", g.k);
+  check<ShapeError>(g.r >= 1 && g.s >= 1, op, ": the kernel must not be empty, got ", Pair(g.r, g.s));
+  checked_numel({g.n, g.c, g.h, g.w}, op);
+  check<ShapeError>(g.out_h() >= 1 && g.out_w() >= 1, op, ": a kernel of ", Pair(g.r, g.s), " does not fit into x ", Shape{g.n, g.c, g.h, g.w});
+}
+
+void check_has_shape(const char* op, const char* name, const Tensor& x, const Shape& expected) {
+  check<ShapeError>(x.shape() == expected, op, ": ", name, " must be ", expected, " for this geometry, got ", x.shape());
 }
 
 Scratch scratch_for(const ConvGeometry& g, const Tensor& x) { return Scratch(table_of(x).conv2d_workspace(g, x.dtype()), x.device()); }
@@ -134,10 +142,23 @@ Tensor transposed_convolution(const char* op, const Tensor& x, const Tensor& wei
 }  // namespace
 
 Tensor conv2d_backward_data(const ConvGeometry& geometry, const Tensor& dy, const Tensor& weight) {
+  constexpr const char* op = "conv2d_backward_data";
+  const ConvGeometry& g = geometry;
+  check_geometry(op, g);
+  detail::check_real(op, "dy", dy);
+  detail::check_alike(op, "dy", dy, "weight", weight);
+  check_has_shape(op, "dy", dy, {g.n, g.k, g.out_h(), g.out_w()});
+  check_has_shape(op, "weight", weight, {g.k, g.group_c(), g.r, g.s});
   return backward_data("conv2d_backward_data", geometry, dy, weight, {});
 }
 
 Tensor conv2d_backward_weight(const ConvGeometry& g, const Tensor& x_any, const Tensor& dy_any) {
+  constexpr const char* op = "conv2d_backward_weight";
+  check_geometry(op, g);
+  detail::check_real(op, "x", x_any);
+  detail::check_alike(op, "x", x_any, "dy", dy_any);
+  check_has_shape(op, "x", x_any, {g.n, g.c, g.h, g.w});
+  check_has_shape(op, "dy", dy_any, {g.n, g.k, g.out_h(), g.out_w()});
   const Tensor x = contiguous(x_any), dy = contiguous(dy_any);
   const Tensor dweight = weight_gradients(g, x, dy, false).weight;
   return record("conv2d_backward_weight", dweight, {x, dy}, saving(dy.requires_grad() ? x : Tensor(), x.requires_grad() ? dy : Tensor()),

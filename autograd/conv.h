@@ -1,5 +1,6 @@
 // Convolutions (cross-correlations, as in every network library) of float32 or float64 tensors, with PyTorch's layouts and defaults. Options are filled by name:
 //     conv2d(x, weight, bias, {.stride = 2, .padding = {1, 0}})
+// Of inputs beyond about FLT_MAX / 8 a 3x3 convolution may give infinities and NaN even where the weights would make the result small (Winograd's sums overflow first).
 // All are differentiable as often as you like. A single image without the batch axis may be given; the result then lacks it too.
 #pragma once
 
@@ -46,7 +47,7 @@ inline int64_t transposed_outputs(int64_t size, int64_t kernel, int64_t stride, 
 // x [n,k,h,w], weight [k,c/groups,r,s], bias [c] or nothing -> [n,c,out_h,out_w]
 Tensor conv_transpose2d(const Tensor& x, const Tensor& weight, const Tensor& bias = {}, ConvTranspose2dOptions options = {});
 
-// The gradients of y = conv2d(x, weight) with the shapes of `geometry`, as differentiable operations.
+// The gradients of y = conv2d(x, weight) with the shapes of `geometry`, as differentiable operations. ShapeError where a tensor has another shape than it says.
 Tensor conv2d_backward_data(const ConvGeometry& geometry, const Tensor& dy, const Tensor& weight);
 Tensor conv2d_backward_weight(const ConvGeometry& geometry, const Tensor& x, const Tensor& dy);
 

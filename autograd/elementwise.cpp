@@ -26,6 +26,12 @@ DType common_dtype(const char* name, const Tensor& a, const Tensor& b, const cha
   return promote(check_defined(name, a_name, a), check_defined(name, b_name, b));
 }
 
+Tensor scalar_tensor(const char* name, Scalar s, TensorOptions options) {
+  if (s.is_integer && options.dtype == DType::int64) return to(from_vector(std::vector<int64_t>{s.integer}, Shape{}), options.device);
+  check_fits(name, s.value, options.dtype);
+  return scalar(s.value, options);
+}
+
 ConstView broadcast_view(const Tensor& x, const Shape& shape) {
   ConstView v = x.view();
   if (v.shape == shape) return v;
@@ -89,9 +95,15 @@ Tensor compare(const char* name, Binary op, const Tensor& a, const Tensor& b) {
 }
 
 Tensor compare(const char* name, Binary op, const Tensor& a, Scalar b) {
-  const DType dtype = common_dtype(name, a, b);
-  return detail::binary(name, op, to(a.detach(), dtype), scalar(b.value, {dtype, a.device()}), DType::boolean);
+  DType dtype = common_dtype(name, a, b);
+  if (!is_floating(dtype) && !detail::fits(b.value, dtype)) dtype = DType::int64;      // 300 is above every uint8
+  return detail::binary(name, op, to(a.detach(), dtype), detail::scalar_tensor(name, b, {dtype, a.device()}), DType::boolean);
 }
+
+// Arithmetic with the number in the kernel goes through a double; an integer that a double cannot hold goes as a tensor beside int64.
+bool needs_tensor(const Tensor& a, Scalar s) { return !s.is_exact() && a.dtype() == DType::int64; }
+
+Tensor as_tensor(const char* name, const Tensor& a, Scalar s) { return detail::scalar_tensor(name, s, {a.dtype(), a.device()}); }
 
 // The share of the gradient that a gets from maximum (is_max) or minimum of a and b: all, half or none.
 Tensor share_of_first(const Tensor& a, const Tensor& b, bool is_max) {
@@ -120,7 +132,7 @@ Tensor real_function(const char* name, Unary op, const Tensor& x0, bool saves_x,
 
 // A function that is constant almost everywhere; integers stay as they are.
 Tensor step_function(const char* name, Unary op, const Tensor& x) {
-  return record(name, detail::unary(name, op, x), {x}, saving(), [](const Saved&, const Tensor&) { return grads(Tensor()); });
+  return record(name, detail::unary(name, op, x), {x}, saving(), [](const Saved&, const Tensor& g) { return grads(zeros_like(g)); });
 }
 
 // a * x + b of constants, whose gradient is a g.
@@ -181,6 +193,7 @@ Tensor add(const Tensor& a0, const Tensor& b0) {
 
 Tensor sub(const Tensor& a0, const Tensor& b0) {
   const DType dtype = common_dtype("sub", a0, b0);
+  check<DTypeError>(dtype != DType::boolean, "sub: takes numbers, got two bool tensors; use logical_xor, or logical_not");
   const Tensor a = to(a0, dtype), b = to(b0, dtype);
   return record("sub", detail::binary("sub", Binary::subtract, a, b, dtype), {a, b}, saving(),
                 [sa = a.shape(), sb = b.shape()](const Saved& s, const Tensor& g) {
@@ -209,9 +222,18 @@ Tensor div(const Tensor& a0, const Tensor& b0) {
   });
 }
 
-Tensor add(const Tensor& a, Scalar b) { return scaled("add", Unary::add_scalar, to(a, common_dtype("add", a, b)), b.value, 1); }
-Tensor sub(const Tensor& a, Scalar b) { return scaled("sub", Unary::add_scalar, to(a, common_dtype("sub", a, b)), -b.value, 1); }
-Tensor mul(const Tensor& a, Scalar b) { return scaled("mul", Unary::mul_scalar, to(a, common_dtype("mul", a, b)), b.value, b.value); }
+Tensor add(const Tensor& a0, Scalar b) {
+  const Tensor a = to(a0, common_dtype("add", a0, b));
+  return needs_tensor(a, b) ? add(a, as_tensor("add", a, b)) : scaled("add", Unary::add_scalar, a, b.value, 1);
+}
+Tensor sub(const Tensor& a0, Scalar b) {
+  const Tensor a = to(a0, common_dtype("sub", a0, b));
+  return needs_tensor(a, b) ? sub(a, as_tensor("sub", a, b)) : scaled("sub", Unary::add_scalar, a, -b.value, 1);
+}
+Tensor mul(const Tensor& a0, Scalar b) {
+  const Tensor a = to(a0, common_dtype("mul", a0, b));
+  return needs_tensor(a, b) ? mul(a, as_tensor("mul", a, b)) : scaled("mul", Unary::mul_scalar, a, b.value, b.value);
+}
 
 Tensor div(const Tensor& a0, Scalar b) {
   const Tensor a = as_floating("div", a0);
@@ -240,7 +262,7 @@ Tensor pow(const Tensor& a, Scalar exponent) {
                     "; convert with to(x, DType::float32)");
   const double p = exponent.value;
   return record("pow", detail::unary("pow", Unary::pow_scalar, x, {p, 0}), {x}, saving(x), [p](const Saved& s, const Tensor& g) {
-    if (p == 0) return grads(Tensor());
+    if (p == 0) return grads(zeros_like(g));
     return grads(mul(g, mul(pow(s[0], p - 1), p)));
   });
 }
@@ -270,14 +292,19 @@ Tensor remainder(const Tensor& a0, const Tensor& b0) {
                 });
 }
 
-Tensor remainder(const Tensor& a, Scalar b) { return remainder(a, scalar(b.value, {common_dtype("remainder", a, b), a.device()})); }
+Tensor remainder(const Tensor& a, Scalar b) {
+  return remainder(a, detail::scalar_tensor("remainder", b, {common_dtype("remainder", a, b), a.device()}));
+}
 
 Tensor operator+(const Tensor& a, const Tensor& b) { return add(a, b); }
 Tensor operator+(const Tensor& a, Scalar b) { return add(a, b); }
 Tensor operator+(Scalar a, const Tensor& b) { return add(b, a); }
 Tensor operator-(const Tensor& a, const Tensor& b) { return sub(a, b); }
 Tensor operator-(const Tensor& a, Scalar b) { return sub(a, b); }
-Tensor operator-(Scalar a, const Tensor& b) { return scaled("rsub", Unary::rsub_scalar, to(b, common_dtype("sub", b, a, "b")), a.value, -1); }
+Tensor operator-(Scalar a, const Tensor& b0) {
+  const Tensor b = to(b0, common_dtype("sub", b0, a, "b"));
+  return needs_tensor(b, a) ? sub(as_tensor("sub", b, a), b) : scaled("rsub", Unary::rsub_scalar, b, a.value, -1);
+}
 Tensor operator*(const Tensor& a, const Tensor& b) { return mul(a, b); }
 Tensor operator*(const Tensor& a, Scalar b) { return mul(a, b); }
 Tensor operator*(Scalar a, const Tensor& b) { return mul(b, a); }
@@ -388,10 +415,10 @@ Tensor where(const Tensor& condition, const Tensor& a0, const Tensor& b0) {
                 });
 }
 Tensor where(const Tensor& condition, const Tensor& a, Scalar b) {
-  return where(condition, a, scalar(b.value, {common_dtype("where", a, b), a.device()}));
+  return where(condition, a, detail::scalar_tensor("where", b, {common_dtype("where", a, b), a.device()}));
 }
 Tensor where(const Tensor& condition, Scalar a, const Tensor& b) {
-  return where(condition, scalar(a.value, {common_dtype("where", b, a, "b"), b.device()}), b);
+  return where(condition, detail::scalar_tensor("where", a, {common_dtype("where", b, a, "b"), b.device()}), b);
 }
 
 Tensor lerp(const Tensor& start0, const Tensor& end0, const Tensor& weight0) {

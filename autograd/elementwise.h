@@ -8,16 +8,21 @@
 #include <type_traits>
 
 #include <fovea/autograd/tape.h>
+#include <fovea/tensor/creation.h>
 
 namespace fovea {
 
-// A number beside a tensor, that remembers whether it was written as an integer.
+// A number beside a tensor, that remembers whether it was written as an integer, and then which: beyond 2^53 a double is not exact.
 struct Scalar {
   double value = 0;
+  int64_t integer = 0;
   bool is_integer = false;
   template <class T>
     requires std::is_arithmetic_v<T>
-  Scalar(T number) : value(static_cast<double>(number)), is_integer(std::is_integral_v<T>) {}
+  Scalar(T number) : value(static_cast<double>(number)), is_integer(std::is_integral_v<T>) {
+    if constexpr (std::is_integral_v<T>) integer = static_cast<int64_t>(number);
+  }
+  bool is_exact() const { return !is_integer || (integer >= -(int64_t{1} << 53) && integer <= int64_t{1} << 53); }
 };
 
 // --- of two tensors, or a tensor and a number ---
@@ -34,7 +39,7 @@ Tensor pow(const Tensor& base, Scalar exponent);
 Tensor maximum(const Tensor& a, const Tensor& b);              // NaN if either is; where equal, both get half the gradient
 Tensor minimum(const Tensor& a, const Tensor& b);
 Tensor atan2(const Tensor& y, const Tensor& x);
-Tensor remainder(const Tensor& a, const Tensor& b);            // Python's %: the sign of b
+Tensor remainder(const Tensor& a, const Tensor& b);            // Python's %: the sign of b; by 0: NaN, and 0 for integers
 Tensor remainder(const Tensor& a, Scalar b);
 
 Tensor operator+(const Tensor& a, const Tensor& b);
@@ -132,6 +137,8 @@ bool needs_grad(const Tensor& x);                              // will an operat
 Tensor as_floating(const char* name, const Tensor& x);         // integers and bool as float32
 // promote() of two arguments of operation `name` that must be there.
 DType common_dtype(const char* name, const Tensor& a, const Tensor& b, const char* a_name = "a", const char* b_name = "b");
+// The number as a tensor of rank 0, exactly; ValueError naming `name` if it does not fit into an integer dtype.
+Tensor scalar_tensor(const char* name, Scalar s, TensorOptions options);
 ConstView broadcast_view(const Tensor& x, const Shape& shape); // with zero strides where x is repeated
 }  // namespace detail
 

@@ -47,6 +47,7 @@ std::vector<Tensor> as_leaves(const std::vector<Tensor>& inputs) {
 }  // namespace
 
 std::string gradcheck(const TensorFunction& fn, std::vector<Tensor> inputs, GradcheckOptions options) {
+  check<ValueError>(fn != nullptr, "gradcheck: the function is empty");
   for (const Tensor& x : inputs)
     check<DTypeError>(!x || !x.requires_grad() || x.dtype() == DType::float64, "gradcheck: inputs that require a gradient must be float64");
   GradMode recording(true);
@@ -85,6 +86,7 @@ std::string gradcheck(const TensorFunction& fn, std::vector<Tensor> inputs, Grad
 }
 
 std::string gradgradcheck(const TensorFunction& fn, std::vector<Tensor> inputs, GradcheckOptions options) {
+  check<ValueError>(fn != nullptr, "gradgradcheck: the function is empty");
   GradMode recording(true);
   Generator generator(21);
   const Tensor y = fn(inputs);

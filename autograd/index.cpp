@@ -1,5 +1,7 @@
 #include <fovea/autograd/index.h>
 
+#include <algorithm>
+
 #include <fovea/autograd/arguments.h>
 #include <fovea/autograd/elementwise.h>
 #include <fovea/autograd/shape.h>
@@ -77,6 +79,10 @@ Tensor index_select_checked(const Tensor& x, int axis, const Tensor& index) {
   });
 }
 
+void check_can_add_axis(const char* op, const char* name, const Tensor& x) {
+  check<ShapeError>(check_defined(op, name, x).rank() < max_rank, op, ": a tensor has at most ", max_rank, " axes, and ", name, " ", x.shape(), " leaves no room for one more");
+}
+
 Tensor checked_list(const char* op, const Tensor& x, int axis, const Tensor& index) {
   check_defined(op, "index", index);
   check<ShapeError>(index.rank() == 1, op, ": index must have one axis, got ", index.shape());
@@ -122,6 +128,8 @@ Tensor checked_index(const char* op, const char* name, const Tensor& index, cons
 }  // namespace detail
 
 Tensor gather(const Tensor& x, int64_t axis, const Tensor& index) {
+  if (check_defined("gather", "x", x).rank() == 0 && check_defined("gather", "index", index).rank() == 0)
+    return reshape(gather(reshape(x, {1}), axis, reshape(index, {1})), {});
   const int at = checked_axis("gather", x, axis);
   return gather_checked(x, at, checked_along("gather", x, at, index));
 }
@@ -163,6 +171,7 @@ Tensor embedding(const Tensor& indices, const Tensor& weight, std::optional<int6
   check_defined("embedding", "weight", weight);
   check<ShapeError>(weight.rank() == 2, "embedding: weight must be [count, size], got ", weight.shape());
   const int64_t count = weight.size(0), size = weight.size(1);
+  check_can_add_axis("embedding", "indices", indices);
   int64_t padding = -1;                                    // none
   if (padding_index) {
     padding = *padding_index < 0 ? *padding_index + count : *padding_index;
@@ -181,6 +190,8 @@ Tensor embedding(const Tensor& indices, const Tensor& weight, std::optional<int6
 
 Tensor one_hot(const Tensor& indices, int64_t classes) {
   check<ValueError>(classes >= 0, "one_hot: the number of classes cannot be negative, got ", classes);
+  check_can_add_axis("one_hot", "indices", indices);
+  checked_numel({std::max<int64_t>(indices.numel(), 1), classes}, "one_hot");
   const Tensor index = detail::checked_index("one_hot", "indices", indices, indices, classes, str(classes, " classes"));
   return to(eq(unsqueeze(index, -1), arange(classes, {DType::int64, index.device()})), DType::int64);
 }
@@ -190,6 +201,7 @@ Tensor masked_fill(const Tensor& x, const Tensor& mask, double value) {
   check_defined("masked_fill", "mask", mask);
   check<DTypeError>(mask.dtype() == DType::boolean, "masked_fill: mask must be bool, got ", mask.dtype());
   check<ShapeError>(broadcast_shapes(mask.shape(), x.shape(), "masked_fill") == x.shape(), "masked_fill: mask ", mask.shape(), " cannot be broadcast to x ", x.shape());
+  detail::check_fits("masked_fill", value, x.dtype());
   return where(mask, full({}, value, options_of(x)), x);
 }
 
@@ -218,6 +230,10 @@ Tensor masked_select(const Tensor& x, const Tensor& mask) {
 }
 
 Ordered sort(const Tensor& x, int64_t axis, bool descending) {
+  if (check_defined("sort", "x", x).rank() == 0) {
+    const Ordered line = sort(reshape(x, {1}), axis, descending);
+    return {reshape(line.values, {}), reshape(line.indices, {})};
+  }
   const int at = checked_axis("sort", x, axis);
   return ordered("sort", x, at, x.shape()[at], [&](const View& values, const View& indices) {
     table_of(x).sort(queue_of(x), at, descending, x.view(), values, indices);

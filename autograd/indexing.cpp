@@ -85,12 +85,15 @@ Tensor apply_picks(Tensor x, const std::vector<AxisPick>& picks) {
       if (std::none_of(picks.begin(), picks.end(), [&](const AxisPick& p) { return p.axis == axis; })) order.push_back(axis);
     x = permute(x, order);
   }
-  std::vector<int64_t> linear(static_cast<size_t>(result.numel()), 0);
+  checked_numel(result, "index");
+  Tensor positions = zeros(result, DType::int64);           // the allocator says so where there is no room
+  int64_t* linear = positions.mutable_data<int64_t>();
+  const int64_t length = positions.numel();
   int64_t merged = 1;
   for (int i = count - 1; i >= 0; --i) {
     const AxisPick& pick = picks[static_cast<size_t>(i)];
-    for (size_t flat = 0; flat < linear.size(); ++flat)
-      linear[flat] += merged * pick.positions[static_cast<size_t>(broadcast_position(static_cast<int64_t>(flat), result, pick.shape))];
+    for (int64_t flat = 0; flat < length; ++flat)
+      linear[flat] += merged * pick.positions[static_cast<size_t>(broadcast_position(flat, result, pick.shape))];
     merged *= x.shape()[first + i];
   }
   Shape seen, shape;
@@ -103,7 +106,7 @@ Tensor apply_picks(Tensor x, const std::vector<AxisPick>& picks) {
     seen.push_back(x.shape()[axis]);
     shape.push_back(x.shape()[axis]);
   }
-  return reshape(index_select(reshape(x, seen), first, from_vector(linear, {static_cast<int64_t>(linear.size())}, x.device())), shape);
+  return reshape(index_select(reshape(x, seen), first, to(reshape(positions, {length}), x.device())), shape);
 }
 
 Tensor index(const Tensor& x, std::initializer_list<Index> indices) {
@@ -123,9 +126,13 @@ Tensor index(const Tensor& x, std::initializer_list<Index> indices) {
     switch (i.kind()) {
       case Index::Kind::integer: y = select(y, axis, i.position()); break;
       case Index::Kind::slice: y = apply_slice(y, axis++, i.slice()); break;
-      case Index::Kind::newaxis: y = unsqueeze(y, axis++); break;
+      case Index::Kind::newaxis:
+        check<ShapeError>(y.rank() < max_rank, "index: a newaxis would give x ", x.shape(), " more than ", max_rank, " axes");
+        y = unsqueeze(y, axis++);
+        break;
       case Index::Kind::ellipsis: axis += x.rank() - named; break;
       case Index::Kind::tensor:
+        check<IndexError>(i.tensor().dtype() != DType::boolean || i.tensor().rank() > 0, "index: a mask of rank 0 picks no axis; use a mask with axes, or an if");
         if (i.tensor().dtype() == DType::boolean) {
           for (AxisPick& pick : picks_of_mask(i.tensor(), y, axis, axis_of_x)) picks.push_back(std::move(pick));
         } else {

@@ -1,5 +1,7 @@
 #include <fovea/autograd/inplace.h>
 
+#include <cmath>
+
 #include <fovea/autograd/activations.h>
 #include <fovea/autograd/arguments.h>
 #include <fovea/autograd/shape.h>
@@ -44,7 +46,7 @@ Tensor operand(const char* op, const Tensor& x, const Tensor& b) {
 // value(old, b) may save its arguments for the backward pass. If that were x itself, the saved value would change under it, and x would own
 // itself through its own node. So `old` is a clone of x, and so is b where it is x.
 template <class Value>
-const Tensor& change(const char* op, Binary kernel, const Tensor& x, const Tensor& b, DType result, const Value& value) {
+Tensor change(const char* op, Binary kernel, const Tensor& x, const Tensor& b, DType result, const Value& value) {
   check_target(op, x, result);
   const Tensor other = operand(op, x, b);
   const auto write = [&] {
@@ -58,7 +60,7 @@ const Tensor& change(const char* op, Binary kernel, const Tensor& x, const Tenso
 }
 
 template <class Value>
-const Tensor& change(const char* op, Unary kernel, Scalars s, const Tensor& x, DType result, const Value& value) {
+Tensor change(const char* op, Unary kernel, Scalars s, const Tensor& x, DType result, const Value& value) {
   check_target(op, x, result);
   change_in_place(
       op, x, {}, [&] { table_of(x).unary(queue_of(x), kernel, s, x.view(), x.mutable_view()); },
@@ -66,41 +68,48 @@ const Tensor& change(const char* op, Unary kernel, Scalars s, const Tensor& x, D
   return x;
 }
 
+bool needs_tensor(const Tensor& x, Scalar b) { return !b.is_exact() && x.defined() && x.dtype() == DType::int64; }      // a double would round it
+
 DType beside(const Tensor& x, Scalar b) { return detail::dtype_beside(x, b.is_integer); }
 
 }  // namespace
 
-const Tensor& add_(const Tensor& x, const Tensor& b, double alpha) {
+Tensor add_(const Tensor& x, const Tensor& b, double alpha) {
   if (alpha == 1)
     return change("add_", Binary::add, x, b, detail::common_dtype("add_", x, b, "x"), [](const Tensor& old, const Tensor& other) { return add(old, other); });
   if (alpha == -1)
     return change("sub_", Binary::subtract, x, b, detail::common_dtype("sub_", x, b, "x"), [](const Tensor& old, const Tensor& other) { return sub(old, other); });
+  detail::check_defined("add_", "x", x);
+  check<DTypeError>(is_floating(x.dtype()) || alpha == std::trunc(alpha), "add_: alpha is ", alpha, ", which an x of dtype ", x.dtype(), " cannot hold; convert with to(x, DType::float32)");
   return addcmul_(x, b, scalar(1, {x.dtype(), x.device()}), alpha);
 }
-const Tensor& add_(const Tensor& x, Scalar b) {
+Tensor add_(const Tensor& x, Scalar b) {
+  if (needs_tensor(x, b)) return add_(x, detail::scalar_tensor("add_", b, {x.dtype(), x.device()}));
   return change("add_", Unary::add_scalar, {b.value, 0}, x, beside(x, b), [b](const Tensor& old) { return add(old, b); });
 }
-const Tensor& sub_(const Tensor& x, const Tensor& b, double alpha) { return add_(x, b, -alpha); }
-const Tensor& sub_(const Tensor& x, Scalar b) {
+Tensor sub_(const Tensor& x, const Tensor& b, double alpha) { return add_(x, b, -alpha); }
+Tensor sub_(const Tensor& x, Scalar b) {
+  if (needs_tensor(x, b)) return sub_(x, detail::scalar_tensor("sub_", b, {x.dtype(), x.device()}));
   return change("sub_", Unary::add_scalar, {-b.value, 0}, x, beside(x, b), [b](const Tensor& old) { return sub(old, b); });
 }
-const Tensor& mul_(const Tensor& x, const Tensor& b) {
+Tensor mul_(const Tensor& x, const Tensor& b) {
   return change("mul_", Binary::multiply, x, b, detail::common_dtype("mul_", x, b, "x"), [](const Tensor& old, const Tensor& other) { return mul(old, other); });
 }
-const Tensor& mul_(const Tensor& x, Scalar b) {
+Tensor mul_(const Tensor& x, Scalar b) {
+  if (needs_tensor(x, b)) return mul_(x, detail::scalar_tensor("mul_", b, {x.dtype(), x.device()}));
   return change("mul_", Unary::mul_scalar, {b.value, 0}, x, beside(x, b), [b](const Tensor& old) { return mul(old, b); });
 }
 
-const Tensor& div_(const Tensor& x, const Tensor& b) {
+Tensor div_(const Tensor& x, const Tensor& b) {
   const DType common = detail::common_dtype("div_", x, b, "x");
   return change("div_", Binary::divide, x, b, is_floating(common) ? common : DType::float32,
                 [](const Tensor& old, const Tensor& other) { return div(old, other); });
 }
-const Tensor& div_(const Tensor& x, Scalar b) {
+Tensor div_(const Tensor& x, Scalar b) {
   return div_(x, scalar(b.value, {is_floating(x.dtype()) ? x.dtype() : DType::float32, x.device()}));
 }
 
-const Tensor& addcmul_(const Tensor& x, const Tensor& a, const Tensor& b, double value) {
+Tensor addcmul_(const Tensor& x, const Tensor& a, const Tensor& b, double value) {
   check_target("addcmul_", x, promote(detail::common_dtype("addcmul_", x, a, "x", "a"), detail::check_defined("addcmul_", "b", b).dtype()));
   const Tensor u = operand("addcmul_", x, a), v = operand("addcmul_", x, b);
   const auto write = [&] {
@@ -114,19 +123,26 @@ const Tensor& addcmul_(const Tensor& x, const Tensor& a, const Tensor& b, double
   return x;
 }
 
-const Tensor& clamp_(const Tensor& x, double low, double high) {
+Tensor clamp_(const Tensor& x, double low, double high) {
   return change("clamp_", Unary::clamp, {low, high}, x, x.dtype(), [=](const Tensor& old) { return clamp(old, low, high); });
 }
-const Tensor& relu_(const Tensor& x) { return change("relu_", Unary::relu, {}, x, x.dtype(), [](const Tensor& old) { return relu(old); }); }
+Tensor relu_(const Tensor& x) { return change("relu_", Unary::relu, {}, x, x.dtype(), [](const Tensor& old) { return relu(old); }); }
 
-const Tensor& fill_(const Tensor& x, double value) {
-  check_target("fill_", x, x.dtype());
-  change_in_place("fill_", x, {}, [&] { table_of(x).fill(queue_of(x), value, x.mutable_view()); }, [&] { return full_like(x, value); });
+namespace {
+
+Tensor filled(const char* op, const Tensor& x, double value) {
+  check_target(op, x, x.dtype());
+  detail::check_fits(op, value, x.dtype());
+  change_in_place(op, x, {}, [&] { table_of(x).fill(queue_of(x), value, x.mutable_view()); }, [&] { return full_like(x, value); });
   return x;
 }
-const Tensor& zero_(const Tensor& x) { return fill_(x, 0); }
 
-const Tensor& copy_(const Tensor& x, const Tensor& source) {
+}  // namespace
+
+Tensor fill_(const Tensor& x, double value) { return filled("fill_", x, value); }
+Tensor zero_(const Tensor& x) { return filled("zero_", x, 0); }
+
+Tensor copy_(const Tensor& x, const Tensor& source) {
   check_target("copy_", x, x.dtype());
   const Tensor from = operand("copy_", x, source);
   change_in_place("copy_", x, {source}, [&] { table_of(x).copy(queue_of(x), detail::broadcast_view(from, x.shape()), x.mutable_view()); },

@@ -1,4 +1,4 @@
-// Changing a tensor where it lies. Each returns x. The new value keeps x's shape and dtype; the other operand is broadcast to it.
+// Changing a tensor where it lies. Each returns x, the handle and not a reference, so that relu_(x * 2) may be kept. The new value keeps x's shape and dtype; the other operand is broadcast to it.
 //
 // While operations are recorded, a change of something that requires a gradient is recorded too, where that is possible: not of a leaf (use
 // NoGrad to update parameters), and not of memory that several tensors share. A backward pass that had saved the old value says so.
@@ -8,20 +8,20 @@
 
 namespace fovea {
 
-const Tensor& add_(const Tensor& x, const Tensor& b, double alpha = 1);              // x += alpha * b
-const Tensor& add_(const Tensor& x, Scalar b);
-const Tensor& sub_(const Tensor& x, const Tensor& b, double alpha = 1);
-const Tensor& sub_(const Tensor& x, Scalar b);
-const Tensor& mul_(const Tensor& x, const Tensor& b);
-const Tensor& mul_(const Tensor& x, Scalar b);
-const Tensor& div_(const Tensor& x, const Tensor& b);
-const Tensor& div_(const Tensor& x, Scalar b);
-const Tensor& addcmul_(const Tensor& x, const Tensor& a, const Tensor& b, double value = 1);   // x += value * a * b
-const Tensor& clamp_(const Tensor& x, double low, double high);
-const Tensor& relu_(const Tensor& x);
-const Tensor& fill_(const Tensor& x, double value);
-const Tensor& zero_(const Tensor& x);
-const Tensor& copy_(const Tensor& x, const Tensor& source);                          // converts the dtype
+Tensor add_(const Tensor& x, const Tensor& b, double alpha = 1);              // x += alpha * b
+Tensor add_(const Tensor& x, Scalar b);
+Tensor sub_(const Tensor& x, const Tensor& b, double alpha = 1);
+Tensor sub_(const Tensor& x, Scalar b);
+Tensor mul_(const Tensor& x, const Tensor& b);
+Tensor mul_(const Tensor& x, Scalar b);
+Tensor div_(const Tensor& x, const Tensor& b);
+Tensor div_(const Tensor& x, Scalar b);
+Tensor addcmul_(const Tensor& x, const Tensor& a, const Tensor& b, double value = 1);   // x += value * a * b
+Tensor clamp_(const Tensor& x, double low, double high);
+Tensor relu_(const Tensor& x);
+Tensor fill_(const Tensor& x, double value);
+Tensor zero_(const Tensor& x);
+Tensor copy_(const Tensor& x, const Tensor& source);                          // converts the dtype
 
 inline Tensor& operator+=(Tensor& x, const Tensor& b) { add_(x, b); return x; }
 inline Tensor& operator+=(Tensor& x, Scalar b) { add_(x, b); return x; }

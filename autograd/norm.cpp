@@ -177,6 +177,11 @@ Tensor batch_norm(const char* name, bool has_relu, const Tensor& x, const Tensor
   check_argument(name, "running_mean", x, running_mean, channels);
   check_argument(name, "running_var", x, running_var, channels);
   const Norm norm = batch_norm_of(name, x, has_relu, eps);
+  check<ValueError>(running_mean.defined() == running_var.defined(), name, ": running_mean and running_var must be given together, or neither");
+  if (running_mean)
+    check<ValueError>(running_mean.is_meta() || running_mean.storage() != running_var.storage() || running_mean.offset() != running_var.offset(), name,
+                      ": running_mean and running_var are the same memory; give each a tensor of its own");
+  check<ValueError>(eps >= 0, name, ": eps must not be negative, got ", eps);
   if (training) return batch_norm_train(norm, x, weight, bias, running_mean, running_var, momentum);
   check<ValueError>(running_mean.defined() && running_var.defined(), name, ": without training, running_mean and running_var must be given");
   return batch_norm_eval(norm, x, weight, bias, running_mean, running_var);

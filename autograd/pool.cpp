@@ -28,14 +28,7 @@ PoolGeometry geometry_of(const char* op, const Tensor& x, Pair kernel, Pair stri
   if (stride == Pair(0)) stride = kernel;
   detail::check_real(op, "x", x);
   check<ShapeError>(x.rank() == 4, op, ": x must have a batch axis or not, channels and positions; got ", x.shape());
-  constexpr int64_t limit = int64_t{1} << 31;              // products with the size of a tensor do not overflow
-  for (Pair option : {kernel, stride, dilation})
-    check<ValueError>(option.h < limit && option.w < limit, op, ": kernel, stride and dilation must be less than ", limit, ", got ", option);
-  check<ValueError>(kernel.h >= 1 && kernel.w >= 1, op, ": kernel must be at least 1, got ", kernel);
-  check<ValueError>(stride.h >= 1 && stride.w >= 1, op, ": stride must be at least 1, got ", stride);
-  check<ValueError>(dilation.h >= 1 && dilation.w >= 1, op, ": dilation must be at least 1, got ", dilation);
-  check<ValueError>(padding.h >= 0 && padding.w >= 0 && padding.h <= kernel.h / 2 && padding.w <= kernel.w / 2, op,
-                    ": padding must be between 0 and half of the kernel ", kernel, ", got ", padding);
+  detail::check_pooling(op, kernel, stride, padding, dilation);
   const PoolGeometry g{x.size(0),  x.size(1),  x.size(2),  x.size(3),  kernel.h,   kernel.w,  stride.h,         stride.w,
                        padding.h, padding.w, dilation.h, dilation.w, ceil_mode, count_include_pad};
   const bool fits = g.h > 0 && g.w > 0 && g.out_h() > 0 && g.out_w() > 0 && all_windows_meet(g.h, g.out_h(), g.kernel_h, g.stride_h, g.pad_h, g.dilation_h) &&

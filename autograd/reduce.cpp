@@ -173,15 +173,21 @@ Tensor var(const Tensor& x, const Axes& axes, bool keepdims, double correction) 
 }
 
 Tensor stddev(const Tensor& x, const Axes& axes, bool keepdims, double correction) {
-  return sqrt(var(check_defined("stddev", "x", x), axes, keepdims, correction));
+  const Tensor variance = var(check_defined("stddev", "x", x), axes, keepdims, correction);
+  const Tensor y = detail::unary("stddev", kernels::Unary::sqrt, variance);
+  return record("stddev", y, {variance}, saving(y), [](const Saved& s, const Tensor& g) {       // of equal numbers: 0, where the root's slope is infinite
+    const Tensor y = s[0], is_zero = eq(y, 0);
+    return grads(where(is_zero, 0, div(g, mul(where(is_zero, 1, y), 2))));
+  });
 }
 
 Tensor norm(const Tensor& x, double p, const Axes& axes, bool keepdims) {
   check_real("norm", x);
   check<ValueError>(p > 0, "norm: p must be positive (or infinity), got ", p);
   if (p == 1) return sum(abs(x), axes, keepdims);
-  if (std::isinf(p)) return amax(abs(x), axes, keepdims);
   const Plan plan("norm", x, axes);
+  if (std::isinf(p)) check_not_empty("norm", plan);
+  if (std::isinf(p)) return amax(abs(x), axes, keepdims);
   if (p != 2) {
     const Tensor total = sum(pow(abs(x), p), axes, keepdims);
     return where(eq(total, 0), 0, pow(where(eq(total, 0), 1, total), 1 / p));      // the root's slope at 0 is infinite

@@ -13,6 +13,10 @@ using detail::checked_axis;
 
 namespace {
 
+void check_has_room(const char* op, const Tensor& x) {
+  check<ShapeError>(x.rank() < max_rank, op, ": a tensor has at most ", max_rank, " axes, and x ", x.shape(), " has them all");
+}
+
 Tensor view_of(const Tensor& x, const Shape& shape, const Strides& strides, int64_t offset) {
   return Tensor(x.storage(), shape, strides, offset, x.dtype());
 }
@@ -91,7 +95,7 @@ bool strides_for(const Tensor& x, const Shape& shape, Strides& strides) {
 Tensor pad_axis(const Tensor& x, int axis, int64_t before, int64_t after, PadMode mode) {
   const int64_t size = x.shape()[axis];
   check<ValueError>(before >= 0 && after >= 0, "pad: padding cannot be negative in reflect and replicate mode");
-  check<ShapeError>(size > 0 && (mode == PadMode::replicate || (before < size && after < size)), "pad: reflection by (", before, ",", after,
+  check<ShapeError>(size > 0 && (mode == PadMode::replicate || (before < size && after < size)), mode == PadMode::reflect ? "pad: reflection" : "pad: replication", " by (", before, ",", after,
                     ") needs a larger axis than ", size);
   const auto border = [&](bool is_front, int64_t length) {
     if (mode == PadMode::reflect) return flip(narrow(x, axis, is_front ? 1 : size - 1 - length, length), {axis});
@@ -141,6 +145,7 @@ Tensor triangle(const char* name, const Tensor& x, int64_t diagonal, bool is_low
   check<ShapeError>(x.rank() >= 2, name, ": takes a matrix or a stack of matrices, got shape ", x.shape());
   Tensor y = zeros_like(x);
   const int64_t rows = x.size(-2), columns = x.size(-1);
+  diagonal = std::clamp(diagonal, -rows - 1, columns + 1);               // beyond them nothing changes, and sums do not overflow
   {
     NoGrad no_grad;
     for (int64_t i = 0; i < rows; ++i) {
@@ -215,6 +220,7 @@ Tensor unsqueeze(const Tensor& x, int64_t axis) {
   check_defined("unsqueeze", "x", x);
   Shape shape = x.shape();
   Strides strides = x.strides();
+  check_has_room("unsqueeze", x);
   const int at = wrap_axis(axis, x.rank() + 1, "unsqueeze");
   shape.insert(at, 1);
   strides.insert(at, 1);
@@ -267,8 +273,11 @@ Tensor select(const Tensor& x, int64_t axis, int64_t index) {
 Tensor flip(const Tensor& x, const std::vector<int64_t>& axes) {
   check_defined("flip", "x", x);
   Tensor y = x;
+  bool is_flipped[max_rank] = {};
   for (int64_t axis : axes) {
     const int at = wrap_axis(axis, x.rank(), "flip");
+    check<ValueError>(!is_flipped[at], "flip: axis ", at, " comes twice");
+    is_flipped[at] = true;
     y = slice_view(y, at, y.shape()[at] - 1, y.shape()[at], -1);
   }
   return y;
@@ -292,12 +301,16 @@ Tensor diagonal(const Tensor& x) {
 
 std::vector<Tensor> split(const Tensor& x, const std::vector<int64_t>& sizes, int64_t axis) {
   const int at = checked_axis("split", x, axis);
-  const int64_t total = std::accumulate(sizes.begin(), sizes.end(), int64_t{0});
+  int64_t total = 0;
+  for (int64_t size : sizes) {
+    check<ValueError>(size >= 0, "split: sizes cannot be negative, got ", size);
+    check<ShapeError>(size <= x.shape()[at] - total, "split: the sizes add up to more than the ", x.shape()[at], " of axis ", at, " of x ", x.shape());
+    total += size;
+  }
   check<ShapeError>(total == x.shape()[at], "split: the sizes add up to ", total, ", axis ", at, " of x ", x.shape(), " has ", x.shape()[at]);
   std::vector<Tensor> parts;
   int64_t start = 0;
   for (int64_t size : sizes) {
-    check<ValueError>(size >= 0, "split: sizes cannot be negative, got ", size);
     parts.push_back(narrow(x, at, start, size));
     start += size;
   }
@@ -308,6 +321,7 @@ std::vector<Tensor> split(const Tensor& x, int64_t size, int64_t axis) {
   const int64_t total = check_defined("split", "x", x).size(axis);
   check<ValueError>(size > 0, "split: size must be positive, got ", size);
   std::vector<int64_t> sizes;
+  size = std::min(size, std::max<int64_t>(total, 1));
   for (int64_t start = 0; start < total; start += size) sizes.push_back(std::min(size, total - start));
   if (total == 0) sizes.push_back(0);
   return split(x, sizes, axis);
@@ -381,6 +395,7 @@ Tensor concat(const std::vector<Tensor>& tensors, int64_t axis) {
 Tensor stack(const std::vector<Tensor>& tensors, int64_t axis) {
   check<ValueError>(!tensors.empty(), "stack: takes at least one tensor");
   for (const Tensor& t : tensors) check_defined("stack", "a part", t);
+  check_has_room("stack", tensors[0]);
   const int at = wrap_axis(axis, tensors[0].rank() + 1, "stack");
   std::vector<Tensor> rows;
   for (const Tensor& t : tensors) {

@@ -33,6 +33,7 @@ Tensor softmax_backward(bool is_log, int axis, const Tensor& gradient, const Ten
 Tensor softmax(const char* name, bool is_log, const Tensor& x_any, int64_t axis) {
   if (detail::is_half(x_any)) return to(softmax(name, is_log, detail::widened(x_any), axis), x_any.dtype());
   detail::check_real(name, "x", x_any);
+  if (x_any.rank() == 0) return reshape(softmax(name, is_log, reshape(x_any, {1}), axis), {});
   const int at = wrap_axis(axis, x_any.rank(), name);
   const Tensor x = contiguous(x_any), y = empty_like(x);
   table_of(x).softmax(queue_of(x), along(x.shape(), at), is_log, x.view(), y.mutable_view());
@@ -75,7 +76,8 @@ Tensor differentiable_gradient(const RowLoss& loss, const Tensor& logits, const 
 }
 
 Tensor row_losses(const RowLoss& loss, const Tensor& logits, const Tensor& labels, const Tensor& weight) {
-  return record("cross_entropy", run_rows(loss, logits, labels, weight, {}), {logits}, saving(logits, labels, weight), [loss](const Saved& s, const Tensor& g) {
+  return record("cross_entropy", run_rows(loss, logits, labels, weight, {}), {logits}, saving(logits, labels, weight), [loss](const Saved& s, const Tensor& upstream) {
+    const Tensor g = where(eq(s[1], loss.ignore_index), 0, upstream);       // infinite where the mean is over no rows at all
     if (grad_mode()) return grads(differentiable_gradient(loss, s[0], s[1], s[2]) * unsqueeze(g, 1));
     const Tensor dlogits = empty_like(s[0]);
     run_rows(loss, s[0], s[1], s[2], dlogits);

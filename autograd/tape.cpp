@@ -78,16 +78,17 @@ AutogradMeta& make_autograd_meta(const Tensor& x) {
 Edge gradient_edge(const Tensor& x) {
   AutogradMeta* meta = x ? autograd_meta(x) : nullptr;
   if (!meta || !meta->requires_grad) return {};
-  if (meta->is_leaf && !meta->edge.node) {
-    auto node = std::make_shared<Node>();
-    node->name = "leaf";
-    node->is_leaf = true;
-    node->leaf = x.impl_pointer();
-    node->sequence = next_sequence();
-    node->outputs = {{x.shape(), x.dtype(), x.device()}};
-    meta->edge = {std::move(node), 0};
-  }
   return meta->edge;
+}
+
+void make_leaf_node(const Tensor& x) {
+  auto node = std::make_shared<Node>();
+  node->name = "leaf";
+  node->is_leaf = true;
+  node->leaf = x.impl_pointer();
+  node->sequence = next_sequence();
+  node->outputs = {{x.shape(), x.dtype(), x.device()}};
+  make_autograd_meta(x).edge = {std::move(node), 0};
 }
 
 bool should_record(const TensorRefs& inputs) {
@@ -133,6 +134,7 @@ void attach(const char* name, std::vector<Tensor*> outputs, const TensorRefs& in
 }
 
 void register_hook(const Tensor& x, Hook hook) {
+  check<ValueError>(hook != nullptr, "register_hook: the hook is an empty function");
   const Edge edge = gradient_edge(x);
   check<AutogradError>(edge.node != nullptr, "register_hook: the tensor does not require a gradient");
   if (edge.node->is_leaf) autograd_meta(x)->hooks.push_back(std::move(hook));
@@ -140,6 +142,7 @@ void register_hook(const Tensor& x, Hook hook) {
 }
 
 void register_accumulate_hook(const Tensor& leaf, std::function<void(const Tensor&)> hook) {
+  check<ValueError>(hook != nullptr, "register_accumulate_hook: the hook is an empty function");
   check<AutogradError>(leaf.requires_grad() && leaf.is_leaf(), "register_accumulate_hook: takes a leaf that requires a gradient");
   autograd_meta(leaf)->accumulate_hooks.push_back(std::move(hook));
 }
@@ -180,13 +183,14 @@ bool Tensor::requires_grad() const {
   return meta && meta->requires_grad;
 }
 
-Tensor& Tensor::set_requires_grad(bool requires_grad) {
+Tensor& Tensor::set_requires_grad(bool requires_grad) & {
   if (!requires_grad && !autograd_meta(*this)) return *this;
   check<DTypeError>(!requires_grad || is_floating(dtype()), "set_requires_grad: only floating-point tensors have gradients, this one is ", dtype());
   check<AutogradError>(is_leaf(), "set_requires_grad: the tensor was made by '", made_by(*this), "'; only leaves can be switched, detach() it first");
   AutogradMeta& meta = make_autograd_meta(*this);
-  meta.requires_grad = requires_grad;
   if (!requires_grad) meta.edge = {};
+  else if (!meta.edge.node) make_leaf_node(*this);
+  meta.requires_grad = requires_grad;
   return *this;
 }
 
@@ -201,10 +205,13 @@ Tensor Tensor::grad() const {
 }
 
 void Tensor::set_grad(const Tensor& gradient) const {
-  if (gradient)
+  if (gradient) {
     check<ShapeError>(gradient.shape() == shape() && gradient.dtype() == dtype(), "set_grad: the gradient is ", gradient.dtype(), gradient.shape(),
                       ", the tensor is ", dtype(), shape());
-  else if (!autograd_meta(*this)) return;
+    check<DeviceError>(gradient.device() == device(), "set_grad: the gradient is on ", gradient.device(), ", the tensor on ", device(), "; move one with to()");
+  } else if (!autograd_meta(*this)) {
+    return;
+  }
   make_autograd_meta(*this).grad = gradient;
 }
 

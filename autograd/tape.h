@@ -16,6 +16,7 @@
 #include <functional>
 #include <initializer_list>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <type_traits>
 #include <unordered_set>
@@ -127,17 +128,22 @@ struct Node {
 
 // What hangs in a tensor's slot.
 struct AutogradMeta : AutogradSlot {
-  Edge edge;                                 // of the operation that made the tensor; for a leaf, its accumulating node once there is one
+  Edge edge;                                 // of the operation that made the tensor; for a leaf that requires a gradient, its accumulating node
   bool is_leaf = true;
   bool requires_grad = false;
   Tensor grad;
+  std::mutex accumulating;                   // held while a backward pass adds to grad: passes of several threads may meet in a leaf
   std::vector<Hook> hooks;                   // of a leaf, on each gradient that arrives
   std::vector<std::function<void(const Tensor&)>> accumulate_hooks;   // of a leaf, after grad() was updated
 };
 
 AutogradMeta* autograd_meta(const Tensor& x);          // null if the tensor has none
 AutogradMeta& make_autograd_meta(const Tensor& x);     // makes it if need be
-Edge gradient_edge(const Tensor& x);                   // where gradients of x go; makes a leaf's accumulating node
+Edge gradient_edge(const Tensor& x);                   // where gradients of x go
+// Note [A leaf has its node from the start]
+// The accumulating node of a leaf is made when it comes to require a gradient, not when it is first used: forward passes of several threads may share a
+// leaf, and must not each make a node of their own. Made anew when the leaf changes its dtype or device.
+void make_leaf_node(const Tensor& x);
 
 // References to tensors, for calls like record(name, y, {a, b}, ...). They live as long as the call.
 class TensorRefs {

@@ -164,8 +164,9 @@ Tensor resize_image(const Tensor& image, int64_t height, int64_t width) {
   check<ShapeError>(image.rank() == 3, "resize_image: image must be [C,H,W], got ", image.shape());
   check<ShapeError>(image.numel() > 0 && height > 0 && width > 0, "resize_image: cannot make ", height, " x ", width, " pixels of ", image.shape());
   const int64_t channels = image.size(0), from_height = image.size(1), from_width = image.size(2);
+  checked_numel({channels, height, width}, "resize_image");
+  Tensor resized = empty({channels, height, width}, Device::cpu());          // first: it says so where there is no room
   const std::vector<Taps> rows = triangle_taps(from_height, height), columns = triangle_taps(from_width, width);
-  Tensor resized = empty({channels, height, width}, Device::cpu());
   std::vector<float> line(static_cast<size_t>(from_width));
   const float* from = image.data<float>();
   float* to = resized.mutable_data<float>();

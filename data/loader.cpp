@@ -29,6 +29,7 @@ Tensor on_cpu(const std::vector<int64_t>& values) { return from_vector(values, {
 int64_t width_of(const Sample& sample) { return sample.image.defined() ? sample.image.size(-1) : 0; }
 
 void copy_padded(const Tensor& image, int64_t width, float pad_value, float* to) {
+  check<DTypeError>(image.dtype() == DType::float32, "DataLoader: a picture is ", image.dtype(), ", expected float32; convert it with to(x, DType::float32)");
   const float* from = image.data<float>();
   const int64_t own_width = image.size(2);
   for (int64_t row = 0; row < image.size(0) * image.size(1); ++row, from += own_width, to += width) {

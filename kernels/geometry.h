@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include <fovea/kernels/error.h>
+
 namespace fovea {
 
 // What one axis of a layer sees. Unit u of the output sees inputs [offset + u * stride, offset + u * stride + size - 1].
@@ -22,6 +24,27 @@ struct AxisField {
   bool operator==(const AxisField&) const = default;
 };
 
+// A number of operations, elements or bytes while it is worked out. One that does not fit into 64 bits is a ShapeError, never a wrong number.
+class Count {
+ public:
+  Count(int64_t value) : value_(value) {}
+  int64_t value() const { return value_; }
+  friend Count operator*(Count a, Count b) {
+    int64_t product = 0;
+    check<ShapeError>(!__builtin_mul_overflow(a.value_, b.value_, &product), too_many);
+    return product;
+  }
+  friend Count operator+(Count a, Count b) {
+    int64_t sum = 0;
+    check<ShapeError>(!__builtin_add_overflow(a.value_, b.value_, &sum), too_many);
+    return sum;
+  }
+
+ private:
+  static constexpr const char* too_many = "cost: the numbers of operations and bytes do not fit into 64 bits; ask for a smaller input";
+  int64_t value_;
+};
+
 // What a layer costs for one forward pass. macs counts the multiply-adds of products (matrix, convolution, recurrent); flops counts each of them as two, and
 // besides them every addition of a bias and every elementwise operation as one.
 struct Cost {
@@ -29,13 +52,18 @@ struct Cost {
   int64_t bytes = 0;             // least memory traffic: inputs and parameters read once, outputs written once (float32)
   int64_t parameters = 0;
   Cost& operator+=(const Cost& other) {
-    macs += other.macs; flops += other.flops; bytes += other.bytes; parameters += other.parameters;
+    macs = (Count(macs) + other.macs).value();
+    flops = (Count(flops) + other.flops).value();
+    bytes = (Count(bytes) + other.bytes).value();
+    parameters = (Count(parameters) + other.parameters).value();
     return *this;
   }
   bool operator==(const Cost&) const = default;
 
   // `elements` are the inputs, outputs and parameters that go through memory once.
-  static Cost of(int64_t macs, int64_t other_flops, int64_t elements, int64_t parameters = 0) { return {macs, 2 * macs + other_flops, 4 * elements, parameters}; }
+  static Cost of(Count macs, Count other_flops, Count elements, Count parameters = 0) {
+    return {macs.value(), (2 * macs + other_flops).value(), (4 * elements).value(), parameters.value()};
+  }
 };
 
 // (size - window + 2 padding) / stride + 1, where window = (kernel - 1) * dilation + 1; at most 0 if the window does not fit.
@@ -50,12 +78,12 @@ inline int64_t window_outputs(int64_t size, int64_t kernel, int64_t stride, int6
 // y[b,m,n] = alpha * sum_k a[b,m,k] b[b,k,n] + beta * y[b,m,n]
 struct MatmulGeometry {
   int64_t batch = 1, m = 0, n = 0, k = 0;
-  int64_t macs() const { return batch * m * n * k; }
-  Cost cost() const { return Cost::of(macs(), 0, batch * (m * k + k * n + m * n)); }
+  int64_t macs() const { return (Count(batch) * m * n * k).value(); }
+  Cost cost() const { return Cost::of(macs(), 0, Count(batch) * (Count(m) * k + Count(k) * n + Count(m) * n)); }
   // y = x W^T + b with the weight [n, k] and the bias as parameters; batch is 1.
   Cost linear_cost(bool has_bias) const {
-    const int64_t parameters = n * k + (has_bias ? n : 0);
-    return Cost::of(macs(), has_bias ? m * n : 0, m * k + m * n + parameters, parameters);
+    const Count parameters = Count(n) * k + (has_bias ? n : 0), outputs = Count(m) * n;
+    return Cost::of(macs(), has_bias ? outputs : 0, Count(m) * k + outputs + parameters, parameters);
   }
 };
 
@@ -63,13 +91,13 @@ struct MatmulGeometry {
 struct ElementwiseGeometry {
   int64_t numel = 0, flops_per_element = 1;
   int64_t parameters = 0;
-  Cost cost() const { return Cost::of(0, flops_per_element * numel, 2 * numel + parameters, parameters); }
+  Cost cost() const { return Cost::of(0, Count(flops_per_element) * numel, Count(2) * numel + parameters, parameters); }
 };
 
 // Rows of a table of `count` rows, picked `lookups` times.
 struct EmbeddingGeometry {
   int64_t lookups = 0, count = 0, size = 0;
-  Cost cost() const { return Cost::of(0, 0, lookups * (1 + 2 * size), count * size); }
+  Cost cost() const { return Cost::of(0, 0, lookups * (1 + Count(2) * size), Count(count) * size); }
 };
 
 // 2-D convolution (cross-correlation), x [n,c,h,w], weight [k,c/groups,r,s], y [n,k,out_h,out_w]. 1-D has h = r = 1.
@@ -82,18 +110,18 @@ struct ConvGeometry {
   int64_t group_c() const { return c / groups; }
   int64_t group_k() const { return k / groups; }
   bool is_depthwise() const { return groups == c && groups > 1; }
-  int64_t macs() const { return n * k * out_h() * out_w() * group_c() * r * s; }
-  int64_t inputs() const { return n * c * h * w; }
-  int64_t outputs() const { return n * k * out_h() * out_w(); }
-  int64_t weights() const { return k * group_c() * r * s; }
+  int64_t macs() const { return (Count(outputs()) * group_c() * r * s).value(); }
+  int64_t inputs() const { return (Count(n) * c * h * w).value(); }
+  int64_t outputs() const { return (Count(n) * k * out_h() * out_w()).value(); }
+  int64_t weights() const { return (Count(k) * group_c() * r * s).value(); }
   Cost cost(bool has_bias) const {
-    const int64_t parameters = weights() + (has_bias ? k : 0);
-    return Cost::of(macs(), has_bias ? outputs() : 0, inputs() + outputs() + parameters, parameters);
+    const Count parameters = Count(weights()) + (has_bias ? k : 0);
+    return Cost::of(macs(), has_bias ? outputs() : 0, inputs() + (outputs() + parameters), parameters);
   }
   // Of the transposed convolution, which is this one run backwards: its input is this one's output, and each of its elements meets every weight of its group once.
   Cost transposed_cost(bool has_bias) const {
-    const int64_t parameters = weights() + (has_bias ? c : 0);
-    return Cost::of(macs(), has_bias ? inputs() : 0, inputs() + outputs() + parameters, parameters);
+    const Count parameters = Count(weights()) + (has_bias ? c : 0);
+    return Cost::of(macs(), has_bias ? inputs() : 0, inputs() + (outputs() + parameters), parameters);
   }
   AxisField field_h() const { return AxisField::window(r, stride_h, pad_h, dilation_h); }
   AxisField field_w() const { return AxisField::window(s, stride_w, pad_w, dilation_w); }
@@ -108,7 +136,10 @@ struct PoolGeometry {
 
   int64_t out_h() const { return window_outputs(h, kernel_h, stride_h, pad_h, dilation_h, ceil_mode); }
   int64_t out_w() const { return window_outputs(w, kernel_w, stride_w, pad_w, dilation_w, ceil_mode); }
-  Cost cost() const { return Cost::of(0, n * c * h * w, n * c * (h * w + out_h() * out_w())); }       // an operation for each input
+  Cost cost() const {                                                                                  // an operation for each input
+    const Count planes = Count(n) * c, inputs = planes * h * w;
+    return Cost::of(0, inputs, inputs + planes * out_h() * out_w());
+  }
   AxisField field_h() const { return AxisField::window(kernel_h, stride_h, pad_h, dilation_h); }
   AxisField field_w() const { return AxisField::window(kernel_w, stride_w, pad_w, dilation_w); }
 };
@@ -116,7 +147,10 @@ struct PoolGeometry {
 // Adaptive pooling: output i averages (or takes the maximum of) inputs [floor(i * in / out), ceil((i + 1) * in / out)).
 struct AdaptivePoolGeometry {
   int64_t n = 0, c = 0, h = 0, w = 0, out_h = 1, out_w = 1;
-  Cost cost() const { return Cost::of(0, n * c * h * w, n * c * (h * w + out_h * out_w)); }
+  Cost cost() const {
+    const Count planes = Count(n) * c, inputs = planes * h * w;
+    return Cost::of(0, inputs, inputs + planes * out_h * out_w);
+  }
   static int64_t start(int64_t i, int64_t in, int64_t out) { return i * in / out; }
   static int64_t end(int64_t i, int64_t in, int64_t out) { return ((i + 1) * in + out - 1) / out; }
 };
@@ -126,16 +160,16 @@ struct AdaptivePoolGeometry {
 struct NormGeometry {
   int64_t n = 0, channels = 1, spatial = 1, groups = 1;
   double eps = 1e-5;
-  int64_t numel() const { return n * channels * spatial; }
+  int64_t numel() const { return (Count(n) * channels * spatial).value(); }
   // A scale and a shift an element with known statistics (batch norm in evaluation), 5 operations where they have to be found first.
-  Cost cost(bool finds_statistics, int64_t parameters) const { return Cost::of(0, (finds_statistics ? 5 : 2) * numel(), 2 * numel() + parameters, parameters); }
+  Cost cost(bool finds_statistics, int64_t parameters) const { return Cost::of(0, Count(finds_statistics ? 5 : 2) * numel(), Count(2) * numel() + parameters, parameters); }
 };
 
 // x [outer, size, inner]: an operation along one axis of a contiguous tensor.
 struct AxisGeometry {
   int64_t outer = 1, size = 0, inner = 1;
-  int64_t softmax_flops() const { return outer * inner * std::max<int64_t>(3 * size - 1, 0); }      // exp, sum and division
-  Cost softmax_cost() const { return Cost::of(0, softmax_flops(), 2 * outer * size * inner); }
+  int64_t softmax_flops() const { return (Count(outer) * inner * std::max<int64_t>(3 * size - 1, 0)).value(); }      // exp, sum and division
+  Cost softmax_cost() const { return Cost::of(0, softmax_flops(), Count(2) * outer * size * inner); }
 };
 
 // Resizing [n*c, h, w] to [n*c, out_h, out_w]. scale is input pixels per output pixel along an axis, as PyTorch computes it.
@@ -144,7 +178,7 @@ struct ResizeGeometry {
   bool align_corners = false;
   double scale_h() const { return scale(h, out_h); }
   double scale_w() const { return scale(w, out_w); }
-  Cost cost(bool is_bilinear) const { return Cost::of(0, (is_bilinear ? 4 : 0) * planes * out_h * out_w, planes * (h * w + out_h * out_w)); }
+  Cost cost(bool is_bilinear) const { return Cost::of(0, Count(is_bilinear ? 4 : 0) * planes * out_h * out_w, planes * (Count(h) * w + Count(out_h) * out_w)); }
 
  private:
   double scale(int64_t in, int64_t out) const {
@@ -163,20 +197,20 @@ struct RnnGeometry {
 
   int64_t gates() const { return cell == RnnCell::lstm ? 4 : cell == RnnCell::gru ? 3 : 1; }
   bool has_cell_state() const { return cell == RnnCell::lstm; }
-  int64_t macs() const { return time * batch * directions * gates() * (input_size * hidden_size + hidden_size * hidden_size); }
+  int64_t macs() const { return (Count(time) * batch * weights()).value(); }
   // Of each unit in each step: its activations (one each), and c = f c + i g, h = o tanh(c) for the LSTM, r h~ and the blend (1 - z) n + z h for the GRU.
   int64_t elementwise_flops() const {
-    const int64_t units = time * batch * directions * hidden_size;
+    const Count units = Count(time) * batch * directions * hidden_size;
     switch (cell) {
-      case RnnCell::lstm: return units * (4 + 5);
-      case RnnCell::gru: return units * (4 + 3);
-      default: return units;
+      case RnnCell::lstm: return (units * (4 + 5)).value();
+      case RnnCell::gru: return (units * (4 + 3)).value();
+      default: return units.value();
     }
   }
-  int64_t weights() const { return directions * gates() * hidden_size * (input_size + hidden_size); }
+  int64_t weights() const { return (Count(directions) * gates() * hidden_size * (Count(input_size) + hidden_size)).value(); }
   Cost cost(bool has_bias) const {
-    const int64_t steps = time * batch, biases = has_bias ? 2 * directions * gates() * hidden_size : 0, parameters = weights() + biases;
-    return Cost::of(macs(), elementwise_flops() + steps * biases, steps * (input_size + directions * hidden_size) + parameters, parameters);
+    const Count steps = Count(time) * batch, biases = has_bias ? Count(2) * directions * gates() * hidden_size : Count(0), parameters = weights() + biases;
+    return Cost::of(macs(), elementwise_flops() + steps * biases, steps * (input_size + Count(directions) * hidden_size) + parameters, parameters);
   }
 };
 
@@ -186,12 +220,12 @@ struct AttentionGeometry {
   // The four projections, then q k^T, softmax and the weighted sum of v.
   Cost cost(bool has_bias) const {
     Cost total;
-    total += MatmulGeometry{.batch = 1, .m = batch * queries, .n = embed, .k = embed}.linear_cost(has_bias);
-    total += MatmulGeometry{.batch = 1, .m = batch * keys, .n = 2 * embed, .k = embed}.linear_cost(has_bias);
+    total += MatmulGeometry{.batch = 1, .m = (Count(batch) * queries).value(), .n = embed, .k = embed}.linear_cost(has_bias);
+    total += MatmulGeometry{.batch = 1, .m = (Count(batch) * keys).value(), .n = 2 * embed, .k = embed}.linear_cost(has_bias);
     total += MatmulGeometry{.batch = batch * heads, .m = queries, .n = keys, .k = embed / heads}.cost();
     total += AxisGeometry{.outer = batch * heads * queries, .size = keys}.softmax_cost();
     total += MatmulGeometry{.batch = batch * heads, .m = queries, .n = embed / heads, .k = keys}.cost();
-    total += MatmulGeometry{.batch = 1, .m = batch * queries, .n = embed, .k = embed}.linear_cost(has_bias);
+    total += MatmulGeometry{.batch = 1, .m = (Count(batch) * queries).value(), .n = embed, .k = embed}.linear_cost(has_bias);
     return total;
   }
 };

@@ -29,7 +29,7 @@ Tensor PReLU::forward(const Tensor& x) {
     shape[1] = slope.numel();
     slope = reshape(slope, shape);
   }
-  return relu(x) - slope * relu(-x);
+  return where(x > 0, x, slope * x);                       // at 0 with the slope of the left, as PyTorch
 }
 
 std::optional<Cost> Softmax::own_cost(const Shape& input) const { return softmax_cost(input, axis_); }

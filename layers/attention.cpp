@@ -78,6 +78,8 @@ Tensor MultiheadAttention::masked(Tensor scores, const AttentionMasks& masks, co
     const Shape plain{sizes.queries, sizes.keys}, full{sizes.batch * options_.heads, sizes.queries, sizes.keys};
     check<ShapeError>(mask.shape() == plain || mask.shape() == full, "MultiheadAttention: attention_mask must be ", plain, " or ", full,
                       ", got ", mask.shape());
+    check<DTypeError>(mask.dtype() == DType::boolean || mask.dtype() == scores.dtype(), "MultiheadAttention: attention_mask must be bool (true: not attended to) or ",
+                      scores.dtype(), " (added to the scores), got ", mask.dtype());
     scores = mask.dtype() == DType::boolean ? where(mask, nothing, scores) : scores + mask;
   }
   if (const Tensor& mask = masks.key_padding_mask) {

@@ -1,5 +1,8 @@
 #include <fovea/layers/conv.h>
 
+#include <algorithm>
+
+#include <fovea/autograd/arguments.h>
 #include <fovea/autograd/conv.h>
 #include <fovea/autograd/elementwise.h>
 #include <fovea/autograd/shape.h>
@@ -8,6 +11,24 @@
 
 namespace fovea::layers {
 namespace {
+
+// The options, once they were looked at: what forward would refuse is refused when the layer is made.
+template <class Options>
+Options checked(const char* layer, const Options& o) {
+  detail::check_window(layer, o.stride, o.padding, o.dilation);
+  return o;
+}
+
+template <class Options>
+Options checked_transposed(const char* layer, const Options& o) {
+  const Pair output_padding = o.output_padding, stride = o.stride, dilation = o.dilation;
+  const auto is_below = [](int64_t extra, int64_t step, int64_t spread) { return extra >= 0 && extra < std::max(step, spread); };
+  checked(layer, o);
+  check<ValueError>(is_below(output_padding.h, stride.h, dilation.h) && is_below(output_padding.w, stride.w, dilation.w), layer,
+                    ": output_padding must be at least 0 and smaller than stride or dilation, got ", output_padding, " with stride ", stride, " and dilation ",
+                    dilation);
+  return o;
+}
 
 // [out, in / groups, kernel...], or [in, out / groups, kernel...] when transposed; `first` and `second` come in that order. Its values
 // are not set yet.
@@ -20,6 +41,7 @@ Tensor make_weight(const char* layer, int64_t first, int64_t second, int64_t gro
     check<ValueError>(size > 0, layer, ": the kernel must be positive, got ", size);
     shape.push_back(size);
   }
+  checked_numel(shape, layer);
   return empty(shape);
 }
 
@@ -67,7 +89,7 @@ Tensor positions(int64_t size, TensorOptions options) { return size > 1 ? linspa
 Conv1d::Conv1d(Options o)
     : weight(param("weight", make_weight("Conv1d", o.out, o.in, o.groups, {o.kernel}))),
       bias(param("bias", make_bias(o.bias, o.out))),
-      options_(o) {
+      options_(checked("Conv1d", o)) {
   init::linear_default_(weight, bias);
 }
 
@@ -98,7 +120,7 @@ std::optional<ReceptiveField> Conv1d::own_field() const {
 Conv2d::Conv2d(Options o)
     : weight(param("weight", make_weight("Conv2d", o.out, o.in, o.groups, {o.kernel.h, o.kernel.w}))),
       bias(param("bias", make_bias(o.bias, o.out))),
-      options_(o) {
+      options_(checked("Conv2d", o)) {
   init::linear_default_(weight, bias);
 }
 
@@ -130,7 +152,7 @@ std::optional<ReceptiveField> Conv2d::own_field() const {
 ConvTranspose1d::ConvTranspose1d(Options o)
     : weight(param("weight", make_weight("ConvTranspose1d", o.in, o.out, o.groups, {o.kernel}))),
       bias(param("bias", make_bias(o.bias, o.out))),
-      options_(o) {
+      options_(checked_transposed("ConvTranspose1d", o)) {
   init::linear_default_(weight, bias);
 }
 
@@ -165,7 +187,7 @@ std::optional<ReceptiveField> ConvTranspose1d::own_field() const {
 ConvTranspose2d::ConvTranspose2d(Options o)
     : weight(param("weight", make_weight("ConvTranspose2d", o.in, o.out, o.groups, {o.kernel.h, o.kernel.w}))),
       bias(param("bias", make_bias(o.bias, o.out))),
-      options_(o) {
+      options_(checked_transposed("ConvTranspose2d", o)) {
   init::linear_default_(weight, bias);
 }
 

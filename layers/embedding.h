@@ -19,6 +19,7 @@ class Embedding : public Module {
 
  protected:
   std::optional<Cost> own_cost(const Shape& input) const override;
+  void check_cost_input(const Shape&) override {}                           // indices of any shape
 
  private:
   std::optional<int64_t> padding_idx_;

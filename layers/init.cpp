@@ -1,7 +1,10 @@
 #include <fovea/layers/init.h>
 
+#include <algorithm>
 #include <cmath>
 
+#include <fovea/autograd/inplace.h>
+#include <fovea/autograd/matmul.h>
 #include <fovea/autograd/shape.h>
 #include <fovea/autograd/tape.h>
 #include <fovea/tensor/creation.h>
@@ -10,6 +13,7 @@ namespace fovea::layers::init {
 namespace {
 
 void fill_random(const Tensor& x, kernels::Distribution distribution, double a, double b, Generator& generator) {
+  check<DTypeError>(is_floating(x.dtype()), "init: draws floating-point numbers, got a tensor of ", x.dtype());
   if (x.is_meta() || x.numel() == 0) return;
   check<ShapeError>(x.is_contiguous(), "init: takes a contiguous tensor, got strides ", x.strides(), " of shape ", x.shape());
   x.storage()->bump_version();
@@ -33,19 +37,31 @@ double dot(const double* a, const double* b, int64_t n) {
   return sum;
 }
 
-// Gram and Schmidt over `count` rows of n values, twice: once is not enough in floating point ("twice is enough", Giraud et al. 2005).
-void orthonormalize(std::vector<double>& rows, int64_t count, int64_t n) {
+// Gram and Schmidt within `count` rows of n values, twice: once is not enough in floating point ("twice is enough", Giraud et al. 2005).
+void orthonormalize(double* rows, int64_t count, int64_t n) {
   for (int64_t i = 0; i < count; ++i) {
-    double* row = rows.data() + i * n;
+    double* row = rows + i * n;
     for (int pass = 0; pass < 2; ++pass) {
       for (int64_t j = 0; j < i; ++j) {
-        const double* earlier = rows.data() + j * n;
+        const double* earlier = rows + j * n;
         const double projection = dot(row, earlier, n);
         for (int64_t k = 0; k < n; ++k) row[k] -= projection * earlier[k];
       }
     }
     const double length = std::sqrt(dot(row, row, n));
     for (int64_t k = 0; k < n; ++k) row[k] /= length;
+  }
+}
+
+// All rows of a float64 matrix, by blocks: what a block has of the rows above it goes by two matrix products (twice again), what is left is worked out row by row.
+void orthonormalize(Tensor& matrix) {
+  constexpr int64_t block = 64;
+  const int64_t count = matrix.size(0), n = matrix.size(1);
+  for (int64_t start = 0; start < count; start += block) {
+    const int64_t rows = std::min(block, count - start);
+    const Tensor part = narrow(matrix, 0, start, rows), above = narrow(matrix, 0, 0, start);
+    for (int pass = 0; pass < 2 && start > 0; ++pass) sub_(part, matmul(matmul(part, transpose(above)), above));
+    orthonormalize(matrix.mutable_data<double>() + start * n, rows, n);
   }
 }
 
@@ -71,6 +87,7 @@ double gain(Nonlinearity nonlinearity, double slope) {
 }
 
 void constant_(const Tensor& x, double value) {
+  detail::check_fits("constant_", value, x.dtype());
   x.storage()->bump_version();
   table_of(x).fill(queue_of(x), value, x.mutable_view());
 }
@@ -103,10 +120,9 @@ void orthogonal_(const Tensor& weight, double gain, Generator& generator) {
   if (weight.is_meta() || weight.numel() == 0) return;
   NoGrad no_grad;
   const int64_t rows = weight.size(0), columns = weight.numel() / rows, count = std::min(rows, columns), length = std::max(rows, columns);
-  std::vector<double> values = randn({count, length}, {DType::float64, Device::cpu()}, generator).to_vector<double>();
-  orthonormalize(values, count, length);
-  for (double& value : values) value *= gain;
-  Tensor matrix = from_vector(values, {count, length}, Device::cpu());
+  Tensor matrix = randn({count, length}, {DType::float64, Device::cpu()}, generator);
+  orthonormalize(matrix);
+  mul_(matrix, gain);
   if (rows > columns) matrix = transpose(matrix);
   const Tensor shaped = to(reshape(matrix, weight.shape()), weight.device());
   weight.storage()->bump_version();

@@ -36,6 +36,7 @@ class Bilinear : public Module {
 
  protected:
   std::optional<Cost> own_cost(const Shape& first) const override;          // of the first input
+  void check_cost_input(const Shape&) override {}                           // own_cost looks at the one input it is told of
 };
 
 }  // namespace fovea::layers

@@ -13,12 +13,18 @@ namespace {
 void check_same_shape(const char* loss, const Tensor& x, const Tensor& target) {
   check<ShapeError>(x.shape() == target.shape(), loss, ": the prediction is ", x.shape(), ", the target ", target.shape(),
                     "; they must agree");
+  check<DTypeError>(is_floating(x.dtype()), loss, ": takes a floating-point prediction, got ", x.dtype(), "; convert it with to(x, DType::float32)");
 }
 
 // The labels with those to be ignored replaced by 0, which can be looked up.
 struct CheckedLabels {
   Tensor labels, is_ignored;
 };
+void check_labels(const char* loss, const Tensor& labels) {
+  const DType dtype = labels.dtype();
+  check<DTypeError>(!is_floating(dtype) && dtype != DType::boolean, loss, ": labels must be int64, got ", dtype, "; convert with to(labels, DType::int64)");
+}
+
 CheckedLabels without_ignored(const Tensor& labels, int64_t ignore_index) {
   const Tensor wide = to(labels, DType::int64), is_ignored = eq(wide, ignore_index);      // in uint8, -100 would be 156
   return {where(is_ignored, int64_t{0}, wide), is_ignored};
@@ -54,10 +60,12 @@ Tensor NLLLoss::forward(const Tensor& log_probabilities, const Tensor& labels) {
   check<ShapeError>(labels.shape() == expected, "NLLLoss: labels for ", x.shape(), " must be ", expected, ", got ", labels.shape());
   check<ShapeError>(!weight || weight.shape() == Shape{x.size(1)}, "NLLLoss: weight must be [classes] = [", x.size(1), "], got ",
                     weight ? weight.shape() : Shape{});
+  check_labels("NLLLoss", labels);
   const auto [known, is_ignored] = without_ignored(labels, ignore_index_);
+  detail::checked_index("NLLLoss", "labels", known, x, x.size(1), str(x.size(1), " classes"));
   const Tensor picked = squeeze(gather(x, 1, unsqueeze(known, 1)), 1);
   const Tensor of_class = weight ? reshape(index_select(alongside(x, weight), 0, flatten(known)), expected) : ones_like(picked);
-  const Tensor weights = where(is_ignored, 0.0, of_class), losses = -picked * weights;
+  const Tensor weights = where(is_ignored, 0.0, of_class), losses = where(is_ignored, 0.0, -picked * weights);
   return reduction() == Reduction::mean ? sum(losses) / sum(weights) : reduced(losses);
 }
 
@@ -87,6 +95,9 @@ BCEWithLogitsLoss::BCEWithLogitsLoss(BCEWithLogitsOptions options)
 // (1 - y) x + (1 + (p - 1) y) ln(1 + e^-x), with the positive weight p.
 Tensor BCEWithLogitsLoss::forward(const Tensor& logits, const Tensor& target) {
   check_same_shape("BCEWithLogitsLoss", logits, target);
+  for (const Tensor& factor : {weight, positive_weight})
+    check<ShapeError>(!factor || broadcast_shapes(factor.shape(), logits.shape(), "BCEWithLogitsLoss: weight and logits") == logits.shape(), "BCEWithLogitsLoss: a weight of ",
+                      factor ? factor.shape() : Shape{}, " cannot be broadcast to logits ", logits.shape());
   constexpr double exact_in_double = 40;                                     // beyond it ln(1 + e^x) is x
   const Tensor tail = softplus(-logits, 1, exact_in_double);
   const Tensor scaled = positive_weight ? (1 + (alongside(logits, positive_weight) - 1) * target) * tail : tail;
@@ -103,6 +114,8 @@ Tensor HingeLoss::forward(const Tensor& scores, const Tensor& signs) {
 Tensor MulticlassHingeLoss::forward(const Tensor& scores, const Tensor& labels) {
   check<ShapeError>(scores.rank() == 2 && labels.shape() == Shape{scores.size(0)},
                     "MulticlassHingeLoss: takes scores [n,classes] and labels [n], got ", scores.shape(), " and ", labels.shape());
+  check_labels("MulticlassHingeLoss", labels);
+  detail::checked_index("MulticlassHingeLoss", "labels", labels, scores, scores.size(1), str(scores.size(1), " classes"));
   const Tensor column = unsqueeze(labels, 1), own = gather(scores, 1, column);
   const Tensor shortfall = relu(scores - own + options_.margin), losses = options_.squared ? square(shortfall) : shortfall;
   const Tensor is_label = ne(one_hot(labels, scores.size(1)), 0);

@@ -1,5 +1,5 @@
 // Losses: how far a prediction is from its target. Each takes (prediction, target) and gives one number, or one for each sample or element
-// with Reduction::none.
+// with Reduction::none. cost() takes the prediction's shape and counts the formula's operations element by element.
 #pragma once
 
 #include <fovea/autograd/ctc.h>
@@ -17,6 +17,11 @@ class Loss : public Module {
   explicit Loss(Reduction reduction) : reduction_(reduction) {}
   Tensor reduced(const Tensor& losses) const;
   Reduction reduction() const { return reduction_; }
+  std::optional<Cost> own_cost(const Shape& prediction) const override {
+    return ElementwiseGeometry{.numel = prediction.numel(), .flops_per_element = flops_per_element()}.cost();
+  }
+  void check_cost_input(const Shape&) override {}                            // the target, which forward would look at too, is not known
+  virtual int64_t flops_per_element() const { return 3; }                    // a difference, a function of it and the sum over all
 
  private:
   using Module::forward;
@@ -47,6 +52,9 @@ class NLLLoss : public Loss {
   explicit NLLLoss(NLLLossOptions options = {});
   Tensor forward(const Tensor& log_probabilities, const Tensor& labels) override;
   Tensor weight;
+
+ protected:
+  int64_t flops_per_element() const override { return 0; }                   // a look-up
 
  private:
   int64_t ignore_index_;
@@ -90,6 +98,9 @@ class BCEWithLogitsLoss : public Loss {
   explicit BCEWithLogitsLoss(BCEWithLogitsOptions options = {});
   Tensor forward(const Tensor& logits, const Tensor& target) override;
   Tensor weight, positive_weight;
+
+ protected:
+  int64_t flops_per_element() const override { return 5; }                   // softplus, the two products, their sum and the sum over all
 };
 
 struct HingeOptions {

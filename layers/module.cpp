@@ -31,8 +31,8 @@ struct Tracing {
 
 // Note [Handles follow a module's move to another dtype or device]
 // A parameter is held by the module's list, by the layer's member and perhaps by an optimizer. All of them share one Impl, so its contents
-// are replaced rather than the handles. The accumulating node on the tape was made for the old dtype and device, and goes; so does the
-// gradient.
+// are replaced rather than the handles. The accumulating node on the tape was made for the old dtype and device, and is made anew; the
+// gradient goes.
 void replace_contents(const Tensor& handle, const Tensor& value) {
   Tensor::Impl& impl = handle.impl();
   impl.storage = value.storage();
@@ -40,7 +40,7 @@ void replace_contents(const Tensor& handle, const Tensor& value) {
   impl.offset = value.offset();
   impl.dtype = value.dtype();
   if (AutogradMeta* meta = autograd_meta(handle)) {
-    meta->edge = {};
+    if (meta->requires_grad) make_leaf_node(handle);
     meta->grad = {};
   }
 }
@@ -51,8 +51,8 @@ void collect(const Module& module, const std::string& prefix, const NamedTensors
 }
 
 std::string with_separators(int64_t value) {
-  const std::string digits = std::to_string(value);
-  std::string text;
+  const std::string digits = std::to_string(value < 0 ? -value : value);
+  std::string text(value < 0 ? 1 : 0, '-');
   for (size_t i = 0; i < digits.size(); ++i) {
     if (i > 0 && (digits.size() - i) % 3 == 0) text += ',';
     text += digits[i];
@@ -62,7 +62,9 @@ std::string with_separators(int64_t value) {
 
 }  // namespace
 
-Tensor Module::forward(const Tensor&) { fail(type_name(), ": has no forward of one tensor; see its header for the one it has"); }
+Tensor Module::forward(const Tensor&) {
+  fail(type_name(), ": has no forward of its own for one tensor, and so cannot stand in a Sequential; call it with all of its inputs, or its children one by one");
+}
 
 // --- building ---
 
@@ -83,6 +85,8 @@ Module& Module::add_child(const std::string& name, std::unique_ptr<Module> child
 Tensor Module::param(const std::string& name, Tensor value) {
   check_new_name(name);
   if (!value) return value;
+  check<DTypeError>(is_floating(value.dtype()), type_name(), ": parameter \"", name, "\" is ", value.dtype(), "; parameters are floating-point tensors, see buffer()");
+  check<AutogradError>(value.is_leaf(), type_name(), ": parameter \"", name, "\" was made by a recorded operation; detach() it first");
   value.set_requires_grad(true);
   parameters_.add(name, value);
   return value;
@@ -179,6 +183,7 @@ std::string Module::tree() const {
 // --- changing ---
 
 Module& Module::apply(const std::function<void(Module&)>& fn) {
+  check<ValueError>(fn != nullptr, type_name(), ": apply takes a function, got an empty one");
   for (const auto& [name, child] : children_) child->apply(fn);
   fn(*this);
   return *this;
@@ -239,9 +244,14 @@ Tensor Module::meta_input(const Shape& input) const {
   return empty(input, Device::meta());
 }
 
+void Module::check_cost_input(const Shape& input) { forward(meta_input(input)); }
+
 std::vector<LayerCost> Module::layer_costs(const Shape& input) {
+  checked_numel(input, (type_name() + ": cost").c_str());
   Trace trace;
   if (const std::optional<Cost> cost = own_cost(input)) {
+    NoGrad no_grad;
+    check_cost_input(input);
     trace.push_back({this, "", input, *cost});
   } else {
     NoGrad no_grad;

@@ -94,7 +94,8 @@ class Module {
 
   // --- looking into it ---
   // What one forward pass over `input` (batch included) costs. A layer has its formula (kernels/geometry.h); any other module runs a
-  // forward on meta and adds up the layers it calls. Functions called between layers (relu(x), concat) are not counted.
+  // forward on meta and adds up the layers it calls. Functions called between layers (relu(x), concat) are not counted. An input that forward
+  // would not take is the same error here.
   Cost cost(const Shape& input);
   std::vector<LayerCost> layer_costs(const Shape& input);
   Shape output_shape(const Shape& input);                      // by a forward on meta
@@ -113,6 +114,8 @@ class Module {
 
   // A layer's own answers; nothing means: ask the children.
   virtual std::optional<Cost> own_cost(const Shape&) const { return {}; }
+  // Before own_cost is asked by cost(): throws what a forward over such an input would. By a forward on meta, but for layers that have none of one tensor.
+  virtual void check_cost_input(const Shape& input);
   virtual std::optional<ReceptiveField> own_field() const { return {}; }
 
   // Stands in every operator(): reports the call while costs are counted.

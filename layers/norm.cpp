@@ -14,6 +14,8 @@ NormGeometry geometry_of(const Shape& x) {
   return {.n = n, .channels = channels, .spatial = n * channels > 0 ? x.numel() / (n * channels) : 0};
 }
 
+void check_eps(const char* layer, double eps) { check<ValueError>(eps >= 0, layer, ": eps must not be negative, got ", eps); }
+
 int64_t parameters_of(const Tensor& weight, const Tensor& bias) { return (weight ? weight.numel() : 0) + (bias ? bias.numel() : 0); }
 
 }  // namespace
@@ -22,6 +24,7 @@ int64_t parameters_of(const Tensor& weight, const Tensor& bias) { return (weight
 
 BatchNorm::BatchNorm(int64_t channels, BatchNormOptions o) : channels_(channels), options_(o) {
   check<ValueError>(channels > 0, "BatchNorm: channels must be positive, got ", channels);
+  check_eps("BatchNorm", o.eps);
   weight = param("weight", when(o.affine, ones({channels})));
   bias = param("bias", when(o.affine, zeros({channels})));
   running_mean = buffer("running_mean", when(o.track_running_stats, zeros({channels})));
@@ -74,6 +77,7 @@ LayerNorm::LayerNorm(const Shape& normalized, LayerNormOptions o)
     : normalized_(normalized), eps_(o.eps) {
   check<ValueError>(normalized.rank() > 0 && checked_numel(normalized, "LayerNorm") > 0,
                     "LayerNorm: takes the sizes of the last axes, all positive, got ", normalized);
+  check_eps("LayerNorm", o.eps);
   weight = param("weight", when(o.affine, ones(normalized)));
   bias = param("bias", when(o.affine && o.bias, zeros(normalized)));
 }
@@ -91,6 +95,7 @@ std::optional<Cost> LayerNorm::own_cost(const Shape& input) const {
 GroupNorm::GroupNorm(int64_t groups, int64_t channels, GroupNormOptions o) : groups_(groups), channels_(channels), eps_(o.eps) {
   check<ValueError>(groups > 0 && channels > 0 && channels % groups == 0, "GroupNorm: groups (", groups, ") must divide channels (",
                     channels, ")");
+  check_eps("GroupNorm", o.eps);
   weight = param("weight", when(o.affine, ones({channels})));
   bias = param("bias", when(o.affine, zeros({channels})));
 }
@@ -113,6 +118,7 @@ std::optional<Cost> GroupNorm::own_cost(const Shape& input) const {
 
 InstanceNorm::InstanceNorm(int64_t channels, int rank, InstanceNormOptions o) : channels_(channels), rank_(rank), eps_(o.eps) {
   check<ValueError>(channels > 0, "InstanceNorm: channels must be positive, got ", channels);
+  check_eps("InstanceNorm", o.eps);
   weight = param("weight", when(o.affine, ones({channels})));
   bias = param("bias", when(o.affine, zeros({channels})));
 }

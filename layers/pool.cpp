@@ -1,5 +1,7 @@
 #include <fovea/layers/pool.h>
 
+#include <fovea/autograd/arguments.h>
+
 namespace fovea::layers {
 namespace {
 
@@ -20,7 +22,7 @@ PoolGeometry over(const Shape& x, int axes) {
 
 template <class Options>
 PoolGeometry image_geometry(PoolGeometry g, Pair kernel, const Options& o) {
-  const Pair stride(o.stride.h ? o.stride.h : kernel.h, o.stride.w ? o.stride.w : kernel.w);
+  const Pair stride = o.stride == Pair(0) ? kernel : o.stride;
   g.kernel_h = kernel.h, g.kernel_w = kernel.w;
   g.stride_h = stride.h, g.stride_w = stride.w;
   g.pad_h = o.padding.h, g.pad_w = o.padding.w;
@@ -48,14 +50,12 @@ std::string describe(Size kernel, const Options& o) {
   return result;
 }
 
-int64_t checked_kernel(int64_t kernel, const char* layer) {
-  check<ValueError>(kernel > 0, layer, ": the kernel must be positive, got ", kernel);
-  return kernel;
-}
-
-Pair checked_kernel(Pair kernel, const char* layer) {
-  check<ValueError>(kernel.h > 0 && kernel.w > 0, layer, ": the kernel must be positive, got ", kernel);
-  return kernel;
+// The options, once they were looked at: what forward would refuse is refused when the layer is made.
+template <class Options>
+Options checked(const char* layer, Pair kernel, const Options& o, Pair dilation = 1) {
+  const Pair stride = o.stride;
+  detail::check_pooling(layer, kernel, stride == Pair(0) ? kernel : stride, o.padding, dilation);
+  return o;
 }
 
 // An operation for each input, and one output for each plane.
@@ -69,7 +69,7 @@ Cost global_cost(const Shape& x) {
 
 // --- windows of an image ---
 
-MaxPool2d::MaxPool2d(Pair kernel, MaxPool2dOptions options) : kernel_(checked_kernel(kernel, "MaxPool2d")), options_(options) {}
+MaxPool2d::MaxPool2d(Pair kernel, MaxPool2dOptions options) : kernel_(kernel), options_(checked("MaxPool2d", kernel, options, options.dilation)) {}
 Tensor MaxPool2d::forward(const Tensor& x) { return max_pool2d(x, kernel_, options_); }
 std::string MaxPool2d::options() const { return describe(kernel_, options_); }
 
@@ -86,7 +86,7 @@ std::optional<ReceptiveField> MaxPool2d::own_field() const {
   return field_of(g);
 }
 
-AvgPool2d::AvgPool2d(Pair kernel, AvgPool2dOptions options) : kernel_(checked_kernel(kernel, "AvgPool2d")), options_(options) {}
+AvgPool2d::AvgPool2d(Pair kernel, AvgPool2dOptions options) : kernel_(kernel), options_(checked("AvgPool2d", kernel, options)) {}
 Tensor AvgPool2d::forward(const Tensor& x) { return avg_pool2d(x, kernel_, options_); }
 std::string AvgPool2d::options() const { return describe(kernel_, options_); }
 
@@ -99,7 +99,7 @@ std::optional<ReceptiveField> AvgPool2d::own_field() const { return field_of(ima
 
 // --- windows of a line ---
 
-MaxPool1d::MaxPool1d(int64_t kernel, MaxPool1dOptions options) : kernel_(checked_kernel(kernel, "MaxPool1d")), options_(options) {}
+MaxPool1d::MaxPool1d(int64_t kernel, MaxPool1dOptions options) : kernel_(kernel), options_(checked("MaxPool1d", kernel, options, options.dilation)) {}
 Tensor MaxPool1d::forward(const Tensor& x) { return max_pool1d(x, kernel_, options_); }
 std::string MaxPool1d::options() const { return describe(kernel_, options_); }
 
@@ -116,7 +116,7 @@ std::optional<ReceptiveField> MaxPool1d::own_field() const {
   return field_of(g);
 }
 
-AvgPool1d::AvgPool1d(int64_t kernel, AvgPool1dOptions options) : kernel_(checked_kernel(kernel, "AvgPool1d")), options_(options) {}
+AvgPool1d::AvgPool1d(int64_t kernel, AvgPool1dOptions options) : kernel_(kernel), options_(checked("AvgPool1d", kernel, options)) {}
 Tensor AvgPool1d::forward(const Tensor& x) { return avg_pool1d(x, kernel_, options_); }
 std::string AvgPool1d::options() const { return describe(kernel_, options_); }
 

@@ -23,6 +23,8 @@ Recurrent::Recurrent(RnnCell cell, Options o) : cell_(cell), options_(o) {
   check<ValueError>(o.input > 0 && o.hidden > 0 && o.layers > 0, "recurrent layer: input, hidden and layers must be positive, got ",
                     o.input, ", ", o.hidden, " and ", o.layers, "; give them as {.input = 64, .hidden = 128}");
   check<ValueError>(o.dropout >= 0 && o.dropout < 1, "recurrent layer: dropout must be in [0, 1), got ", o.dropout);
+  constexpr int64_t most_layers = 1024;
+  check<ValueError>(o.layers <= most_layers, "recurrent layer: layers must be at most ", most_layers, ", got ", o.layers);
   for (int64_t layer = 0; layer < o.layers; ++layer) {
     const RnnGeometry g = layer_geometry(layer);
     const int64_t rows = g.gates() * o.hidden;

@@ -35,8 +35,9 @@ std::string meant(const std::string& name, const std::vector<std::string>& missi
 }
 
 void copy_value(const Tensor& from, const Tensor& target) {
-  if (from.storage() == target.storage() && from.offset() == target.offset()) return;
-  const Tensor source = to(from, target.device());
+  const bool is_same_memory = from.storage() == target.storage();
+  if (is_same_memory && from.offset() == target.offset() && from.strides() == target.strides() && from.dtype() == target.dtype()) return;
+  const Tensor source = is_same_memory ? clone(from) : to(from, target.device());
   target.storage()->bump_version();
   if (source.numel() > 0) table_of(target).copy(queue_of(target), source.view(), target.mutable_view());
 }

@@ -21,7 +21,12 @@ Upsample::Upsample(Options o) : options_(o) {
 
 Pair Upsample::output_of(const Shape& x) const {
   check<ShapeError>(x.rank() == 4, "Upsample: takes [n,channels,h,w], got ", x);
-  return options_.scale.h > 0 ? Pair(x[2] * options_.scale.h, x[3] * options_.scale.w) : options_.size;
+  if (options_.scale.h == 0) return options_.size;
+  const Pair scale = options_.scale;
+  int64_t h = 0, w = 0;
+  const bool overflows = __builtin_mul_overflow(x[2], scale.h, &h) || __builtin_mul_overflow(x[3], scale.w, &w);
+  check<ShapeError>(!overflows, "Upsample: ", x, " enlarged by ", scale, " is more than memory can address");
+  return {h, w};
 }
 
 Tensor Upsample::forward(const Tensor& x) {

@@ -9,7 +9,8 @@ namespace fovea::optim {
 namespace {
 
 // Metadata keys. Numbers are written as decimal text.
-constexpr const char *format_key = "fovea.format", *step_key = "fovea.step", *seed_key = "fovea.random_seed", *offset_key = "fovea.random_offset";
+constexpr const char *format_key = "fovea.format", *step_key = "fovea.step", *seed_key = "fovea.random_seed", *offset_key = "fovea.random_offset",
+                     *optimizer_key = "fovea.optimizer";
 constexpr const char* format_value = "checkpoint 1";
 constexpr std::string_view position_prefix = "fovea.position.", user_prefix = "user.", model_prefix = "model.", optimizer_prefix = "optimizer.";
 
@@ -63,6 +64,7 @@ void save_checkpoint(const std::string& path, const layers::Module& model, const
   add_all(tensors, user_prefix, state.tensors);
   Metadata metadata;
   metadata[format_key] = format_value;
+  metadata[optimizer_key] = optimizer.name();
   metadata[step_key] = std::to_string(state.step);
   metadata[seed_key] = std::to_string(default_generator().seed());
   metadata[offset_key] = std::to_string(default_generator().offset());
@@ -80,6 +82,7 @@ Checkpoint parse_checkpoint(std::span<const uint8_t> file, const std::string& wh
   checkpoint.state.step = number_at<int64_t>(contents.metadata, step_key, what);
   checkpoint.random_seed = number_at<uint64_t>(contents.metadata, seed_key, what);
   checkpoint.random_offset = number_at<uint64_t>(contents.metadata, offset_key, what);
+  if (const auto found = contents.metadata.find(optimizer_key); found != contents.metadata.end()) checkpoint.optimizer_name = found->second;
   for (const auto& [key, text] : contents.metadata) {
     if (key.starts_with(position_prefix)) checkpoint.state.position[key.substr(position_prefix.size())] = parse_number<int64_t>(text, key, what);
     if (key.starts_with(user_prefix)) checkpoint.state.metadata[key.substr(user_prefix.size())] = text;
@@ -94,6 +97,8 @@ TrainingState load_checkpoint(const std::string& path, layers::Module& model, Op
   Checkpoint checkpoint = read_checkpoint(path);
   const std::string what = "load_checkpoint: " + path;
   check_dtypes(checkpoint.model, model, what);
+  const std::string& saved_by = checkpoint.optimizer_name;                   // two optimizers may keep the same buffers and mean different things by them
+  check<ValueError>(saved_by.empty() || saved_by == optimizer.name(), what, ": was saved by ", saved_by, ", and this run has ", optimizer.name());
   const NamedTensors before = optimizer.state();         // load_state gives the optimizer new tensors, so that these keep their values
   try {
     optimizer.load_state(checkpoint.optimizer);

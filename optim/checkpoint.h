@@ -33,6 +33,7 @@ struct Checkpoint {
   NamedTensors optimizer;
   TrainingState state;
   uint64_t random_seed = 0, random_offset = 0;
+  std::string optimizer_name;                // Adam; empty in files of versions that did not write it
 };
 
 void save_checkpoint(const std::string& path, const layers::Module& model, const Optimizer& optimizer, const TrainingState& state);

@@ -32,9 +32,10 @@ void Optimizer::add_group(const std::string& name, const NamedTensors& parameter
   for (const auto& entry : parameters) {
     const std::string& parameter_name = entry.first;
     const Tensor& parameter = entry.second;
-    if (!parameter.defined()) continue;                              // a bias that is not there
+    check<ValueError>(parameter.defined(), name_, ": parameter \"", parameter_name, "\" is an undefined tensor");
     check<DTypeError>(is_floating(parameter.dtype()), name_, ": parameter \"", parameter_name, "\" is ", parameter.dtype(), ", expected a floating-point type");
     check<ShapeError>(parameter.is_contiguous(), name_, ": parameter \"", parameter_name, "\" is not contiguous; use contiguous(x)");
+    check<ValueError>(parameter.is_leaf(), name_, ": parameter \"", parameter_name, "\" was made by an operation; only leaves keep a gradient, detach() it first");
     const auto is_same = [&](const Slot& slot) { return slot.parameter.is_same(parameter); };
     const auto is_named_so = [&](const Slot& slot) { return slot.name == parameter_name; };
     const auto same = std::find_if(slots_.begin(), slots_.end(), is_same);

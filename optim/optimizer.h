@@ -36,6 +36,7 @@ class Optimizer {
   void zero_grad();                                                  // forgets the gradients
   NamedTensors parameters() const;                                   // of all groups; a tensor that has two names (tied weights) appears once
 
+  const char* name() const { return name_; }                         // Adam
   const std::vector<std::string>& groups() const { return groups_; }
   double lr(size_t group = 0) const;
   void set_lr(double lr);                                            // of all groups

@@ -11,6 +11,10 @@
 namespace fovea {
 namespace {
 
+void check_floating(const char* op, DType dtype) {
+  check<DTypeError>(is_floating(dtype), op, ": draws floating-point numbers, got ", dtype, "; use randint or bernoulli");
+}
+
 Tensor random(kernels::Distribution distribution, kernels::Scalars scalars, const Shape& shape, TensorOptions options, Generator& generator) {
   Tensor y = empty(shape, options);
   table_of(y).random(queue_of(y), distribution, scalars, generator.next(y.numel()), y.mutable_view());
@@ -35,6 +39,14 @@ Tensor contiguous_here(const Tensor& x) {
   return y;
 }
 
+Tensor filled(const char* op, const Shape& shape, double value, TensorOptions options) {
+  checked_numel(shape, op);
+  detail::check_fits(op, value, options.dtype);
+  Tensor y = empty(shape, options);
+  table_of(y).fill(queue_of(y), value, y.mutable_view());
+  return y;
+}
+
 }  // namespace
 
 Device default_device() { return device_by_default; }
@@ -43,6 +55,22 @@ void set_default_device(Device device) {
   kernels::for_device(device);                                               // throws where there is no such device
   device_by_default = device;
 }
+
+namespace detail {
+
+bool fits(double value, DType dtype) {
+  const double whole = std::trunc(value);
+  switch (dtype) {
+    case DType::int32: return whole >= -0x1p31 && whole < 0x1p31;
+    case DType::int64: return whole >= -0x1p63 && whole < 0x1p63;
+    case DType::uint8: return whole >= 0 && whole < 256;
+    default: return true;
+  }
+}
+
+void check_fits(const char* op, double value, DType dtype) { check<ValueError>(fits(value, dtype), op, ": ", value, " does not fit into ", dtype); }
+
+}  // namespace detail
 
 Generator& default_generator() {
   thread_local Generator generator;
@@ -53,20 +81,21 @@ void manual_seed(uint64_t seed) { default_generator() = Generator(seed); }
 
 Tensor empty(const Shape& shape, TensorOptions options) {
   const int64_t bytes = checked_numel(shape, "empty") * size_of(options.dtype);
-  return Tensor(std::make_shared<Storage>(bytes, options.device), shape, contiguous_strides(shape), 0, options.dtype);
+  std::shared_ptr<Storage> storage;
+  try {
+    storage = std::make_shared<Storage>(bytes, options.device);
+  } catch (const MemoryError& error) {
+    fail<MemoryError>(error.what(), " (for a tensor of shape ", shape, " of ", options.dtype, ")");
+  }
+  return Tensor(std::move(storage), shape, contiguous_strides(shape), 0, options.dtype);
 }
 
 Tensor empty_like(const Tensor& x) { return empty(x.shape(), {x.dtype(), x.device()}); }
 Tensor empty_like(const Tensor& x, DType dtype) { return empty(x.shape(), {dtype, x.device()}); }
 
-Tensor full(const Shape& shape, double value, TensorOptions options) {
-  Tensor y = empty(shape, options);
-  table_of(y).fill(queue_of(y), value, y.mutable_view());
-  return y;
-}
-
-Tensor zeros(const Shape& shape, TensorOptions options) { return full(shape, 0, options); }
-Tensor ones(const Shape& shape, TensorOptions options) { return full(shape, 1, options); }
+Tensor full(const Shape& shape, double value, TensorOptions options) { return filled("full", shape, value, options); }
+Tensor zeros(const Shape& shape, TensorOptions options) { return filled("zeros", shape, 0, options); }
+Tensor ones(const Shape& shape, TensorOptions options) { return filled("ones", shape, 1, options); }
 Tensor zeros_like(const Tensor& x) { return full_like(x, 0); }
 Tensor ones_like(const Tensor& x) { return full_like(x, 1); }
 Tensor full_like(const Tensor& x, double value) { return full(x.shape(), value, {x.dtype(), x.device()}); }
@@ -93,6 +122,7 @@ Tensor linspace(double start, double end, int64_t count, TensorOptions options) 
 
 Tensor eye(int64_t n, TensorOptions options) {
   check<ValueError>(n >= 0, "eye: n cannot be negative, got ", n);
+  checked_numel({n, n}, "eye");
   Tensor y = zeros({n, n}, options);
   View diagonal = y.mutable_view();
   diagonal.shape = {n};
@@ -138,17 +168,27 @@ Tensor from_blob(void* data, const Shape& shape, DType dtype, std::shared_ptr<co
 }
 
 Tensor rand(const Shape& shape, TensorOptions options, Generator& generator) {
+  checked_numel(shape, "rand");
+  check_floating("rand", options.dtype);
   return random(kernels::Distribution::uniform, {0, 1}, shape, options, generator);
 }
 Tensor rand(const Shape& shape, TensorOptions options) { return rand(shape, options, default_generator()); }
 
 Tensor randn(const Shape& shape, TensorOptions options, Generator& generator) {
+  checked_numel(shape, "randn");
+  check_floating("randn", options.dtype);
   return random(kernels::Distribution::normal, {0, 1}, shape, options, generator);
 }
 Tensor randn(const Shape& shape, TensorOptions options) { return randn(shape, options, default_generator()); }
 
 Tensor randint(int64_t low, int64_t high, const Shape& shape, TensorOptions options, Generator& generator) {
   check<ValueError>(low < high, "randint: low (", low, ") must be below high (", high, ")");
+  checked_numel(shape, "randint");
+  constexpr int64_t exact = int64_t{1} << 53;                                // the kernel is handed doubles
+  check<ValueError>(low >= -exact && high <= exact, "randint: low and high must be within 2^53 of zero, got ", low, " and ", high);
+  const bool is_bool = options.dtype == DType::boolean;
+  check<ValueError>(is_bool ? low >= 0 && high <= 2 : detail::fits(static_cast<double>(low), options.dtype) && detail::fits(static_cast<double>(high - 1), options.dtype),
+                    "randint: the numbers ", low, " .. ", high - 1, " do not fit into ", options.dtype);
   return random(kernels::Distribution::integers, {static_cast<double>(low), static_cast<double>(high)}, shape, options, generator);
 }
 Tensor randint(int64_t low, int64_t high, const Shape& shape, TensorOptions options) { return randint(low, high, shape, options, default_generator()); }

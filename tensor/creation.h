@@ -22,12 +22,18 @@ struct TensorOptions {
   TensorOptions(DType dtype, Device device) : dtype(dtype), device(device) {}
 };
 
+namespace detail {
+// Is the whole part of the value among the dtype's integers? Floating-point dtypes take every value, bool tells 0 from the rest.
+bool fits(double value, DType dtype);
+void check_fits(const char* op, double value, DType dtype);                    // ValueError naming `op` where it does not
+}  // namespace detail
+
 Tensor empty(const Shape& shape, TensorOptions options = {});                 // not initialised
 Tensor empty_like(const Tensor& x);                                            // contiguous, x's shape, dtype and device
 Tensor empty_like(const Tensor& x, DType dtype);
 Tensor zeros(const Shape& shape, TensorOptions options = {});
 Tensor ones(const Shape& shape, TensorOptions options = {});
-Tensor full(const Shape& shape, double value, TensorOptions options = {});
+Tensor full(const Shape& shape, double value, TensorOptions options = {});     // ValueError if the value does not fit into an integer dtype
 Tensor zeros_like(const Tensor& x);
 Tensor ones_like(const Tensor& x);
 Tensor full_like(const Tensor& x, double value);
@@ -52,11 +58,11 @@ Tensor tensor(std::initializer_list<std::initializer_list<double>> rows, TensorO
 // Memory that `owner` keeps alive, not copied. Contiguous, on the CPU.
 Tensor from_blob(void* data, const Shape& shape, DType dtype, std::shared_ptr<const void> owner);
 
-Tensor rand(const Shape& shape, TensorOptions options = {});                   // uniform in [0, 1)
+Tensor rand(const Shape& shape, TensorOptions options = {});                   // uniform in [0, 1); of a floating-point dtype, as randn
 Tensor rand(const Shape& shape, TensorOptions options, Generator& generator);
 Tensor randn(const Shape& shape, TensorOptions options = {});                  // standard normal
 Tensor randn(const Shape& shape, TensorOptions options, Generator& generator);
-Tensor randint(int64_t low, int64_t high, const Shape& shape, TensorOptions options = DType::int64);   // low .. high - 1
+Tensor randint(int64_t low, int64_t high, const Shape& shape, TensorOptions options = DType::int64);   // low .. high - 1, which the dtype must hold
 Tensor randint(int64_t low, int64_t high, const Shape& shape, TensorOptions options, Generator& generator);
 Tensor bernoulli(double probability, const Shape& shape, TensorOptions options = {});   // ones and zeros
 Tensor randperm(int64_t n);                                                    // int64, a random order of 0 .. n - 1

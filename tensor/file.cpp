@@ -8,6 +8,8 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <filesystem>
+#include <system_error>
 
 #include <fovea/kernels/error.h>
 
@@ -24,6 +26,13 @@ std::string folder_of(const std::string& path) {
   const size_t slash = path.rfind('/');
   if (slash == std::string::npos) return ".";
   return slash == 0 ? "/" : path.substr(0, slash);
+}
+
+// The file that a symbolic link leads to, so that the link stays and the file behind it is replaced. A link to nothing is followed too.
+std::string resolved(const std::string& path) {
+  std::error_code error;
+  const std::filesystem::path target = std::filesystem::is_symlink(path, error) ? std::filesystem::weakly_canonical(path, error) : std::filesystem::path(path);
+  return error || target.empty() ? path : target.string();
 }
 
 }  // namespace
@@ -50,7 +59,7 @@ std::vector<uint8_t> read_file(const std::string& path, const std::string& what,
 // Note [One name for the unfinished file]
 // A name of its own for each writer would leave one more file behind for each kill -9. With one name, a lock keeps two writers apart. The writer before may
 // have renamed the file between our open and our lock: then the name leads to another file (or none) now, and we open anew.
-AtomicFile::AtomicFile(std::string path, std::string what) : path_(std::move(path)), partial_(path_ + ".partial"), what_(std::move(what)) {
+AtomicFile::AtomicFile(std::string path, std::string what) : path_(resolved(path)), partial_(path_ + ".partial"), what_(std::move(what)) {
   struct stat info = {};
   check<FileError>(::stat(path_.c_str(), &info) != 0 || S_ISREG(info.st_mode), what_, ": cannot write ", path_, ": it is there and is not a regular file");
   for (;;) {

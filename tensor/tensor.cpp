@@ -89,7 +89,12 @@ template <class T>
 std::vector<T> Tensor::to_vector() const {
   const bool is_on_cpu = device().kind == Device::Kind::cpu;
   const Tensor x = is_on_cpu ? *this : contiguous_on_cpu(*this, "to_vector");
-  std::vector<T> values(static_cast<size_t>(numel()));
+  std::vector<T> values;
+  try {
+    values.resize(static_cast<size_t>(numel()));
+  } catch (const std::exception&) {                        // bad_alloc or length_error: a small tensor may be expanded to any size
+    fail<MemoryError>("to_vector: out of memory for the ", numel(), " elements of a tensor of shape ", shape());
+  }
   View target;
   target.data = values.data();
   target.dtype = dtype_of<T>;

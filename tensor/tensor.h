@@ -50,9 +50,14 @@ class Tensor {
  public:
   Tensor() = default;                          // no tensor: defined() is false
   Tensor(std::shared_ptr<Storage> storage, Shape shape, Strides strides, int64_t offset, DType dtype);
+  Tensor(const Tensor&) = default;
+  Tensor(Tensor&&) noexcept = default;
+  // Makes this handle stand for another tensor. Of a variable only: x[0] = y would change a handle that is gone at once, not x; copy_(x[0], y) writes.
+  Tensor& operator=(const Tensor&) & = default;
+  Tensor& operator=(Tensor&&) & noexcept = default;
 
   bool defined() const { return impl_ != nullptr; }
-  explicit operator bool() const { return defined(); }
+  explicit operator bool() const { return defined(); }           // says nothing of the elements: if (x.item() > 0), if (all(mask).item<bool>())
 
   const Shape& shape() const { return impl().shape; }
   const Strides& strides() const { return impl().strides; }      // in elements
@@ -93,11 +98,13 @@ class Tensor {
 
   // --- autograd's members; defined in autograd/ ---
   bool requires_grad() const;
-  Tensor& set_requires_grad(bool requires_grad = true);         // of a leaf: a floating-point tensor that no recorded operation made
+  Tensor& set_requires_grad(bool requires_grad = true) &;       // of a leaf: a floating-point tensor that no recorded operation made
+  Tensor set_requires_grad(bool requires_grad = true) && { return set_requires_grad(requires_grad); }
   bool is_leaf() const;
   Tensor grad() const;                                           // undefined before the first backward()
   void set_grad(const Tensor& gradient) const;                   // undefined clears it
   // Accumulates d(this)/d(leaf) into grad() of every leaf. `gradient` defaults to one, and may only be left out for a tensor of one element.
+  // If it throws, what already ran has accumulated and was freed: compute the output anew before the next try.
   void backward(const Tensor& gradient = {}, bool retain_graph = false, bool create_graph = false) const;
   // x[{0, slice(1, 5), ellipsis, newaxis}], x[3], x[mask], x[indices] (autograd/indexing.h)
   Tensor operator[](std::initializer_list<Index> indices) const;

@@ -408,3 +408,15 @@ TEST_CASE("saved tensors are freed by the backward pass that used them") {
   x.set_grad({});
   CHECK(allocator::stats().active_bytes <= before + 64);
 }
+
+// Each thread runs forward and backward over a leaf that all share, and that nobody has used before.
+TEST_CASE("threads that share a leaf lose no gradient") {
+  constexpr int threads = 4, rounds = 50;
+  for (int round = 0; round < rounds; ++round) {
+    const Tensor w = leaf({1, 2, 3});
+    std::vector<std::thread> workers;
+    for (int i = 0; i < threads; ++i) workers.emplace_back([&w] { total(times(w, w)).backward(); });
+    for (std::thread& worker : workers) worker.join();
+    REQUIRE(w.grad().to_vector<double>() == std::vector<double>{2.0 * threads, 4.0 * threads, 6.0 * threads});
+  }
+}

@@ -77,3 +77,40 @@ TEST_CASE("an undefined tensor: the error names the operation and the argument")
   CHECK(error_of<ValueError>([&] { where(none, x, x); }) == "where: condition is an undefined tensor");
   CHECK(error_of<ValueError>([&] { none.backward(); }) == "backward: output 0 is an undefined tensor");
 }
+
+TEST_CASE("a gradient cannot be put on another device than its tensor") {
+  const Tensor x = ones({2}).set_requires_grad();
+  CHECK(contains(error_of<DeviceError>([&] { x.set_grad(ones({2}, Device::meta())); }), "set_grad: the gradient is on meta"));
+  CHECK(!x.grad().defined());
+  sum(x).backward();
+  CHECK(x.grad().to_vector<float>() == std::vector<float>{1, 1});
+}
+
+TEST_CASE("an empty function is refused by whoever would call it") {
+  const Tensor x = ones({2}, DType::float64).set_requires_grad();
+  CHECK(contains(error_of<ValueError>([&] { register_hook(x, nullptr); }), "register_hook"));
+  CHECK(contains(error_of<ValueError>([&] { register_accumulate_hook(x, nullptr); }), "register_accumulate_hook"));
+  CHECK(contains(error_of<ValueError>([&] { checkpoint(nullptr, {x}); }), "checkpoint"));
+  CHECK(contains(error_of<ValueError>([&] { gradcheck(nullptr, {x}); }), "gradcheck"));
+  CHECK(contains(error_of<ValueError>([&] { gradgradcheck(nullptr, {x}); }), "gradgradcheck"));
+  CHECK(contains(error_of<ValueError>([&] { layers::Linear(2, 2).apply(nullptr); }), "apply"));
+}
+
+TEST_CASE("the gradients of a convolution are given only for tensors of the geometry's shapes") {
+  const Tensor x = ones({1, 2, 4, 4}), dy = ones({1, 3, 2, 2}), w = ones({3, 2, 3, 3});
+  const ConvGeometry fits{.n = 1, .c = 2, .h = 4, .w = 4, .k = 3, .r = 3, .s = 3};
+  CHECK(conv2d_backward_weight(fits, x, dy).shape() == w.shape());
+  CHECK(conv2d_backward_data(fits, dy, w).shape() == x.shape());
+  ConvGeometry wrong = fits;
+  wrong.h = wrong.w = 4000;
+  CHECK_THROWS_AS(conv2d_backward_weight(wrong, x, dy), ShapeError);
+  CHECK_THROWS_AS(conv2d_backward_data(wrong, dy, w), ShapeError);
+  wrong = fits;
+  wrong.stride_h = 0;
+  CHECK_THROWS_AS(conv2d_backward_weight(wrong, x, dy), ValueError);
+  CHECK_THROWS_AS(conv2d_backward_data(wrong, dy, w), ValueError);
+  wrong = fits;
+  wrong.groups = 0;
+  CHECK_THROWS_AS(conv2d_backward_data(wrong, dy, w), ValueError);
+  CHECK_THROWS_AS(conv2d_backward_weight(fits, x, ones({1, 3, 2, 2}, DType::float64)), DTypeError);
+}

@@ -81,6 +81,19 @@ TEST_CASE("a file written atomically comes back, and no unfinished one stays") {
   CHECK(!std::filesystem::exists(path + ".partial"));
 }
 
+TEST_CASE("a symbolic link stays, and the file that it leads to is replaced") {
+  const TemporaryFolder folder;
+  for (const char* target : {"real.bin", "real.bin"}) {                      // at first there is nothing where the link leads
+    if (!std::filesystem::is_symlink(folder / "link.bin")) std::filesystem::create_symlink(target, folder / "link.bin");
+    AtomicFile file(folder / "link.bin", "test");
+    file.write("through");
+    file.commit();
+    CHECK(std::filesystem::is_symlink(folder / "link.bin"));
+    CHECK(!std::filesystem::is_symlink(folder / "real.bin"));
+    CHECK(read_file(folder / "real.bin", "test") == bytes_of("through"));
+  }
+}
+
 TEST_CASE("without commit the old file stays") {
   const TemporaryFolder folder;
   const std::string path = folder / "a.bin";

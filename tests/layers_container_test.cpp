@@ -87,7 +87,7 @@ TEST_CASE("module list: holds layers for a forward that is written out") {
   CHECK(net(ones({4, 3})).shape() == Shape{4, 4});
   CHECK(net.named_parameters().contains("list.1.bias"));
   CHECK(net.cost({4, 3}).macs == 2 * 4 * 3 * 2);
-  CHECK(error_of([&] { net.list(ones({1})); }).find("ModuleList: has no forward of one tensor") == 0);
+  CHECK(error_of([&] { net.list(ones({1})); }).find("ModuleList: has no forward of its own") == 0);
 }
 
 TEST_CASE("residual: x + body(x), with a shortcut where the shape changes") {

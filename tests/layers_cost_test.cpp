@@ -255,3 +255,47 @@ TEST_CASE("meta: a forward gives the shape, touches no data and changes nothing 
   net.to(Device::meta());
   CHECK(net.output_shape({1, 1, 32, 100}) == Shape{26, 1, 37});
 }
+
+// What forward would refuse, the constructor or cost() refuses: no division by zero, no cost of a layer that cannot run.
+TEST_CASE("a window that cannot move is refused when the layer is made") {
+  CHECK_THROWS_AS(Conv1d({.in = 1, .out = 1, .stride = 0}), ValueError);
+  CHECK_THROWS_AS(Conv2d({.in = 1, .out = 1, .stride = 0}), ValueError);
+  CHECK_THROWS_AS(Conv2d({.in = 1, .out = 1, .stride = -1}), ValueError);
+  CHECK_THROWS_AS(Conv2d({.in = 1, .out = 1, .padding = -5}), ValueError);
+  CHECK_THROWS_AS(Conv2d({.in = 1, .out = 1, .dilation = 0}), ValueError);
+  CHECK_THROWS_AS(ConvTranspose1d({.in = 1, .out = 1, .stride = 0}), ValueError);
+  CHECK_THROWS_AS(ConvTranspose2d({.in = 1, .out = 1, .stride = 0}), ValueError);
+  CHECK_THROWS_AS(ConvTranspose2d({.in = 1, .out = 1, .stride = 2, .output_padding = 2}), ValueError);
+  CHECK_THROWS_AS(MaxPool2d(2, {.stride = -2}), ValueError);
+  CHECK_THROWS_AS(MaxPool2d(2, {.dilation = 0}), ValueError);
+  CHECK_THROWS_AS(AvgPool2d(2, {.padding = 2}), ValueError);
+  CHECK_THROWS_AS(MaxPool1d(2, {.stride = -1}), ValueError);
+  CHECK_THROWS_AS(AvgPool1d(2, {.stride = -2, .padding = -7}), ValueError);
+  CHECK(MaxPool2d(2, {.stride = 0}).output_shape({1, 1, 4, 4}) == Shape{1, 1, 2, 2});
+}
+
+TEST_CASE("cost: an input that forward would refuse is the same error") {
+  CHECK_THROWS_AS(Conv2d({.in = 1, .out = 1, .kernel = 9}).cost({1, 1, 4, 4}), ShapeError);
+  CHECK_THROWS_AS(MaxPool2d(9).cost({1, 1, 4, 4}), ShapeError);
+  CHECK_THROWS_AS(LSTM({.input = 2, .hidden = 3}).cost({-3, 1, 2}), ShapeError);
+  CHECK_THROWS_AS(Linear(2, 2).cost({-3, 2}), ShapeError);
+  CHECK_THROWS_AS(Sequential(Linear(2, 2)).cost({3, 4}), ShapeError);
+}
+
+TEST_CASE("cost: numbers beyond 64 bits are an error, and no number is negative") {
+  constexpr int64_t huge = int64_t{1} << 28;
+  CHECK_THROWS_AS(Linear(2, 2).cost({int64_t{1} << 40, int64_t{1} << 40, 2}), ShapeError);
+  CHECK_THROWS_AS(Conv2d({.in = 2, .out = 64, .kernel = 3, .padding = 1}).cost({1, 2, huge, huge}), ShapeError);
+  CHECK_THROWS_AS(Sequential(Conv2d({.in = 2, .out = 4, .kernel = 7, .padding = 3})).cost({1, 2, huge, huge}), ShapeError);
+  CHECK(Conv2d({.in = 2, .out = 2, .kernel = 1}).cost({1, 2, 1 << 20, 1 << 20}).macs == int64_t{4} << 40);
+  CHECK(str(Cost{.macs = -96}).find("-96 MACs") == 0);
+}
+
+TEST_CASE("cost: losses count their formula over the prediction, and Bilinear says why it cannot stand in a Sequential") {
+  CHECK(MSELoss().cost({4, 5}).flops == 60);
+  CHECK(MSELoss().cost({4, 5}).bytes == 4 * 40);
+  CHECK(BCEWithLogitsLoss().cost({4, 5}).flops == 100);
+  CHECK(CrossEntropyLoss().cost({4, 5}).flops == 60);
+  CHECK(Bilinear(2, 3, 4).cost({5, 2}).macs == 5 * (2 * 3 * 4 + 3 * 4));
+  CHECK_THROWS_WITH_AS(Sequential(Bilinear(2, 2, 2)).cost({5, 2}), doctest::Contains("Bilinear: has no forward of its own for one tensor"), Error);
+}

@@ -39,7 +39,7 @@ TEST_CASE("init: deviations, bounds and means are those of the formulas") {
 }
 
 TEST_CASE("init: orthogonal rows or columns") {
-  for (const Shape& shape : {Shape{5, 8}, Shape{8, 5}, Shape{6, 6}, Shape{4, 2, 3, 3}}) {
+  for (const Shape& shape : {Shape{5, 8}, Shape{8, 5}, Shape{6, 6}, Shape{4, 2, 3, 3}, Shape{70, 140}}) {
     const Tensor w = empty(shape, DType::float64);
     init::orthogonal_(w, 2);
     const int64_t rows = shape[0], columns = shape.numel() / rows;

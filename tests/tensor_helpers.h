@@ -33,7 +33,7 @@ inline Tensor random_leaf(const Shape& shape, unsigned seed) { return random_ten
 inline double quiet_nan() { return std::numeric_limits<double>::quiet_NaN(); }
 
 // An output as a kernel may find it: whatever it does not overwrite stays NaN.
-inline Tensor poisoned(const Shape& shape, DType dtype) { return full(shape, is_floating(dtype) ? quiet_nan() : -77, dtype); }
+inline Tensor poisoned(const Shape& shape, DType dtype) { return full(shape, is_floating(dtype) ? quiet_nan() : dtype == DType::uint8 ? 77 : -77, dtype); }
 
 inline std::vector<double> values(const Tensor& x) { return x.to_vector<double>(); }
 

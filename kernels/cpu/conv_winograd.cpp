@@ -6,6 +6,7 @@
 //
 // Layout as conv.cpp's; overwrites. Sums in the element type in the order of gemm.h, in blocks of tiles that do not depend on the threads: deterministic.
 // The rounding error is about twice the direct sum's. An infinity in x can become NaN in all four outputs of a tile that reads it, not only where the kernel does.
+// B^T d B adds up to four inputs with either sign before they meet a weight: beyond about FLT_MAX / 8 these sums may overflow though y itself would be finite.
 // Floor: 2 * 16/36 * geometry.macs() FLOPs; V and M stay in the cache of the thread that works on some panels of tiles.
 #include <fovea/kernels/cpu/conv_functions.h>
 
