@@ -80,7 +80,8 @@ Tensor index_select_checked(const Tensor& x, int axis, const Tensor& index) {
 }
 
 void check_can_add_axis(const char* op, const char* name, const Tensor& x) {
-  check<ShapeError>(check_defined(op, name, x).rank() < max_rank, op, ": a tensor has at most ", max_rank, " axes, and ", name, " ", x.shape(), " leaves no room for one more");
+  check_defined(op, name, x);
+  check<ShapeError>(x.rank() < max_rank, op, ": a tensor has at most ", max_rank, " axes, and ", name, " ", x.shape(), " leaves no room for one more");
 }
 
 Tensor checked_list(const char* op, const Tensor& x, int axis, const Tensor& index) {

@@ -29,10 +29,12 @@ void Optimizer::add_group(const std::string& name, const NamedTensors& parameter
   check_options(group);
   groups_.push_back(name);
   initial_lr_.push_back(option_values(group)[0]);
+  const bool are_all_absent = parameters.size() > 0 && std::none_of(parameters.begin(), parameters.end(), [](const auto& entry) { return entry.second.defined(); });
+  check<ValueError>(!are_all_absent, name_, ": group \"", name, "\" has only undefined tensors");
   for (const auto& entry : parameters) {
     const std::string& parameter_name = entry.first;
     const Tensor& parameter = entry.second;
-    check<ValueError>(parameter.defined(), name_, ": parameter \"", parameter_name, "\" is an undefined tensor");
+    if (!parameter.defined()) continue;                              // a bias that is not there
     check<DTypeError>(is_floating(parameter.dtype()), name_, ": parameter \"", parameter_name, "\" is ", parameter.dtype(), ", expected a floating-point type");
     check<ShapeError>(parameter.is_contiguous(), name_, ": parameter \"", parameter_name, "\" is not contiguous; use contiguous(x)");
     check<ValueError>(parameter.is_leaf(), name_, ": parameter \"", parameter_name, "\" was made by an operation; only leaves keep a gradient, detach() it first");

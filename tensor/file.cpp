@@ -30,8 +30,10 @@ std::string folder_of(const std::string& path) {
 
 // The file that a symbolic link leads to, so that the link stays and the file behind it is replaced. A link to nothing is followed too.
 std::string resolved(const std::string& path) {
-  std::error_code error;
-  const std::filesystem::path target = std::filesystem::is_symlink(path, error) ? std::filesystem::weakly_canonical(path, error) : std::filesystem::path(path);
+  constexpr int most_links = 40;                           // as the system allows; then open() says what is wrong
+  std::filesystem::path target = path;
+  std::error_code error, is_missing;                       // a link may lead to nothing yet
+  for (int i = 0; i < most_links && !error && std::filesystem::is_symlink(target, is_missing); ++i) target = target.parent_path() / std::filesystem::read_symlink(target, error);
   return error || target.empty() ? path : target.string();
 }
 

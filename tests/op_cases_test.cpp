@@ -267,3 +267,32 @@ TEST_CASE("every kernel of the table is there on the CPU and on meta") {
       CHECK(is_there);
     });
 }
+
+// An axis of size 0 in one input, or in all of them: a result (and gradients), or an error of ours that says which operation it was.
+TEST_CASE("empty tensors: every operation gives a result or an error that names it") {
+  const auto run = [](const Operation& row, const Sample& sample) {
+    std::vector<Tensor> inputs;
+    for (size_t i = 0; i < sample.inputs.size(); ++i) inputs.push_back(make_input(sample.inputs[i], i + 1, DType::float32));
+    try {
+      run_with_gradients(row, sample, inputs);
+    } catch (const Error& error) {
+      CAPTURE(std::string(error.what()));
+      CHECK(std::string(error.what()).find(": ") != std::string::npos);
+    }
+  };
+  for_each_sample([&](const Operation& row, const Sample& sample, size_t) {
+    if (sample.is_large) return;
+    for (int axis = 0; axis < max_rank; ++axis) {
+      Sample all = sample;
+      bool is_changed = false;
+      for (size_t i = 0; i < sample.inputs.size(); ++i) {
+        if (axis >= sample.inputs[i].shape.rank()) continue;
+        Sample one = sample;
+        one.inputs[i].shape[axis] = all.inputs[i].shape[axis] = 0;
+        is_changed = true;
+        run(row, one);
+      }
+      if (is_changed) run(row, all);
+    }
+  });
+}
