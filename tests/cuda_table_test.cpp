@@ -9,7 +9,7 @@ using namespace fovea::kernels;
 
 TEST_CASE("cuda table: an entry without a kernel throws an error with its name") {
   KernelTable table{};
-  cuda::fill_with_missing(table);
+  kernels::cuda::fill_with_missing(table);
   CHECK_THROWS_WITH_AS(table.conv2d_workspace({}, DType::float32), doctest::Contains("cuda: no kernel `conv2d_workspace` in this build"), DeviceError);
   CHECK_THROWS_WITH_AS(table.softmax(nullptr, {}, false, {}, {}), doctest::Contains("`softmax`"), DeviceError);
   CHECK_THROWS_WITH_AS(table.max_pool(nullptr, {}, {}, {}, {}), doctest::Contains("`max_pool`"), DeviceError);
@@ -19,11 +19,11 @@ TEST_CASE("cuda table: an entry without a kernel throws an error with its name")
 
 TEST_CASE("cuda table: every entry has a kernel") {
   if (fovea::cuda::device_count() == 0) return;
-  for (const std::string& name : cuda::missing_entries()) FAIL_CHECK("no kernel `", name, "`");
+  for (const std::string& name : kernels::cuda::missing_entries()) FAIL_CHECK("no kernel `", name, "`");
   int entries = 0;
   for_each_entry(cuda_table(0), [&](const char* name, const auto& entry) {
     CAPTURE(name);
-    CHECK(entry != nullptr);
+    CHECK((entry != nullptr));
     ++entries;
   });
   CHECK(entries == num_entries);

@@ -24,7 +24,7 @@ namespace {
 constexpr int64_t smallest_block = 512;
 constexpr int64_t guard_bytes = 512;                       // on either side of a block in debug mode; keeps the block aligned
 constexpr unsigned char guard_value = 0xb5;
-constexpr size_t most_unchecked = 1024;                    // freed blocks whose guards have not been looked at
+constexpr size_t most_unchecked = 64;                      // freed blocks whose guards have not been looked at
 
 SizeClass class_of(int64_t bytes) { return kernels::size_class_of(bytes, smallest_block); }
 
@@ -164,7 +164,6 @@ struct Cache {
   void* cached(SizeClass size, cudaStream_t stream);
   void* from_cuda(int64_t bytes);
   void* fresh(int64_t bytes, SizeClass size, bool is_debug, cudaStream_t stream);
-  bool is_whole(const Unchecked& block) const;
   std::string what_is_held() const;
 };
 
@@ -275,24 +274,28 @@ void Cache::clear() {
   free_blocks.clear(events, give_back, [&](cudaStream_t home) { return of_graphs.contains(home); });
 }
 
-bool Cache::is_whole(const Unchecked& block) const {
-  unsigned char guards[2 * guard_bytes];
-  cudaMemcpyAsync(guards, block.raw, guard_bytes, cudaMemcpyDeviceToHost, nullptr);
-  cudaMemcpyAsync(guards + guard_bytes, block.raw + guard_bytes + block.bytes, guard_bytes, cudaMemcpyDeviceToHost, nullptr);
-  if (cudaStreamSynchronize(nullptr) != cudaSuccess) return true;            // the device is lost, and says so elsewhere
-  return std::all_of(std::begin(guards), std::end(guards), [](unsigned char byte) { return byte == guard_value; });
-}
-
 void Cache::check_guards() {
   if (unchecked.empty()) return;
   int active = device;
   cudaGetDevice(&active);
   cudaSetDevice(device);
-  cudaDeviceSynchronize();
+  // All guards come back together, into pinned memory, so that the host waits once.
+  unsigned char* guards = nullptr;
+  const bool is_lost = cudaDeviceSynchronize() != cudaSuccess ||
+                       cudaMallocHost(reinterpret_cast<void**>(&guards), unchecked.size() * 2 * guard_bytes) != cudaSuccess;    // a lost device says so elsewhere
+  unsigned char* to = guards;
   for (const Unchecked& block : unchecked) {
-    if (!is_whole(block)) ++damaged;
-    cudaFree(block.raw);
+    if (is_lost) break;
+    cudaMemcpyAsync(to, block.raw, guard_bytes, cudaMemcpyDeviceToHost, nullptr);
+    cudaMemcpyAsync(to + guard_bytes, block.raw + guard_bytes + block.bytes, guard_bytes, cudaMemcpyDeviceToHost, nullptr);
+    to += 2 * guard_bytes;
   }
+  if (!is_lost && cudaStreamSynchronize(nullptr) == cudaSuccess) {
+    for (const unsigned char* from = guards; from < to; from += 2 * guard_bytes)
+      if (!std::all_of(from, from + 2 * guard_bytes, [](unsigned char byte) { return byte == guard_value; })) ++damaged;
+  }
+  if (guards) cudaFreeHost(guards);
+  for (const Unchecked& block : unchecked) cudaFree(block.raw);
   unchecked.clear();
   cudaSetDevice(active);
 }

@@ -96,7 +96,7 @@ __device__ void add_scattered_windows(const PlaneProduct& p, const T* plane, con
 }
 
 template <class T, int kernel, bool is_scattered>
-__global__ void __launch_bounds__(threads_per_block) plane_product(PlaneProduct p, int32_t count, const T* source, const T* weight, const T* bias, T* out) {
+__global__ void __launch_bounds__(threads_per_block, is_scattered ? 4 : 1) plane_product(PlaneProduct p, int32_t count, const T* source, const T* weight, const T* bias, T* out) {
   const int64_t number = global_thread();
   if (number >= count) return;
   const int32_t plane = static_cast<int32_t>(p.by_plane.quotient(static_cast<uint32_t>(number))), within = static_cast<int32_t>(number) - plane * static_cast<int32_t>(p.by_plane.divisor);
