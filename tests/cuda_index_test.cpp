@@ -126,6 +126,23 @@ TEST_CASE("cuda gather: strided views") {
   }
 }
 
+TEST_CASE("cuda index_select: rows whose ends are no whole access, in memory where they begin at one") {
+  const Tensor x = sample({9, 16}, DType::float32), index = indices({6}, 9);
+  ConstView rows = x.view();
+  rows.shape = {9, 5};
+  Tensor want = empty({6, 5}, DType::float32), got = empty({6, 5}, DType::float32);
+  cpu().index_select(nullptr, 0, rows, index.view(), want.mutable_view());
+  const DeviceTensor from(x), at(index), y = DeviceTensor::poisoned({6, 8}, DType::float32);
+  testing::cuda().index_select(nullptr, 0, from.view({9, 5}, {16, 1}), at.view(), y.view({6, 5}, {8, 1}));
+  const Tensor raw = y.to_host();
+  ConstView seen = raw.view();
+  seen.shape = {6, 5};
+  cpu().copy(nullptr, seen, got.mutable_view());
+  CHECK(same_bits(got, want));
+  const std::vector<float> all = raw.to_vector<float>();
+  for (size_t i = 0; i < all.size(); ++i) CHECK(std::isnan(all[i]) == (i % 8 >= 5));
+}
+
 TEST_CASE("cuda scatter_add: a thread a line, a warp a target, a warp a range of targets") {
   for (const DType dtype : {DType::float32, DType::float64, DType::int32, DType::int64, DType::uint8, DType::boolean}) {
     for (int axis = 0; axis < 3; ++axis) {
