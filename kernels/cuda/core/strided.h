@@ -48,6 +48,7 @@ struct StridedIndex {
       for (int v = 0; v < views; ++v) strides[v][rank] = (*all[v])[axis];
       ++rank;
     }
+    if (numel == 0) rank = 0;                // no element will be asked for, and nothing divides by a size of zero
     is_wide = numel >= (int64_t{1} << 31);
     for (int axis = 0; axis < rank && !is_wide; ++axis) divide[axis] = FastDivide(static_cast<uint32_t>(sizes[axis]));
   }
