@@ -157,7 +157,7 @@ TEST_CASE("reading a tensor the wrong way says what it is and what to do") {
   CHECK(contains(error_of<ShapeError>([&] { x.item(); }), "[2,3]"));
   CHECK(contains(error_of<DeviceError>([] { empty({2}, Device::meta()).to_vector<float>(); }), "meta"));
   CHECK(contains(error_of<ValueError>([] { Tensor().shape(); }), "undefined"));
-  CHECK(contains(error_of<DeviceError>([] { empty({2}, Device::cuda()); }), "CUDA"));
+  CHECK(contains(error_of<DeviceError>([] { empty({2}, Device::cuda(99)); }), "CUDA"));
   CHECK_THROWS_AS(x.size(2), IndexError);
   CHECK_THROWS_AS(x.size(-3), IndexError);
   CHECK(x.size(-1) == 3);

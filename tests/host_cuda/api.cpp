@@ -43,7 +43,8 @@ std::string find_fault(const char* end, const void* pointer, size_t bytes, bool 
   if (must_be_device && place != Place::device) return text("the ", end, " is not device memory: ", pointer);
   if (must_be_host && place == Place::device) return text("the ", end, " is device memory: ", describe(pointer, bytes));
   if (place == Place::device && !holds(find_device(pointer), pointer, bytes)) return text("the ", end, " does not lie in one allocation: ", describe(pointer, bytes));
-  if (place == Place::pinned && !holds(find_pinned(pointer), pointer, bytes)) return text("the ", end, " does not lie in one pinned allocation: ", bytes, " bytes at ", pointer);
+  if (place == Place::pinned && !holds(find_pinned(pointer), pointer, bytes))
+    return text("the ", end, " does not lie in one pinned allocation: ", bytes, " bytes at ", pointer);
   return {};
 }
 
@@ -51,10 +52,14 @@ bool is_capturing(const Stream& s) { return s.capture != nullptr; }
 
 cudaError_t refuse(const std::string& sentence, cudaError_t code = cudaErrorInvalidValue) { return remember(code, sentence + seed_note()); }
 
-// The copy itself. Memory may have been freed since it was queued.
+// Memory may have been freed since the work on it was queued.
+void require_allocated(const char* call, const void* p, size_t bytes) {
+  if (!holds(find_device(p), p, bytes)) throw Failure(cudaErrorIllegalAddress, text(call, ": at its turn, ", describe(p, bytes), " was not allocated", seed_note()));
+}
+
 void copy_now(void* to, const void* from, size_t bytes) {
   for (const void* p : {const_cast<const void*>(to), from})
-    if (is_device_range(p) && !holds(find_device(p), p, bytes)) throw Failure(cudaErrorIllegalAddress, "cudaMemcpyAsync: at its turn, " + describe(p, bytes) + " was not allocated" + seed_note());
+    if (is_device_range(p)) require_allocated("cudaMemcpyAsync", p, bytes);
   std::memmove(to, from, bytes);
 }
 
@@ -196,7 +201,7 @@ cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stre
   const std::string fault = find_fault("destination", to, bytes, true, false);
   if (!fault.empty()) return refuse("cudaMemsetAsync: " + fault);
   return enqueue(*s, {[] { return std::string("cudaMemsetAsync"); }, [=] {
-                        if (!holds(find_device(to), to, bytes)) throw Failure(cudaErrorIllegalAddress, "cudaMemsetAsync: at its turn, " + describe(to, bytes) + " was not allocated" + seed_note());
+                        require_allocated("cudaMemsetAsync", to, bytes);
                         std::memset(to, value, bytes);
                       }, {}, {}, true, false, 0});
 }

@@ -91,9 +91,11 @@ class Ready {
 
 enum class Order { first, last, any };
 
-const char* const kind_names[] = {"__syncwarp", "__shfl_sync", "__shfl_up_sync", "__shfl_down_sync", "__shfl_xor_sync", "__ballot_sync", "__any_sync", "__all_sync", "__match_any_sync",
-                                  "__match_all_sync", "__reduce_add_sync", "__reduce_min_sync", "__reduce_max_sync", "__reduce_add_sync", "__reduce_min_sync", "__reduce_max_sync",
-                                  "__reduce_and_sync", "__reduce_or_sync", "__reduce_xor_sync"};
+// In the order of WarpKind.
+const char* const kind_names[] = {
+    "__syncwarp",        "__shfl_sync",       "__shfl_up_sync",    "__shfl_down_sync",  "__shfl_xor_sync",   "__ballot_sync",     "__any_sync",
+    "__all_sync",        "__match_any_sync",  "__match_all_sync",  "__reduce_add_sync", "__reduce_min_sync", "__reduce_max_sync", "__reduce_add_sync",
+    "__reduce_min_sync", "__reduce_max_sync", "__reduce_and_sync", "__reduce_or_sync",  "__reduce_xor_sync"};
 const char* name_of(WarpKind kind) { return kind_names[static_cast<int>(kind)]; }
 
 // All there is to know of the grid that runs.
@@ -158,7 +160,8 @@ std::string list_threads(const ThreadList& list) {
 
 std::string who_waits() {
   std::string all;
-  if (!barrier.waiting.empty()) all += "; " + list_threads(barrier.waiting) + (barrier.waiting.size() == 1 ? " waits" : " wait") + " at __syncthreads" + at_site(barrier.site);
+  if (!barrier.waiting.empty())
+    all += "; " + list_threads(barrier.waiting) + (barrier.waiting.size() == 1 ? " waits" : " wait") + " at __syncthreads" + at_site(barrier.site);
   int listed = 0;
   for (int w = 0; w * 32 < thread_count; ++w)
     for (const Rendezvous& r : warps[w].open) {
@@ -234,7 +237,8 @@ void thread_returns() {
   if (!barrier.waiting.empty())
     fail_kernel(text("returned, but ", list_threads(barrier.waiting), " of its block wait for it at __syncthreads", at_site(barrier.site)));
   for (const Rendezvous& r : warp.open)
-    if (r.mask >> lane & 1) fail_kernel(text("returned, but lanes ", hex(r.arrived), " of its warp wait for it in ", name_of(r.kind), " with mask ", hex(r.mask), at_site(r.site)));
+    if (r.mask >> lane & 1)
+      fail_kernel(text("returned, but lanes ", hex(r.arrived), " of its warp wait for it in ", name_of(r.kind), " with mask ", hex(r.mask), at_site(r.site)));
 }
 
 // Thrown through a kernel to end it, so that what its frames own is released.
@@ -349,7 +353,8 @@ void run_block(uint64_t number) {
   current = -1;
   if (has_failed) throw Failure(failure_code, failure_text);
   if (const char* damage = damaged_shared())
-    throw Failure(cudaErrorIllegalAddress, text(describe(*launch), ", block ", triple(blockIdx.x, blockIdx.y, blockIdx.z), ": wrote to what lies ", damage, " its shared memory", seed_note()));
+    throw Failure(cudaErrorIllegalAddress,
+                  text(describe(*launch), ", block ", triple(blockIdx.x, blockIdx.y, blockIdx.z), ": wrote to what lies ", damage, " its shared memory", seed_note()));
 }
 
 const void* fault_address = nullptr;
@@ -373,8 +378,8 @@ void fault_in_kernel() {
 
 std::string describe(const Launch& l) {
   const dim3 b = l.blocks, t = l.threads;
-  return text("kernel ", l.name.empty() ? name_of_kernel(l.kernel) : l.name, " (", b.x, "x", b.y, "x", b.z, " blocks of ", t.x, "x", t.y, "x", t.z, " threads, ", l.shared_bytes,
-              " bytes of shared memory)");
+  const std::string name = l.name.empty() ? name_of_kernel(l.kernel) : l.name;
+  return text("kernel ", name, " (", b.x, "x", b.y, "x", b.z, " blocks of ", t.x, "x", t.y, "x", t.z, " threads, ", l.shared_bytes, " bytes of shared memory)");
 }
 
 bool in_kernel() { return current >= 0 && pthread_equal(runner, pthread_self()); }
@@ -516,7 +521,8 @@ int rendezvous_of(Warp& warp, WarpKind kind, uint32_t mask, Site site) {
     const Rendezvous& r = warp.open[i];
     if (r.mask != mask) continue;
     if (r.kind != kind)
-      fail_kernel(text("calls ", name_of(kind), at_site(site), ", but lanes ", hex(r.arrived), " of its warp wait with the same mask in ", name_of(r.kind), at_site(r.site)));
+      fail_kernel(text("calls ", name_of(kind), at_site(site), ", but lanes ", hex(r.arrived), " of its warp wait with the same mask in ", name_of(r.kind),
+                       at_site(r.site)));
     return i;
   }
   warp.open.push_back({kind, mask, 0, site});
@@ -532,7 +538,8 @@ uint64_t arrive_at_warp(WarpKind kind, uint32_t mask, uint64_t value, int argume
   if (mask & ~warp.lanes) fail_kernel(text("calls ", name_of(kind), at_site(site), " with mask ", hex(mask), ", but its warp has only lanes ", hex(warp.lanes)));
   if (mask & warp.returned)
     fail_kernel(text("calls ", name_of(kind), at_site(site), " with mask ", hex(mask), ", but lanes ", hex(mask & warp.returned), " of its warp have returned"));
-  if (width < 1 || width > 32 || (width & (width - 1))) fail_kernel(text("calls ", name_of(kind), at_site(site), " with width ", width, ", which is not a power of two up to 32"));
+  if (width < 1 || width > 32 || (width & (width - 1)))
+    fail_kernel(text("calls ", name_of(kind), at_site(site), " with width ", width, ", which is not a power of two up to 32"));
   Thread& thread = threads[me];
   thread.value = value;
   thread.argument = argument;

@@ -21,7 +21,10 @@ struct Site {
 };
 
 enum class BarrierKind : uint8_t { plain, any, all, count };
-enum class WarpKind : uint8_t { sync, shuffle, shuffle_up, shuffle_down, shuffle_xor, ballot, any, all, match_any, match_all, add, min, max, add_signed, min_signed, max_signed, bit_and, bit_or, bit_xor };
+enum class WarpKind : uint8_t {
+  sync, shuffle, shuffle_up, shuffle_down, shuffle_xor, ballot, any, all, match_any, match_all,
+  add, min, max, add_signed, min_signed, max_signed, bit_and, bit_or, bit_xor
+};
 
 // Waits for all threads of the block; the result is that of __syncthreads_or, _and or _count.
 int arrive_at_barrier(BarrierKind kind, bool predicate, Site site);

@@ -290,7 +290,8 @@ std::string describe_device_address(const void* address) {
   Arena& a = arena();
   char* p = static_cast<char*>(const_cast<void*>(address));
   for (auto freed = a.freed.rbegin(); freed != a.freed.rend(); ++freed)
-    if (p >= freed->begin && p < freed->begin + freed->bytes) return relative(p, freed->begin, freed->bytes, text("an allocation of ", freed->bytes, " bytes that has been freed"));
+    if (p >= freed->begin && p < freed->begin + freed->bytes)
+      return relative(p, freed->begin, freed->bytes, text("an allocation of ", freed->bytes, " bytes that has been freed"));
   const Allocation* nearest = nullptr;
   auto after = a.blocks.upper_bound(p);
   if (after != a.blocks.end()) nearest = &after->second.allocation;
