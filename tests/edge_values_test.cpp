@@ -10,6 +10,14 @@
 #include "messages.h"
 #include "temporary_folder.h"
 
+#if defined(__SANITIZE_ADDRESS__)
+#define FOVEA_ADDRESS_SANITIZER
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define FOVEA_ADDRESS_SANITIZER
+#endif
+#endif
+
 using namespace fovea;
 using fovea::testing::contains;
 using fovea::testing::error_of;
@@ -91,7 +99,9 @@ TEST_CASE("index: masks of rank 0 and huge index tensors") {
   allocator::set_limit(int64_t{1} << 30);
   CHECK_THROWS_AS((x[{zeros({100000, 1}, DType::int64), zeros({1, 100000}, DType::int64)}]), MemoryError);
   allocator::set_limit(0);
+#if !defined(FOVEA_ADDRESS_SANITIZER)              // which ends the program instead of throwing std::bad_alloc
   CHECK(contains(error_of<MemoryError>([&] { expand(ones({1}), {int64_t{1} << 50}).to_vector<float>(); }), "to_vector: out of memory"));
+#endif
 }
 
 TEST_CASE("differences of bool tensors are refused, as PyTorch does") {
@@ -232,7 +242,8 @@ TEST_CASE("init: the forget gate's biases become the value, all others stay") {
   for (const auto& [name, tensor] : before) old.add(name, clone(tensor));
   layers::init::lstm_forget_bias_(lstm, 1.5);
   for (const auto& [name, tensor] : layers::state_dict(lstm)) {
-    CAPTURE(name);
+    const std::string& parameter = name;           // clang 14 lets no lambda, so no CAPTURE, use a structured binding
+    CAPTURE(parameter);
     Tensor expected = clone(old[name]);
     if (name.rfind("bias_", 0) == 0) fill_(narrow(expected, 0, 3, 3), name.rfind("bias_ih", 0) == 0 ? 1.5 : 0);     // gates i f g o
     CHECK(floats(tensor) == floats(expected));
