@@ -19,6 +19,7 @@
 #include <cmath>
 #include <limits>
 
+#include <fovea/kernels/cpu/arena.h>
 #include <fovea/kernels/cuda/core/launch.h>
 #include <fovea/kernels/cuda/core/warp.h>
 
@@ -280,20 +281,14 @@ __global__ void __launch_bounds__(row_threads) gradient(Samples<T> s) {
 // Cuts up the workspace, or with no memory counts its bytes.
 template <class T>
 int64_t lay_out(const CtcGeometry& g, void* memory, Samples<T>& s) {
-  int64_t used = 0;
-  const auto take = [&](auto*& piece, int64_t count) {
-    using U = std::remove_reference_t<decltype(*piece)>;
-    piece = memory ? reinterpret_cast<U*>(static_cast<char*>(memory) + used) : nullptr;
-    used += ceil_div<int64_t>(count * static_cast<int64_t>(sizeof(U)), 256) * 256;
-  };
+  Arena arena(memory);
   const int64_t rows = g.batch * g.time;
-  take(s.emissions, rows * (1 + g.max_target));
-  take(s.paths[0], rows * g.states());
-  take(s.paths[1], rows * g.states());
-  take(s.raw_losses, g.batch);
-  take(s.next_same, g.batch * g.max_target);
-  take(s.is_first, g.batch * g.max_target);
-  return used;
+  s.emissions = arena.take<T>(rows * (1 + g.max_target));
+  for (T*& path : s.paths) path = arena.take<T>(rows * g.states());
+  s.raw_losses = arena.take<T>(g.batch);
+  s.next_same = arena.take<int>(g.batch * g.max_target);
+  s.is_first = arena.take<bool>(g.batch * g.max_target);
+  return arena.used();
 }
 
 template <class T>

@@ -11,6 +11,7 @@
 // writes zeros to dgates. So the products over all steps need not know of lengths, and nothing waits for the device.
 #include <cmath>
 
+#include <fovea/kernels/cpu/arena.h>
 #include <fovea/kernels/cuda/core/launch.h>
 
 namespace fovea::kernels::cuda {
@@ -289,29 +290,11 @@ __global__ void __launch_bounds__(sum_columns* sum_groups) column_sums(const T* 
 
 // --- host ---
 
-// Cuts up a workspace, or with no memory counts its bytes.
-class Pieces {
- public:
-  explicit Pieces(void* memory) : memory_(static_cast<char*>(memory)) {}
-  template <class T>
-  T* take(int64_t count) {
-    T* piece = memory_ ? reinterpret_cast<T*>(memory_ + used_) : nullptr;
-    used_ += ceil_div<int64_t>(count * static_cast<int64_t>(sizeof(T)), 256) * 256;
-    return piece;
-  }
-  int64_t used() const { return used_; }
-  Workspace rest(Workspace all) const { return {memory_ + used_, all.bytes - used_}; }
-
- private:
-  char* memory_;
-  int64_t used_ = 0;
-};
-
 // What forward leaves for backward: the gates' activations, and c or the recurrent share of n, for every step. The plain RNN needs y alone.
 template <class T>
 struct Reserve {
   T *gates[2] = {}, *kept[2] = {};
-  Reserve(const RnnGeometry& g, Pieces& memory) {
+  Reserve(const RnnGeometry& g, Arena& memory) {
     for (int64_t d = 0; d < g.directions && g.gates() > 1; ++d) {
       gates[d] = memory.take<T>(g.time * g.batch * g.gates() * g.hidden_size);
       kept[d] = memory.take<T>(g.time * g.batch * g.hidden_size);
@@ -322,7 +305,7 @@ struct Reserve {
 template <class T>
 struct ForwardScratch {
   T *gates[2] = {}, *h[2][2] = {}, *c[2] = {};               // h: of even and odd steps
-  ForwardScratch(const RnnGeometry& g, Pieces& memory) {
+  ForwardScratch(const RnnGeometry& g, Arena& memory) {
     for (int64_t d = 0; d < g.directions; ++d) {
       gates[d] = memory.take<T>(g.time * g.batch * g.gates() * g.hidden_size);
       for (auto& parity : h) parity[d] = memory.take<T>(g.batch * g.hidden_size);
@@ -334,7 +317,7 @@ struct ForwardScratch {
 template <class T>
 struct BackwardScratch {
   T *dgates[2] = {}, *dgates_hidden[2] = {}, *dh[2] = {}, *dc[2] = {}, *first = nullptr;
-  BackwardScratch(const RnnGeometry& g, Pieces& memory) {
+  BackwardScratch(const RnnGeometry& g, Arena& memory) {
     const int64_t rows = g.gates() * g.hidden_size;
     for (int64_t d = 0; d < g.directions; ++d) {
       dgates[d] = memory.take<T>(g.time * g.batch * rows);
@@ -407,7 +390,7 @@ template <class T>
 void forward_typed(Queue queue, const RnnGeometry& g, const ConstView& x, const ConstView& lengths, const ConstView& h0, const ConstView& c0, const RnnWeights& weights,
                    const View& y, const View& h_n, const View& c_n, Workspace reserve, Workspace workspace) {
   if (g.batch == 0) return;
-  Pieces scratch_memory(workspace.data), reserve_memory(reserve.data);
+  Arena scratch_memory(workspace.data), reserve_memory(reserve.data);
   const ForwardScratch<T> scratch(g, scratch_memory);
   const Reserve<T> kept(g, reserve_memory);
   const int64_t rows = g.gates() * g.hidden_size, steps = g.time * g.batch, count = g.batch * g.hidden_size;
@@ -471,7 +454,7 @@ template <class T>
 void backward_typed(Queue queue, const RnnGeometry& g, const ConstView& x, const ConstView& lengths, const ConstView& h0, const ConstView& c0, const RnnWeights& weights,
                     const ConstView& y, Workspace reserve, const ConstView& dy, const ConstView& dh_n, const ConstView& dc_n, const View& dx, const View& dh0,
                     const View& dc0, const RnnGradients& gradients, Workspace workspace) {
-  Pieces scratch_memory(workspace.data), reserve_memory(reserve.data);
+  Arena scratch_memory(workspace.data), reserve_memory(reserve.data);
   const BackwardScratch<T> scratch(g, scratch_memory);
   const Reserve<T> kept(g, reserve_memory);
   const int64_t rows = g.gates() * g.hidden_size, steps = g.time * g.batch, count = g.batch * g.hidden_size;
@@ -507,7 +490,7 @@ void backward_typed(Queue queue, const RnnGeometry& g, const ConstView& x, const
 
 int64_t rnn_reserve(const RnnGeometry& g, DType dtype) {
   return dispatch_real(dtype, "rnn", [&](auto zero) {
-    Pieces memory(nullptr);
+    Arena memory(nullptr);
     Reserve<decltype(zero)>(g, memory);
     return memory.used();
   });
@@ -516,7 +499,7 @@ int64_t rnn_reserve(const RnnGeometry& g, DType dtype) {
 int64_t rnn_workspace(const RnnGeometry& g, DType dtype) {
   return dispatch_real(dtype, "rnn", [&](auto zero) {
     using T = decltype(zero);
-    Pieces forward(nullptr), backward(nullptr);
+    Arena forward(nullptr), backward(nullptr);
     const ForwardScratch<T> forward_scratch(g, forward);
     const BackwardScratch<T> backward_scratch(g, backward);
     return std::max(forward.used(), backward.used()) + product_workspace(g, dtype);
