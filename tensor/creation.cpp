@@ -7,6 +7,7 @@
 #include <span>
 
 #include <fovea/kernels/philox.h>
+#include <fovea/tensor/number.h>
 
 namespace fovea {
 namespace {
@@ -54,6 +55,18 @@ Device default_device() { return device_by_default; }
 void set_default_device(Device device) {
   kernels::for_device(device);                                               // throws where there is no such device
   device_by_default = device;
+}
+
+Device device_named(const std::string& name) {
+  const std::string_view text = name;
+  Device device = Device::cpu();
+  if (text != "cpu") {
+    const std::optional<int> index = text == "cuda" ? 0 : text.starts_with("cuda:") ? number_in<int>(text.substr(5)) : std::nullopt;
+    check<ValueError>(index && *index >= 0, "\"", name, "\" is no device; devices are cpu, cuda and cuda:1 (the second GPU)");
+    device = Device::cuda(*index);
+  }
+  kernels::for_device(device);                                               // throws where there is no such device
+  return device;
 }
 
 namespace detail {

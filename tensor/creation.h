@@ -2,6 +2,7 @@
 #pragma once
 
 #include <initializer_list>
+#include <string>
 #include <vector>
 
 #include <fovea/tensor/random.h>
@@ -12,6 +13,8 @@ namespace fovea {
 // Where tensors are made when no device is named; one a thread. DeviceError if there is no such device. Files, pictures and data sets are read to the CPU all the same.
 Device default_device();
 void set_default_device(Device device);
+// The device that "cpu", "cuda" or "cuda:1" means, for command lines. ValueError for other texts, DeviceError if there is no such device.
+Device device_named(const std::string& name);
 
 struct TensorOptions {
   DType dtype = DType::float32;

@@ -154,6 +154,8 @@ fails "unknown option -x" "$program" train -x
 fails "option --out needs a value" "$program" train --out ""
 fails "option --out needs a value" "$program" train --out --resume
 fails "must be 1 to 1024" "$program" train --threads 4294967297
+fails "option --device: \"gpu\" is no device; devices are cpu, cuda and cuda:1" "$program" train --device gpu
+fails "option --device: " "$program" train --device cuda:1000
 fails "must be 1 to 1000000000, got 9223372036854775808" "$program" train --steps 9223372036854775808
 fails "must be 1 to 4096" "$program" train --batch 9223372036854775807
 fails "must be 16 to 512" "$program" train --height 1000000

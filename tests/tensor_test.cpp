@@ -225,6 +225,12 @@ TEST_CASE("creation") {
   CHECK_THROWS_AS(bernoulli(1.5, {2}), ValueError);
 }
 
+TEST_CASE("device_named reads what a user typed") {
+  CHECK(device_named("cpu") == Device::cpu());
+  for (const char* name : {"", "gpu", "cuda:", "cuda:-1", "cuda:1x", "cuda1", "CPU", "cuda:99999999999"}) CHECK_THROWS_AS(device_named(name), ValueError);
+  CHECK_THROWS_AS(device_named("cuda:4096"), DeviceError);
+}
+
 TEST_CASE("randperm holds every number once, and the same seed gives the same order") {
   Generator a(5), b(5);
   const std::vector<int64_t> order = randperm(100, a).to_vector<int64_t>();

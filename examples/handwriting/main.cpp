@@ -36,6 +36,7 @@ line_no, hand, text).
 evaluate measures the lines that the model's own run held out; the model remembers which. --data says where they are now.
   --all              measure all lines of the folder in --data instead, be it another one or not
 
+train, read and evaluate take --device NAME: cpu, cuda, or cuda:1 for the second GPU (cpu).
 All commands but draw take --threads N: processor threads (all of them).
 )";
 
@@ -64,8 +65,17 @@ LinesOptions lines_options(const Arguments& a) {
   return o;
 }
 
+Device device_option(const Arguments& a) {
+  try {
+    return device_named(a.text("device", "cpu"));
+  } catch (const Error& error) {
+    fail<ValueError>("option --device: ", error.what());
+  }
+}
+
 int train_model(const Arguments& a) {
   TrainingOptions o;
+  o.device = device_option(a);
   o.out = a.text("out", o.out);
   o.lines = lines_options(a);
   const bool is_drawn = o.lines.folder.empty();
@@ -81,6 +91,7 @@ int train_model(const Arguments& a) {
 int read(const Arguments& a) {
   check<ValueError>(a.has("model") && !a.files().empty(), "read takes --model FILE and pictures of lines");
   const Model model = load_model(a.text("model", ""));
+  model.network->to(device_option(a));
   NoGrad no_grad;
   int status = 0;
   for (const std::string& path : a.files()) {
@@ -88,7 +99,7 @@ int read(const Arguments& a) {
       const Tensor image = prepare_picture(path, model.options);
       const Tensor padded = pad(image, {0, (4 - image.size(2) % 4) % 4});
       const Tensor steps = steps_of(from_vector(std::vector<int64_t>{image.size(2)}));
-      const Reading r = read_logits(model.network->forward(unsqueeze(padded, 0), steps), steps, model.alphabet).front();
+      const Reading r = read_lines(model, unsqueeze(padded, 0), steps).front();
       std::printf("%s\t%.3f\t%s\n", path.c_str(), r.confidence, r.text.c_str());
     } catch (const FileError& error) {                       // the other pictures are read all the same
       std::cerr << "fovea-handwriting: " << error.what() << "\n";
@@ -102,6 +113,7 @@ int evaluate_model(const Arguments& a) {
   check<ValueError>(a.has("model"), "evaluate takes --model FILE");
   const std::string path = a.text("model", "");
   const Model model = load_model(path);
+  model.network->to(device_option(a));
   const auto [lines, description] = lines_to_measure(model, path, a.text("data", ""), a.has("all"));
   const Evaluation e = evaluate(model, lines, 16);
   std::printf("%s: CER %s (%lld of %lld characters), WER %s (%lld of %lld words), %.0f lines/s\n", description.c_str(), percent(e.characters.rate()).c_str(),
@@ -151,10 +163,10 @@ struct Command {
 const std::vector<Command>& commands() {
   static const std::vector<Command> list = {
       {"train",
-       {"data", "out", "steps", "batch", "lr", "height", "hidden", "layers", "dropout", "split", "held-out", "evaluate-every", "seed", "threads"},
+       {"data", "out", "steps", "batch", "lr", "height", "hidden", "layers", "dropout", "split", "held-out", "evaluate-every", "seed", "device", "threads"},
        {"resume"}, false, train_model},
-      {"read", {"model", "threads"}, {}, true, read},
-      {"evaluate", {"model", "data", "threads"}, {"all"}, false, evaluate_model},
+      {"read", {"model", "device", "threads"}, {}, true, read},
+      {"evaluate", {"model", "data", "device", "threads"}, {"all"}, false, evaluate_model},
       {"describe", {"model", "height", "hidden", "layers", "threads"}, {}, false, describe_network},
       {"draw", {"out", "lines", "height", "seed"}, {}, false, draw}};
   return list;

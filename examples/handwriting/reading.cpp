@@ -58,6 +58,12 @@ std::vector<Reading> read_logits(const Tensor& logits, const Tensor& steps, cons
   return readings;
 }
 
+std::vector<Reading> read_lines(const Model& model, const Tensor& images, const Tensor& steps) {
+  const Device device = model.network->device();
+  const Tensor own_steps = to(steps, device);
+  return read_logits(model.network->forward(to(images, device), own_steps), own_steps, model.alphabet);
+}
+
 Evaluation evaluate(const Model& model, const data::DatasetPtr& lines, int64_t batch_size) {
   NoGrad no_grad;
   const auto start = std::chrono::steady_clock::now();
@@ -69,7 +75,7 @@ Evaluation evaluate(const Model& model, const data::DatasetPtr& lines, int64_t b
   data::DataLoader loader(lines, {.batch_size = batch_size, .bucket_batches = sorted_batches, .width_multiple = 4, .transform = prepare(model.options)});
   while (auto batch = loader.next()) {
     const Tensor steps = steps_of(batch->widths);
-    const std::vector<Reading> readings = read_logits(model.network->forward(batch->images, steps), steps, model.alphabet);
+    const std::vector<Reading> readings = read_lines(model, batch->images, steps);
     for (size_t i = 0; i < readings.size(); ++i) {
       check<ValueError>(std::isfinite(readings[i].confidence), "the network's answers are not numbers (NaN)");
       result.characters += data::character_errors(batch->texts[i], readings[i].text);

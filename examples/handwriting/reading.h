@@ -20,6 +20,8 @@ fovea::Tensor prepare_picture(const std::string& path, const RecognizerOptions& 
 fovea::Tensor steps_of(const fovea::Tensor& widths);
 // The best path of each line of logits [time, batch, classes].
 std::vector<Reading> read_logits(const fovea::Tensor& logits, const fovea::Tensor& steps, const fovea::data::Alphabet& alphabet);
+// What stands in images [batch, 1, height, width] of the CPU, on the device that the network is on.
+std::vector<Reading> read_lines(const Model& model, const fovea::Tensor& images, const fovea::Tensor& steps);
 
 struct Evaluation {
   fovea::data::ErrorRate characters, words;

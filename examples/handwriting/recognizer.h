@@ -25,6 +25,7 @@ class Recognizer : public fovea::layers::Module {
   fovea::Tensor forward(const fovea::Tensor& x) override { return forward(x, {}); }
   // steps int64 [batch]: how many of the width / 4 steps are a line's own, the rest is padding; undefined: all.
   fovea::Tensor forward(const fovea::Tensor& x, const fovea::Tensor& steps);
+  fovea::Device device() const { return head_.weight.device(); }
   static int64_t steps(int64_t width) { return width / 4; }
 
  private:

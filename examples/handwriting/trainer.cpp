@@ -76,6 +76,7 @@ class Trainer {
                                   optim::cosine(options.lr, std::max<int64_t>(options.steps - warmup_steps, 1), options.lr * 0.01))),
         loader_(lines_.training, {.batch_size = options.batch_size, .shuffle = !options.lines.folder.empty(), .drop_last = true, .workers = 1, .bucket_batches = 8,
                                   .width_multiple = 4, .seed = options.lines.seed, .transform = training_transform(options, lines_.alphabet)}) {
+    model_.network->to(options.device);                      // weights are drawn on the CPU: the same for every device
     model_.run = lines_.run;
     model_.run["batch"] = std::to_string(options.batch_size);
     model_.run["steps"] = std::to_string(options.steps);
@@ -115,10 +116,10 @@ class Trainer {
 
   void train_step() {
     const data::Batch batch = next_batch();
-    const Tensor steps = steps_of(batch.widths);
-    const Tensor logits = model_.network->forward(batch.images, steps);
+    const Tensor steps = steps_of(batch.widths), own_steps = to(steps, options_.device);
+    const Tensor logits = model_.network->forward(to(batch.images, options_.device), own_steps);
     // A line that is too narrow for its text has an infinite loss; it counts as zero and teaches nothing, so that the mean is that of the others.
-    const Tensor loss = ctc_loss(logits, batch.targets, steps, batch.target_lengths, {.zero_infinity = true});
+    const Tensor loss = ctc_loss(logits, to(batch.targets, options_.device), own_steps, to(batch.target_lengths, options_.device), {.zero_infinity = true});
     check_sound(std::isfinite(loss.item()), "the loss");
     optimizer_.zero_grad();
     loss.backward();
@@ -131,7 +132,7 @@ class Trainer {
     loss_sum_ += loss.item() * static_cast<double>(batch.size());
     loss_count_ += learned;
     narrow_count_ += batch.size() - learned;
-    if (step_ % 5 == 0) count_mistakes(logits.detach(), steps, batch);
+    if (step_ % 5 == 0) count_mistakes(logits.detach(), own_steps, batch);
   }
 
   void count_mistakes(const Tensor& logits, const Tensor& steps, const data::Batch& batch) {

@@ -8,6 +8,7 @@
 
 struct TrainingOptions {
   std::string out = "out";
+  fovea::Device device;                                      // that computes; no part of what the run is: it may be resumed on another one
   LinesOptions lines;
   RecognizerOptions network;
   int64_t steps = 0;                                         // 0: 60 times through a folder's lines

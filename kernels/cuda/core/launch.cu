@@ -11,6 +11,7 @@ thread_local const char* latest_kernel = "";
 
 constexpr size_t default_shared_limit = 48 << 10;          // more has to be asked for
 constexpr unsigned most_threads = 1024, most_blocks_yz = 65535;
+constexpr int64_t most_blocks_x = (int64_t{1} << 31) - 1;
 
 std::atomic<bool>& is_synchronous() {
   static std::atomic<bool> is_on{[] {
@@ -36,6 +37,12 @@ void check_cuda(cudaError_t result, const std::string& what) {
 void set_synchronous(bool is_on) { is_synchronous() = is_on; }
 
 const char* last_kernel() { return latest_kernel; }
+
+dim3 blocks_of(int64_t x, int64_t y, int64_t z) {
+  check<DeviceError>(x <= most_blocks_x && y <= most_blocks_yz && z <= most_blocks_yz, "cuda: a grid of ", x, "x", y, "x", z, " blocks cannot be launched: it has at most ",
+                     most_blocks_x, "x", most_blocks_yz, "x", most_blocks_yz, "; cut the tensors into parts");
+  return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z));
+}
 
 bool prepare_launch(const char* name, const Grid& g, const void* kernel) {
   if (g.blocks.x == 0 || g.blocks.y == 0 || g.blocks.z == 0) return false;

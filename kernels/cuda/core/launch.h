@@ -12,11 +12,14 @@ struct Grid {
   size_t shared_bytes = 0;                   // of dynamic shared memory, for each block
 };
 
+// So many blocks. DeviceError where there are more than a grid can have, instead of a number that has lost its upper bits.
+dim3 blocks_of(int64_t x, int64_t y = 1, int64_t z = 1);
+
 // A one-dimensional grid for `items` pieces of work, one a thread; kernels loop over what is left where there are more than fit into the grid.
 inline Grid grid_for(int64_t items, int threads = 256, size_t shared_bytes = 0) {
   constexpr int64_t most_blocks = 1 << 16;
   const int64_t blocks = ceil_div<int64_t>(items, threads);
-  return {dim3(static_cast<unsigned>(blocks < most_blocks ? blocks : most_blocks)), dim3(static_cast<unsigned>(threads)), shared_bytes};
+  return {blocks_of(blocks < most_blocks ? blocks : most_blocks), dim3(static_cast<unsigned>(threads)), shared_bytes};
 }
 
 // While on, every launch waits for its kernel, so that an error comes from the call that caused it. Off, unless FOVEA_CUDA_SYNC=1 is in the environment.
@@ -28,8 +31,11 @@ const char* last_kernel();
 bool prepare_launch(const char* name, const Grid& grid, const void* kernel);         // false when there is nothing to do: no blocks
 void finish_launch(const char* name, const Grid& grid, Queue queue, cudaError_t result);
 
+constexpr size_t most_parameter_bytes = 4096;              // of a kernel, on every architecture
+
 template <class... Parameters, class... Arguments>
 void launch(Queue queue, const char* name, const Grid& grid, void (*kernel)(Parameters...), const Arguments&... arguments) {
+  static_assert((sizeof(Parameters) + ... + 0) <= most_parameter_bytes, "a kernel's parameters have at most 4 KiB; pass a pointer to device memory");
   if (!prepare_launch(name, grid, reinterpret_cast<const void*>(kernel))) return;
   cudaLaunchConfig_t config{};
   config.gridDim = grid.blocks;
