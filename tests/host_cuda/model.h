@@ -56,6 +56,22 @@ void run_grid(const Launch& launch);     // throws Failure
 std::string name_of_kernel(const void* kernel);
 std::string describe(const Launch& launch);
 
+// An instruction of PTX that the 32 lanes of a warp carry out together: `run` gets what each of them brought, when all have come.
+struct Collective {
+  const char* name;
+  void (*run)(void* const (&lanes)[32]);
+};
+void arrive_together(const Collective& collective, void* operands, Site site);
+int current_thread();                    // its number in its block
+struct SharedRange {
+  char* begin;
+  size_t bytes;
+};
+SharedRange shared_range();              // of the block that runs
+std::string at_site(Site site);          // " at file.cu:12"
+std::string hex(uint32_t value);
+void begin_copies(int threads);          // ptx.cpp: a block begins, and has no asynchronous copies under way
+
 bool in_kernel();                        // whether a thread of a kernel runs now
 // Ends the kernel that runs: run_grid throws a Failure that begins with the kernel, block and thread.
 [[noreturn]] void fail_kernel(const std::string& what, cudaError_t code = cudaErrorLaunchFailure);
