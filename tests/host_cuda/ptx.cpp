@@ -63,9 +63,9 @@ template <class Who>
 void check_shared(const void* p, int bytes, int alignment, const Who& who) {
   const SharedRange s = shared_range();
   const char* begin = static_cast<const char*>(p);
-  if (begin < s.begin || begin + bytes > s.begin + s.bytes) fail_kernel(text(who(), " on ", describe_address(p), ", but it takes ", bytes, " bytes of shared memory"));
+  if (begin < s.begin || begin + bytes > s.begin + s.bytes) fail_kernel(text(who(), ", ", describe_address(p), ", but it takes ", bytes, " bytes of shared memory"));
   if ((begin - s.begin) % alignment != 0)
-    fail_kernel(text(who(), " on ", describe_address(p), ", which is not a multiple of ", alignment, " bytes, as the instruction needs"));
+    fail_kernel(text(who(), ", ", describe_address(p), ", which is not a multiple of ", alignment, " bytes, as the instruction needs"));
 }
 
 // ---- ldmatrix ----
@@ -181,7 +181,7 @@ void begin_copies(int threads) {
 
 void start_copy(void* to, const void* from, int bytes, bool is_there, Site site) {
   const auto who = [&] { return called("copy_async", site); };
-  check_shared(to, bytes, bytes, who);
+  check_shared(to, bytes, bytes, [&] { return who() + " to an address"; });
   if (is_there) {
     if (!is_device_range(from)) fail_kernel(text(who(), " from ", describe_address(from)), cudaErrorIllegalAddress);
     if (reinterpret_cast<uintptr_t>(from) % static_cast<uintptr_t>(bytes) != 0)
