@@ -24,6 +24,8 @@ struct Thread {
   uint64_t value = 0;                    // what it brought to a warp operation; afterwards, what it takes away
   int argument = 0, width = 32;
   void* operands = nullptr;              // what it brought to a Collective
+  const char* parked_in = nullptr;       // what it waits in, where that is neither a barrier of the block nor a warp operation
+  Site parked_at = {};
 };
 
 constexpr int most_threads = 1024;       // that a block can have
@@ -169,6 +171,11 @@ std::string who_waits() {
       if (++listed > 4) return all + "; and others";
       all += text("; lanes ", hex(r.arrived), " of warp ", w, " wait in ", name_of(r.operation), " with mask ", hex(r.mask), at_site(r.site));
     }
+  for (int t = 0; t < thread_count; ++t) {
+    if (!threads[t].parked_in) continue;
+    if (++listed > 4) return all + "; and others";
+    all += "; " + thread_name(t) + " waits in " + threads[t].parked_in + at_site(threads[t].parked_at);
+  }
   return all;
 }
 
@@ -202,6 +209,8 @@ void prepare(int next) {
 void wait() {
   const int me = current;
   happens_before(&end_token);            // it may be abandoned here, when another thread fails
+  while (ready.empty() && land_transfer()) {
+  }
   if (ready.empty()) fail_deadlock();
   const int next = take_ready();
   if (next == me) return;
@@ -240,6 +249,10 @@ void thread_returns() {
   for (const Rendezvous& r : warp.open)
     if (r.mask >> lane & 1)
       fail_kernel(text("returned, but lanes ", hex(r.arrived), " of its warp wait for it in ", name_of(r.operation), " with mask ", hex(r.mask), at_site(r.site)));
+  const std::string undone = left_undone(me);
+  if (!undone.empty()) fail_kernel("returned, but " + undone);
+  const std::string undone_by_block = returned == thread_count ? left_undone_by_block() : "";
+  if (!undone_by_block.empty()) fail_kernel("returned, the last of its block, but " + undone_by_block);
 }
 
 // Thrown through a kernel to end it, so that what its frames own is released.
@@ -258,6 +271,8 @@ bool run_thread() {
     launch->thread();
     happens_before(&end_token);
     thread_returns();
+    while (ready.empty() && returned < thread_count && land_transfer()) {
+    }
     if (ready.empty() && returned < thread_count) fail_deadlock();
     return true;
   } catch (const Ended&) {
@@ -323,7 +338,7 @@ class RandomOrder {
 };
 
 void begin_block() {
-  for (int t = 0; t < thread_count; ++t) threads[t].fiber = -1, threads[t].has_returned = false;
+  for (int t = 0; t < thread_count; ++t) threads[t].fiber = -1, threads[t].has_returned = false, threads[t].parked_in = nullptr;
   for (int w = 0; w * 32 < thread_count; ++w) {
     const int lanes = std::min(32, thread_count - w * 32);
     warps[w].lanes = lanes == 32 ? ~0u : (1u << lanes) - 1;
@@ -331,6 +346,7 @@ void begin_block() {
     warps[w].open.clear();
   }
   begin_copies(thread_count);
+  begin_transfers(thread_count);
   barrier.waiting.clear();
   barrier.holds = 0;
   returned = 0;
@@ -425,6 +441,17 @@ void run_grid(const Launch& l) {
 // ---- what kernels call ----
 
 int current_thread() { return current; }
+
+void park(const char* what, Site site) {
+  Thread& me = threads[current];
+  me.parked_in = what, me.parked_at = site;
+  wait();
+}
+
+void wake(int thread) {
+  threads[thread].parked_in = nullptr;
+  ready.push(thread);
+}
 
 SharedRange shared_range() { return {static_cast<char*>(shared_begin), launch->shared_bytes}; }
 

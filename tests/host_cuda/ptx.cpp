@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "model.h"
+#include "ptx_checks.h"
 #include "ptx_semantics.h"
 
 namespace host_cuda {
@@ -55,18 +56,6 @@ class CopyQueue {
   int size_ = 0, capacity_ = 0, group_ = 0;
 };
 CopyQueue copies[1024];
-
-std::string called(const char* name, Site site) { return text("calls ", name, at_site(site)); }
-
-// That `bytes` of shared memory are there, aligned as the instruction wants them. `who` begins the sentence, and is made only where there is one to say.
-template <class Who>
-void check_shared(const void* p, int bytes, int alignment, const Who& who) {
-  const SharedRange s = shared_range();
-  const char* begin = static_cast<const char*>(p);
-  if (begin < s.begin || begin + bytes > s.begin + s.bytes) fail_kernel(text(who(), ", ", describe_address(p), ", but it takes ", bytes, " bytes of shared memory"));
-  if ((begin - s.begin) % alignment != 0)
-    fail_kernel(text(who(), ", ", describe_address(p), ", which is not a multiple of ", alignment, " bytes, as the instruction needs"));
-}
 
 // ---- ldmatrix ----
 
