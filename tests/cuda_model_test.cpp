@@ -9,7 +9,10 @@
 #include <vector>
 
 #include <fovea/kernels/cuda/core/launch.h>
+#include <fovea/kernels/cuda/core/ptx.h>
+#include <fovea/kernels/cuda/core/ptx_hopper.h>
 
+namespace cuda = fovea::kernels::cuda;
 using fovea::kernels::cuda::Grid;
 using fovea::kernels::cuda::launch;
 using fovea::kernels::cuda::shared;
@@ -347,6 +350,243 @@ TEST_CASE("model: a barrier that some threads do not reach, or that they reach e
     CHECK_CONTAINS(deadlock, "deadlock: nobody can go on; threads ");
     CHECK_CONTAINS(deadlock, "wait at __syncthreads at cuda_model_test.cpp:");
     CHECK_CONTAINS(deadlock, "lanes 0xaaaaaaaa of warp 0 wait in __shfl_sync with mask 0xffffffff");
+  });
+}
+
+// ---- instructions of PTX ----
+
+namespace {
+
+enum class Ring { right, waits_too_little, has_no_barrier, frees_a_slot_early };
+
+struct RingOfTiles {
+  alignas(16) int slots[3][32 * 4];
+};
+
+// Adds up `tiles` tiles of 32 packs of four, each thread what its neighbour has copied.
+template <Ring ring>
+__global__ void ring_of_tiles(const int* x, int tiles, int* sums) {
+  RingOfTiles& s = shared<RingOfTiles>();
+  const int thread = static_cast<int>(threadIdx.x), neighbour = (thread + 1) % 32;
+  const auto start = [&](int tile) {
+    if (tile < tiles) cuda::copy_async<16>(&s.slots[tile % 3][thread * 4], x + (tile * 32 + thread) * 4, true);
+    cuda::commit_copies();
+  };
+  start(0);
+  start(1);
+  int sum = 0;
+  for (int tile = 0; tile < tiles; ++tile) {
+    cuda::wait_for_copies<ring == Ring::waits_too_little ? 2 : 1>();
+    if (ring != Ring::has_no_barrier) __syncthreads();
+    start(tile + (ring == Ring::frees_a_slot_early ? 3 : 2));
+    for (int i = 0; i < 4; ++i) sum += s.slots[tile % 3][neighbour * 4 + i];
+  }
+  sums[thread] = sum;
+}
+
+// The number of seeds under which some sum is wrong.
+template <Ring ring>
+int wrong_rings() {
+  constexpr int tiles = 7;
+  const std::vector<int> x = numbers(tiles * 128);
+  const Buffer<int> on_device(x), sums(size_t{32});
+  int wrong = 0;
+  for_every_seed([&] {
+    launch(nullptr, "ring_of_tiles", {1, 32, sizeof(RingOfTiles)}, ring_of_tiles<ring>, on_device.get(), tiles, sums.get());
+    const std::vector<int> got = sums.values();
+    bool is_right = true;
+    for (int thread = 0; thread < 32; ++thread) {
+      int sum = 0;
+      for (int tile = 0; tile < tiles; ++tile)
+        for (int i = 0; i < 4; ++i) sum += x[static_cast<size_t>((tile * 32 + (thread + 1) % 32) * 4 + i)];
+      is_right = is_right && got[static_cast<size_t>(thread)] == sum;
+    }
+    wrong += !is_right;
+  });
+  return wrong;
+}
+
+struct Rows {
+  alignas(16) uint16_t elements[32][8];
+};
+// Loads matrices whose rows begin `offset` elements after the 16-byte boundary; of half a warp, or by lanes at two lines, where that is asked for.
+enum class Lanes { all, half, at_two_lines };
+template <Lanes lanes>
+__global__ void load_rows(int* y, int offset) {
+  Rows& s = shared<Rows>();
+  for (uint16_t& element : s.elements[threadIdx.x]) element = 1;
+  __syncthreads();
+  uint32_t r[4] = {};
+  const uint16_t* row = s.elements[threadIdx.x] + offset;
+  if (lanes == Lanes::all || threadIdx.x < 16) cuda::load_matrix_x4(r, row);
+  else if (lanes == Lanes::at_two_lines) cuda::load_matrix_x4(r, row);
+  y[threadIdx.x] = static_cast<int>(r[0]);
+}
+
+__global__ void half_a_warp_multiplies(int* y) {
+  float d[4] = {};
+  const uint32_t a[4] = {}, b[2] = {};
+  if (threadIdx.x % 32 < 16) cuda::multiply(d, a, b, fovea::float16{});
+  y[threadIdx.x] = static_cast<int>(d[0]);
+}
+
+__global__ void copies_to(int* y, const int* x, int to, int from) {
+  RingOfTiles& s = shared<RingOfTiles>();
+  if (threadIdx.x == 0) cuda::copy_async<16>(&s.slots[0][0] + to, x + from, true);
+  cuda::commit_copies();
+  cuda::wait_for_copies<0>();
+  __syncthreads();
+  y[threadIdx.x] = s.slots[0][0];
+}
+
+}  // namespace
+
+TEST_CASE("model: asynchronous copies that are not waited for, have no barrier, or overwrite what is still read give wrong results" *
+          doctest::skip(host_cuda::has_thread_sanitizer())) {
+  CHECK(wrong_rings<Ring::right>() == 0);
+  CHECK(wrong_rings<Ring::waits_too_little>() == num_seeds);
+  CHECK(wrong_rings<Ring::has_no_barrier>() >= num_seeds / 2);
+  CHECK(wrong_rings<Ring::frees_a_slot_early>() >= num_seeds / 2);
+}
+
+TEST_CASE("model: asynchronous copies beside shared memory, from elsewhere than device memory, or misaligned are errors") {
+  const Buffer<int> y(size_t{32}), x(size_t{384});
+  const Grid grid{1, 32, sizeof(RingOfTiles)};
+  CHECK(complaint(grid, copies_to, y.get(), x.get(), 380, 380) == "");
+  CHECK_CONTAINS(complaint(grid, copies_to, y.get(), x.get(), 381, 0), "calls copy_async at cuda_model_test.cpp:");
+  CHECK_CONTAINS(complaint(grid, copies_to, y.get(), x.get(), 381, 0), "to an address, byte 1524 of its 1536 bytes of shared memory, but it takes 16 bytes of shared memory");
+  CHECK_CONTAINS(complaint(grid, copies_to, y.get(), x.get(), 1, 0), "to an address, byte 4 of its 1536 bytes of shared memory, which is not a multiple of 16");
+  CHECK_CONTAINS(complaint(grid, copies_to, y.get(), x.get(), 0, 1), "of 16 bytes from byte 4 of an allocation of 1536 bytes on device 0: an address that is not a multiple of 16");
+  CHECK_CONTAINS(complaint(grid, copies_to, y.get(), x.get(), 0, 4096), "read 14848 bytes past the end of an allocation of 1536 bytes");
+  CHECK_CONTAINS(complaint(grid, copies_to, y.get(), static_cast<const int*>(nullptr), 0, 0), "from address 0: a null pointer");
+}
+
+TEST_CASE("model: instructions of a warp without half of its lanes, at two lines, on misaligned rows or beside shared memory are errors") {
+  const Buffer<int> y(size_t{64});
+  const Grid grid{1, 32, sizeof(Rows)};
+  for_every_seed([&] {
+    CHECK(complaint(grid, load_rows<Lanes::all>, y.get(), 0) == "");
+    CHECK_CONTAINS(complaint(grid, load_rows<Lanes::half>, y.get(), 0), "load_matrix_x4");
+    CHECK_CONTAINS(complaint(grid, load_rows<Lanes::half>, y.get(), 0), "returned");
+    CHECK_CONTAINS(complaint(grid, load_rows<Lanes::at_two_lines>, y.get(), 0), "of its warp wait with the same mask in load_matrix_x4 at cuda_model_test.cpp:");
+    CHECK_CONTAINS(complaint({1, 64}, half_a_warp_multiplies, y.get()), "multiply (float16)");
+  });
+  CHECK_CONTAINS(complaint(grid, load_rows<Lanes::all>, y.get(), 4), "lane 0 brings the address of a row, byte 8 of its 512 bytes of shared memory, which is not a multiple of 16");
+  CHECK_CONTAINS(complaint(grid, load_rows<Lanes::all>, y.get(), 8), "lane 31 brings the address of a row, just past the end of its 512 bytes of shared memory, but it takes 16");
+  CHECK_CONTAINS(complaint({1, 48}, half_a_warp_multiplies, y.get()), "but its warp has only lanes 0x0000ffff");
+}
+
+// ---- instructions of sm_90 ----
+
+namespace {
+
+enum class Slip { none, reads_without_waiting, frees_a_slot_early, forgets_to_initialise, announces_too_little, arrives_twice };
+
+struct RingOfBoxes {
+  alignas(128) int slots[2][32];
+  cuda::PhasedBarrier full[2], empty[2];
+};
+
+// The first warp's first lane loads boxes of 32 numbers into a ring of two slots, the second warp adds them up, each lane its neighbour's.
+template <Slip slip>
+__global__ void ring_of_boxes(cuda::TensorMap map, int boxes, int* sums) {
+  RingOfBoxes& s = shared<RingOfBoxes>();
+  const int thread = static_cast<int>(threadIdx.x), neighbour = (thread + 1) % 32;
+  if (thread == 0)
+    for (int i = 0; i < (slip == Slip::forgets_to_initialise ? 1 : 2); ++i) cuda::init_barrier(s.full[i], 1), cuda::init_barrier(s.empty[i], 32);
+  __syncthreads();
+  int sum = 0;
+  for (int box = 0; box < boxes; ++box) {
+    const int slot = box % 2, parity = box / 2 % 2;
+    if (thread == 0) {
+      cuda::wait_for_phase(s.empty[slot], parity ^ 1);
+      cuda::arrive_expecting(s.full[slot], slip == Slip::announces_too_little ? 64 : 128);
+      if (slip == Slip::arrives_twice) cuda::arrive(s.full[slot]);
+      cuda::load_box(s.slots[slot], map, s.full[slot], {box * 32});
+    } else if (thread >= 32) {
+      if (slip != Slip::reads_without_waiting || box > 1) cuda::wait_for_phase(s.full[slot], parity);
+      if (slip == Slip::frees_a_slot_early) cuda::arrive(s.empty[slot]);
+      sum += s.slots[slot][neighbour];
+      if (slip != Slip::frees_a_slot_early) cuda::arrive(s.empty[slot]);
+    }
+  }
+  if (thread >= 32) sums[thread - 32] = sum;
+}
+
+template <Slip slip>
+std::string complaint_about_boxes(const int* x, int* sums) {
+  cuda::TiledLayout l;
+  l.data = x, l.dtype = fovea::DType::int32, l.rank = 1, l.sizes[0] = 192, l.strides[0] = 1, l.box[0] = 32;
+  return complaint({1, 64, sizeof(RingOfBoxes)}, ring_of_boxes<slip>, cuda::tiled_map(l), 6, sums);
+}
+
+// The number of seeds under which some sum is wrong, or the kernel ends with a complaint (phases that were not waited for get mixed up, up to a deadlock).
+template <Slip slip>
+int wrong_boxes() {
+  const Buffer<int> x(numbers(192)), sums(size_t{32});
+  int wrong = 0;
+  for_every_seed([&] {
+    bool is_right = complaint_about_boxes<slip>(x.get(), sums.get()).empty();
+    const std::vector<int> got = sums.values();
+    for (int lane = 0; lane < 32; ++lane) is_right = is_right && got[static_cast<size_t>(lane)] == 6 * ((lane + 1) % 32 + 1) + 32 * 15;
+    wrong += !is_right;
+  });
+  return wrong;
+}
+
+enum class Group { right, looks_early, never_waits, has_no_fence, lacks_a_warp, is_misplaced };
+struct Operands {
+  alignas(1024) unsigned char a[64 * 128], b[64 * 128 + 1024];
+};
+// A product of zeros; y is 1 for a thread that sees its sums as they must be.
+template <Group group>
+__global__ void product_of_zeros(int* y) {
+  Operands& s = shared<Operands>();
+  for (unsigned i = threadIdx.x; i < sizeof s; i += blockDim.x) (i < sizeof s.a ? s.a[i] : s.b[i - sizeof s.a]) = 0;
+  cuda::fence_async_proxy();
+  __syncthreads();
+  float d[32] = {1};
+  if (group == Group::lacks_a_warp && threadIdx.x >= 96) return;
+  if (group != Group::has_no_fence) cuda::fence_products();
+  cuda::multiply_group<64>(d, cuda::group_operand(s.a), cuda::group_operand(s.b + (group == Group::is_misplaced ? 128 : 0)), fovea::float16{}, true);
+  cuda::commit_products();
+  const bool is_right = d[0] == 1;
+  if (group != Group::never_waits) cuda::wait_for_products<0>();
+  y[threadIdx.x] = group == Group::looks_early ? is_right : d[0] == 1;
+}
+
+}  // namespace
+
+TEST_CASE("model: boxes that are read before they have arrived, or whose slot is handed back early, show" *
+          doctest::skip(host_cuda::has_thread_sanitizer())) {
+  CHECK(wrong_boxes<Slip::none>() == 0);
+  CHECK(wrong_boxes<Slip::reads_without_waiting>() >= num_seeds / 2);
+  CHECK(wrong_boxes<Slip::frees_a_slot_early>() >= num_seeds / 2);
+}
+
+TEST_CASE("model: a barrier with phases that is not initialised, gets other bytes than were announced, or too many arrivals is an error") {
+  const Buffer<int> x(numbers(192)), sums(size_t{32});
+  for_every_seed([&] {
+    CHECK_CONTAINS(complaint_about_boxes<Slip::forgets_to_initialise>(x.get(), sums.get()), "with a barrier that has not been initialised");
+    const std::string deadlock = complaint_about_boxes<Slip::announces_too_little>(x.get(), sums.get());
+    CHECK_CONTAINS(deadlock, "deadlock: nobody can go on; thread (");
+    CHECK_CONTAINS(deadlock, "waits in wait_for_phase at cuda_model_test.cpp:");
+    CHECK_CONTAINS(complaint_about_boxes<Slip::arrives_twice>(x.get(), sums.get()), "but all 1 arrivals of this phase have happened, and only its bytes are missing");
+  });
+}
+
+TEST_CASE("model: a product of four warps must be fenced, waited for, aligned and shared by all four") {
+  const Buffer<int> y(std::vector<int>(128, 0));
+  const Grid grid{1, 128, sizeof(Operands)};
+  for_every_seed([&] {
+    CHECK(complaint(grid, product_of_zeros<Group::right>, y.get()) == "");
+    CHECK(y.values() == std::vector<int>(128, 1));
+    CHECK(complaint(grid, product_of_zeros<Group::looks_early>, y.get()) == "");
+    CHECK(y.values() == std::vector<int>(128, 0));
+    CHECK_CONTAINS(complaint(grid, product_of_zeros<Group::never_waits>, y.get()), "products of its warp have not been waited for, the latest at cuda_model_test.cpp:");
+    CHECK_CONTAINS(complaint(grid, product_of_zeros<Group::has_no_fence>, y.get()), "without fence_products()");
+    CHECK_CONTAINS(complaint(grid, product_of_zeros<Group::lacks_a_warp>, y.get()), "warp 3 took part in 0 products of four warps, warp 0 in 1");
+    CHECK_CONTAINS(complaint(grid, product_of_zeros<Group::is_misplaced>, y.get()), "in a tile that does not begin at a multiple of 1024 bytes");
   });
 }
 

@@ -23,6 +23,9 @@ struct Thread {
   bool has_returned = false;
   uint64_t value = 0;                    // what it brought to a warp operation; afterwards, what it takes away
   int argument = 0, width = 32;
+  void* operands = nullptr;              // what it brought to a Collective
+  const char* parked_in = nullptr;       // what it waits in, where that is neither a barrier of the block nor a warp operation
+  Site parked_at = {};
 };
 
 constexpr int most_threads = 1024;       // that a block can have
@@ -48,9 +51,16 @@ class List {
 };
 using ThreadList = List<int, most_threads + 1>;
 
+// What the lanes of a mask do together: an operation of CUDA C++, or (where `collective` is given) an instruction of PTX.
+struct Operation {
+  WarpKind kind = WarpKind::sync;
+  const Collective* collective = nullptr;
+  bool operator==(const Operation&) const = default;
+};
+
 // Lanes that wait for the rest of their mask.
 struct Rendezvous {
-  WarpKind kind;
+  Operation operation;
   uint32_t mask, arrived;
   Site site;
 };
@@ -97,6 +107,7 @@ const char* const kind_names[] = {
     "__all_sync",        "__match_any_sync",  "__match_all_sync",  "__reduce_add_sync", "__reduce_min_sync", "__reduce_max_sync", "__reduce_add_sync",
     "__reduce_min_sync", "__reduce_max_sync", "__reduce_and_sync", "__reduce_or_sync",  "__reduce_xor_sync"};
 const char* name_of(WarpKind kind) { return kind_names[static_cast<int>(kind)]; }
+const char* name_of(const Operation& o) { return o.collective ? o.collective->name : name_of(o.kind); }
 
 // All there is to know of the grid that runs.
 const Launch* launch = nullptr;
@@ -123,17 +134,9 @@ bool has_failed = false;
 char begin_token, end_token, barrier_tokens[2];
 char warp_tokens[most_threads / 32][16];
 
-std::string at_site(Site s) {
-  const char* slash = std::strrchr(s.file, '/');
-  return text(" at ", slash ? slash + 1 : s.file, ":", s.line);
-}
+bool is_same(Site a, Site b) { return a.line == b.line && std::strcmp(a.file, b.file) == 0; }
 std::string triple(unsigned x, unsigned y, unsigned z) { return text("(", x, ",", y, ",", z, ")"); }
 std::string thread_name(int t) { return "thread " + triple(indices[t].x, indices[t].y, indices[t].z); }
-std::string hex(uint32_t v) {
-  char digits[16];
-  std::snprintf(digits, sizeof digits, "0x%08x", v);
-  return digits;
-}
 
 void activate(int t) {
   current = t;
@@ -166,8 +169,13 @@ std::string who_waits() {
   for (int w = 0; w * 32 < thread_count; ++w)
     for (const Rendezvous& r : warps[w].open) {
       if (++listed > 4) return all + "; and others";
-      all += text("; lanes ", hex(r.arrived), " of warp ", w, " wait in ", name_of(r.kind), " with mask ", hex(r.mask), at_site(r.site));
+      all += text("; lanes ", hex(r.arrived), " of warp ", w, " wait in ", name_of(r.operation), " with mask ", hex(r.mask), at_site(r.site));
     }
+  for (int t = 0; t < thread_count; ++t) {
+    if (!threads[t].parked_in) continue;
+    if (++listed > 4) return all + "; and others";
+    all += "; " + thread_name(t) + " waits in " + threads[t].parked_in + at_site(threads[t].parked_at);
+  }
   return all;
 }
 
@@ -201,6 +209,8 @@ void prepare(int next) {
 void wait() {
   const int me = current;
   happens_before(&end_token);            // it may be abandoned here, when another thread fails
+  while (ready.empty() && land_transfer()) {
+  }
   if (ready.empty()) fail_deadlock();
   const int next = take_ready();
   if (next == me) return;
@@ -238,7 +248,11 @@ void thread_returns() {
     fail_kernel(text("returned, but ", list_threads(barrier.waiting), " of its block wait for it at __syncthreads", at_site(barrier.site)));
   for (const Rendezvous& r : warp.open)
     if (r.mask >> lane & 1)
-      fail_kernel(text("returned, but lanes ", hex(r.arrived), " of its warp wait for it in ", name_of(r.kind), " with mask ", hex(r.mask), at_site(r.site)));
+      fail_kernel(text("returned, but lanes ", hex(r.arrived), " of its warp wait for it in ", name_of(r.operation), " with mask ", hex(r.mask), at_site(r.site)));
+  const std::string undone = left_undone(me);
+  if (!undone.empty()) fail_kernel("returned, but " + undone);
+  const std::string undone_by_block = returned == thread_count ? left_undone_by_block() : "";
+  if (!undone_by_block.empty()) fail_kernel("returned, the last of its block, but " + undone_by_block);
 }
 
 // Thrown through a kernel to end it, so that what its frames own is released.
@@ -257,6 +271,8 @@ bool run_thread() {
     launch->thread();
     happens_before(&end_token);
     thread_returns();
+    while (ready.empty() && returned < thread_count && land_transfer()) {
+    }
     if (ready.empty() && returned < thread_count) fail_deadlock();
     return true;
   } catch (const Ended&) {
@@ -322,13 +338,15 @@ class RandomOrder {
 };
 
 void begin_block() {
-  for (int t = 0; t < thread_count; ++t) threads[t].fiber = -1, threads[t].has_returned = false;
+  for (int t = 0; t < thread_count; ++t) threads[t].fiber = -1, threads[t].has_returned = false, threads[t].parked_in = nullptr;
   for (int w = 0; w * 32 < thread_count; ++w) {
     const int lanes = std::min(32, thread_count - w * 32);
     warps[w].lanes = lanes == 32 ? ~0u : (1u << lanes) - 1;
     warps[w].returned = 0;
     warps[w].open.clear();
   }
+  begin_copies(thread_count);
+  begin_transfers(thread_count);
   barrier.waiting.clear();
   barrier.holds = 0;
   returned = 0;
@@ -376,6 +394,16 @@ void fault_in_kernel() {
 
 }  // namespace
 
+std::string at_site(Site s) {
+  const char* slash = std::strrchr(s.file, '/');
+  return text(" at ", slash ? slash + 1 : s.file, ":", s.line);
+}
+std::string hex(uint32_t v) {
+  char digits[16];
+  std::snprintf(digits, sizeof digits, "0x%08x", v);
+  return digits;
+}
+
 std::string describe(const Launch& l) {
   const dim3 b = l.blocks, t = l.threads;
   const std::string name = l.name.empty() ? name_of_kernel(l.kernel) : l.name;
@@ -412,6 +440,21 @@ void run_grid(const Launch& l) {
 
 // ---- what kernels call ----
 
+int current_thread() { return current; }
+
+void park(const char* what, Site site) {
+  Thread& me = threads[current];
+  me.parked_in = what, me.parked_at = site;
+  wait();
+}
+
+void wake(int thread) {
+  threads[thread].parked_in = nullptr;
+  ready.push(thread);
+}
+
+SharedRange shared_range() { return {static_cast<char*>(shared_begin), launch->shared_bytes}; }
+
 void* shared_memory(size_t bytes) {
   if (!in_kernel()) throw std::logic_error("host_cuda: shared memory is for kernels");
   if (bytes > launch->shared_bytes) fail_kernel(text("wants ", bytes, " bytes of shared memory; its launch gave it ", launch->shared_bytes));
@@ -436,7 +479,7 @@ int arrive_at_barrier(BarrierKind kind, bool predicate, Site site) {
   if (barrier.waiting.empty()) {
     barrier.kind = kind;
     barrier.site = site;
-  } else if (kind != barrier.kind || site.line != barrier.site.line || std::strcmp(site.file, barrier.site.file) != 0) {
+  } else if (kind != barrier.kind || !is_same(site, barrier.site)) {
     fail_kernel(text("waits at __syncthreads", at_site(site), ", but ", list_threads(barrier.waiting), " of its block at another one,", at_site(barrier.site)));
   }
   barrier.waiting.push_back(current);
@@ -479,6 +522,12 @@ uint64_t combine(WarpKind kind, uint64_t a, uint64_t b) {
 
 // All lanes of the mask have come: what each of them takes away.
 void evaluate(const Rendezvous& r, Thread* lanes) {
+  const WarpKind kind = r.operation.kind;
+  if (r.operation.collective) {
+    void* operands[32];
+    for (int lane = 0; lane < 32; ++lane) operands[lane] = lanes[lane].operands;
+    return r.operation.collective->run(operands);
+  }
   uint64_t brought[32];
   uint32_t left = r.mask;
   for (uint32_t m = r.mask; m; m &= m - 1) brought[std::countr_zero(m)] = lanes[std::countr_zero(m)].value;
@@ -490,13 +539,13 @@ void evaluate(const Rendezvous& r, Thread* lanes) {
     ballot |= (brought[lane] != 0) << lane;
     all_equal = all_equal && brought[lane] == shared_result;
   }
-  switch (r.kind) {
+  switch (kind) {
     case WarpKind::sync: return;
     case WarpKind::shuffle: case WarpKind::shuffle_up: case WarpKind::shuffle_down: case WarpKind::shuffle_xor:
       for (uint32_t m = r.mask; m; m &= m - 1) {
-        const int lane = std::countr_zero(m), from = source_of(r.kind, lane, lanes[lane].argument, lanes[lane].width);
+        const int lane = std::countr_zero(m), from = source_of(kind, lane, lanes[lane].argument, lanes[lane].width);
         if (from < 0 || from > 31 || !(r.mask >> from & 1))
-          fail_kernel(text("lane ", lane, " reads lane ", from, " in ", name_of(r.kind), at_site(r.site), ", which is not in the mask ", hex(r.mask)));
+          fail_kernel(text("lane ", lane, " reads lane ", from, " in ", name_of(kind), at_site(r.site), ", which is not in the mask ", hex(r.mask)));
         lanes[lane].value = brought[from];
       }
       return;
@@ -510,41 +559,35 @@ void evaluate(const Rendezvous& r, Thread* lanes) {
     case WarpKind::ballot: shared_result = ballot; break;
     case WarpKind::match_all: shared_result = all_equal ? r.mask : 0; break;
     default:
-      for (uint32_t m = left & (left - 1); m; m &= m - 1) shared_result = combine(r.kind, shared_result, brought[std::countr_zero(m)]);
+      for (uint32_t m = left & (left - 1); m; m &= m - 1) shared_result = combine(kind, shared_result, brought[std::countr_zero(m)]);
   }
   for (uint32_t m = r.mask; m; m &= m - 1) lanes[std::countr_zero(m)].value = shared_result;
 }
 
 // Those who wait with this mask; opened when this lane is the first.
-int rendezvous_of(Warp& warp, WarpKind kind, uint32_t mask, Site site) {
+int rendezvous_of(Warp& warp, const Operation& operation, uint32_t mask, Site site) {
   for (int i = 0; i < warp.open.size(); ++i) {
     const Rendezvous& r = warp.open[i];
     if (r.mask != mask) continue;
-    if (r.kind != kind)
-      fail_kernel(text("calls ", name_of(kind), at_site(site), ", but lanes ", hex(r.arrived), " of its warp wait with the same mask in ", name_of(r.kind),
+    // Instructions of PTX are .aligned: the lanes must be at the same one, not only at one of the same name.
+    if (r.operation != operation || (operation.collective && !is_same(r.site, site)))
+      fail_kernel(text("calls ", name_of(operation), at_site(site), ", but lanes ", hex(r.arrived), " of its warp wait with the same mask in ", name_of(r.operation),
                        at_site(r.site)));
     return i;
   }
-  warp.open.push_back({kind, mask, 0, site});
+  warp.open.push_back({operation, mask, 0, site});
   return warp.open.size() - 1;
 }
 
-}  // namespace
-
-uint64_t arrive_at_warp(WarpKind kind, uint32_t mask, uint64_t value, int argument, int width, Site site) {
+// Waits for the lanes of the mask; the last to come evaluates the operation for all.
+void meet(const Operation& operation, uint32_t mask, Site site) {
   const int me = current, lane = me % 32;
   Warp& warp = warps[me / 32];
-  if (!(mask >> lane & 1)) fail_kernel(text("calls ", name_of(kind), at_site(site), " with mask ", hex(mask), ", which leaves out its own lane ", lane));
-  if (mask & ~warp.lanes) fail_kernel(text("calls ", name_of(kind), at_site(site), " with mask ", hex(mask), ", but its warp has only lanes ", hex(warp.lanes)));
+  if (!(mask >> lane & 1)) fail_kernel(text("calls ", name_of(operation), at_site(site), " with mask ", hex(mask), ", which leaves out its own lane ", lane));
+  if (mask & ~warp.lanes) fail_kernel(text("calls ", name_of(operation), at_site(site), " with mask ", hex(mask), ", but its warp has only lanes ", hex(warp.lanes)));
   if (mask & warp.returned)
-    fail_kernel(text("calls ", name_of(kind), at_site(site), " with mask ", hex(mask), ", but lanes ", hex(mask & warp.returned), " of its warp have returned"));
-  if (width < 1 || width > 32 || (width & (width - 1)))
-    fail_kernel(text("calls ", name_of(kind), at_site(site), " with width ", width, ", which is not a power of two up to 32"));
-  Thread& thread = threads[me];
-  thread.value = value;
-  thread.argument = argument;
-  thread.width = width;
-  const int i = rendezvous_of(warp, kind, mask, site);
+    fail_kernel(text("calls ", name_of(operation), at_site(site), " with mask ", hex(mask), ", but lanes ", hex(mask & warp.returned), " of its warp have returned"));
+  const int i = rendezvous_of(warp, operation, mask, site);
   warp.open[i].arrived |= 1u << lane;
   char* token = &warp_tokens[me / 32][warp.meetings % 16];
   happens_before(token);
@@ -559,7 +602,24 @@ uint64_t arrive_at_warp(WarpKind kind, uint32_t mask, uint64_t value, int argume
     if (chance().one_in(2)) let_others_go();
   }
   happens_after(token);
+}
+
+}  // namespace
+
+uint64_t arrive_at_warp(WarpKind kind, uint32_t mask, uint64_t value, int argument, int width, Site site) {
+  if (width < 1 || width > 32 || (width & (width - 1)))
+    fail_kernel(text("calls ", name_of(kind), at_site(site), " with width ", width, ", which is not a power of two up to 32"));
+  Thread& thread = threads[current];
+  thread.value = value;
+  thread.argument = argument;
+  thread.width = width;
+  meet({kind, nullptr}, mask, site);
   return thread.value;
+}
+
+void arrive_together(const Collective& collective, void* operands, Site site) {
+  threads[current].operands = operands;
+  meet({WarpKind::sync, &collective}, 0xffffffffu, site);
 }
 
 }  // namespace host_cuda

@@ -56,6 +56,31 @@ void run_grid(const Launch& launch);     // throws Failure
 std::string name_of_kernel(const void* kernel);
 std::string describe(const Launch& launch);
 
+// An instruction of PTX that the 32 lanes of a warp carry out together: `run` gets what each of them brought, when all have come.
+struct Collective {
+  const char* name;
+  void (*run)(void* const (&lanes)[32]);
+};
+void arrive_together(const Collective& collective, void* operands, Site site);
+int current_thread();                    // its number in its block
+struct SharedRange {
+  char* begin;
+  size_t bytes;
+};
+SharedRange shared_range();              // of the block that runs
+std::string at_site(Site site);          // " at file.cu:12"
+std::string hex(uint32_t value);
+void begin_copies(int threads);          // ptx.cpp: a block begins, and has no asynchronous copies under way
+
+// The same for the instructions of sm_90 (ptx_hopper.cpp).
+void begin_transfers(int threads);
+bool land_transfer();                    // one of the block's copies of boxes, at random; false when none is under way
+std::string left_undone(int thread);     // by a thread that returns: the rest of a sentence, or ""
+std::string left_undone_by_block();      // the same when all threads have returned
+// The current thread waits until another wakes it. `what` stands in messages about a deadlock.
+void park(const char* what, Site site);
+void wake(int thread);
+
 bool in_kernel();                        // whether a thread of a kernel runs now
 // Ends the kernel that runs: run_grid throws a Failure that begins with the kernel, block and thread.
 [[noreturn]] void fail_kernel(const std::string& what, cudaError_t code = cudaErrorLaunchFailure);

@@ -18,7 +18,7 @@ __device__ inline T& shared() {
 #ifdef FOVEA_HOST_CUDA
   return *static_cast<T*>(host_cuda::shared_memory(sizeof(T)));
 #else
-  extern __shared__ __align__(16) unsigned char block_memory[];
+  extern __shared__ __align__(1024) unsigned char block_memory[];
   return *reinterpret_cast<T*>(block_memory);
 #endif
 }

@@ -1,0 +1,365 @@
+// The instructions of kernels/cuda/core/ptx_hopper.h against what they must compute, over the model of CUDA and on a GPU of compute capability 9.0 alike: see
+// cuda_ptx_test.cpp.
+#include <doctest/doctest.h>
+
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include <fovea/kernels/cuda/core/launch.h>
+#include <fovea/kernels/cuda/core/ptx_hopper.h>
+
+using namespace fovea::kernels::cuda;
+using fovea::bfloat16;
+using fovea::DType;
+using fovea::float16;
+
+namespace {
+
+bool has_hopper() {
+  int major = 0;
+  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0), "asking for the compute capability");
+  if (major != 9) MESSAGE("left out: these instructions need a GPU of compute capability 9.0, this one has " << major << ".x");
+  return major == 9;
+}
+
+// Device memory that is freed again.
+template <class T>
+class Buffer {
+ public:
+  explicit Buffer(const std::vector<T>& values) : n_(values.size()) {
+    check_cuda(cudaMalloc(reinterpret_cast<void**>(&data_), n_ * sizeof(T)), "memory of a test");
+    check_cuda(cudaMemcpy(data_, values.data(), n_ * sizeof(T), cudaMemcpyHostToDevice), "input of a test");
+  }
+  ~Buffer() { cudaFree(data_); }
+  Buffer(const Buffer&) = delete;
+  T* get() const { return data_; }
+  std::vector<T> values() const {
+    std::vector<T> host(n_);
+    check_cuda(cudaDeviceSynchronize(), "kernel of a test");
+    check_cuda(cudaMemcpy(host.data(), data_, n_ * sizeof(T), cudaMemcpyDeviceToHost), "output of a test");
+    return host;
+  }
+
+ private:
+  T* data_ = nullptr;
+  size_t n_;
+};
+
+std::mt19937 generator(11);
+int random_below(int n) { return static_cast<int>(generator() % static_cast<unsigned>(n)); }
+
+// ---- mbarrier ----
+
+constexpr int slots = 2, slot_threads = 32;
+struct Handover {
+  int values[slots][slot_threads];
+  PhasedBarrier full[slots], empty[slots];
+};
+
+// The first warp writes rounds of numbers into a ring of two slots, the second adds up what its neighbour lanes' numbers are.
+__global__ void hand_over(int rounds, int* sums) {
+  Handover& h = shared<Handover>();
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % slot_threads;
+  if (thread == 0) {
+    for (int i = 0; i < slots; ++i) init_barrier(h.full[i], slot_threads), init_barrier(h.empty[i], slot_threads);
+    fence_barrier_init();
+  }
+  __syncthreads();
+  int sum = 0;
+  for (int round = 0; round < rounds; ++round) {
+    const int slot = round % slots, parity = round / slots % 2;
+    if (thread < slot_threads) {
+      wait_for_phase(h.empty[slot], parity ^ 1);             // of the first phase nobody need wait for the one before it
+      h.values[slot][lane] = round * 100 + lane;
+      arrive(h.full[slot]);
+    } else {
+      wait_for_phase(h.full[slot], parity);
+      sum += h.values[slot][(lane + 5) % slot_threads] * (round + 1);
+      arrive(h.empty[slot]);
+    }
+  }
+  if (thread >= slot_threads) sums[lane] = sum;
+  __syncthreads();
+  if (thread == 0)
+    for (int i = 0; i < slots; ++i) invalidate_barrier(h.full[i]), invalidate_barrier(h.empty[i]);
+}
+
+// ---- boxes ----
+
+struct BoxMemory {
+  alignas(1024) unsigned char bytes[32768];
+  PhasedBarrier barrier;
+};
+struct Position {
+  int at[5];
+};
+
+template <int rank>
+__global__ void load_a_box(const __grid_constant__ TensorMap map, Position position, int bytes, unsigned char* y) {
+  BoxMemory& m = shared<BoxMemory>();
+  if (threadIdx.x == 0) {
+    init_barrier(m.barrier, 1);
+    fence_barrier_init();
+    int at[rank];
+    for (int i = 0; i < rank; ++i) at[i] = position.at[i];
+    arrive_expecting(m.barrier, bytes);
+    load_box(m.bytes, map, m.barrier, at);
+  }
+  __syncthreads();
+  wait_for_phase(m.barrier, 0);
+  for (int i = static_cast<int>(threadIdx.x); i < bytes; i += static_cast<int>(blockDim.x)) y[i] = m.bytes[i];
+}
+
+template <int rank>
+__global__ void store_a_box(const __grid_constant__ TensorMap map, Position position, int bytes, const unsigned char* x) {
+  BoxMemory& m = shared<BoxMemory>();
+  for (int i = static_cast<int>(threadIdx.x); i < bytes; i += static_cast<int>(blockDim.x)) m.bytes[i] = x[i];
+  fence_async_proxy();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    int at[rank];
+    for (int i = 0; i < rank; ++i) at[i] = position.at[i];
+    store_box(map, m.bytes, at);
+    commit_stores();
+    wait_for_stores<0>();
+  }
+}
+
+// A tensor with a gap behind each row, and what its boxes hold.
+struct Tensor {
+  TiledLayout layout;
+  std::vector<unsigned char> bytes;
+  int box_bytes = 0;
+};
+
+Tensor random_tensor(int rank, DType dtype, Swizzle swizzle) {
+  Tensor t;
+  const int size = static_cast<int>(fovea::size_of(dtype)), pack = 16 / size;
+  t.layout.dtype = dtype, t.layout.rank = rank, t.layout.swizzle = swizzle;
+  int64_t stride = 1;
+  t.box_bytes = size;
+  for (int i = 0; i < rank; ++i) {
+    t.layout.sizes[i] = i == 0 ? 20 + random_below(80) : 3 + random_below(9);
+    t.layout.box[i] = i == 0 ? pack * (1 + random_below(4)) : 1 + random_below(4);
+    if (i == 0 && swizzle != Swizzle::none) t.layout.box[i] = (16 << static_cast<int>(swizzle)) / size;
+    t.layout.strides[i] = stride;
+    stride = i == 0 ? (t.layout.sizes[0] + 2 * pack) / pack * pack : stride * t.layout.sizes[i];
+    t.box_bytes *= t.layout.box[i];
+  }
+  if (rank == 2) t.box_bytes = t.box_bytes / t.layout.box[1] * 21, t.layout.box[1] = 21;        // more rows than a swizzle's period
+  t.bytes.resize(static_cast<size_t>(stride * size));
+  for (unsigned char& b : t.bytes) b = static_cast<unsigned char>(generator());
+  return t;
+}
+
+Position random_position(const Tensor& t) {
+  Position p{};
+  for (int i = 0; i < t.layout.rank; ++i) p.at[i] = random_below(static_cast<int>(t.layout.sizes[i]) + t.layout.box[i]) - t.layout.box[i] / 2;
+  return p;
+}
+
+// Calls f(offset of the element in the box's shared memory, its offset in the tensor's bytes or -1) for all elements of a box.
+template <class F>
+void for_each_element(const Tensor& t, const Position& p, F&& f) {
+  const int size = static_cast<int>(fovea::size_of(t.layout.dtype));
+  for (int i = 0; i < t.box_bytes / size; ++i) {
+    int64_t offset = 0;
+    bool is_there = true;
+    for (int d = 0, rest = i; d < t.layout.rank; rest /= t.layout.box[d++]) {
+      const int64_t at = p.at[d] + rest % t.layout.box[d];
+      is_there = is_there && at >= 0 && at < t.layout.sizes[d];
+      offset += at * t.layout.strides[d];
+    }
+    f(swizzled(static_cast<uint32_t>(i * size), t.layout.swizzle), is_there ? offset * size : -1);
+  }
+}
+
+template <int rank>
+void check_boxes(DType dtype, Swizzle swizzle) {
+  const size_t size = static_cast<size_t>(fovea::size_of(dtype));
+  for (int round = 0; round < 6; ++round) {
+    Tensor t = random_tensor(rank, dtype, swizzle);
+    const Position p = random_position(t);
+    const Buffer<unsigned char> tensor(t.bytes);
+    t.layout.data = tensor.get();
+    const TensorMap map = tiled_map(t.layout);
+    const size_t bytes = static_cast<size_t>(t.box_bytes);
+    const Buffer<unsigned char> box(std::vector<unsigned char>(bytes, 0xee));
+    launch(nullptr, "load_a_box", {1, 64, sizeof(BoxMemory)}, load_a_box<rank>, map, p, t.box_bytes, box.get());
+    const std::vector<unsigned char> got = box.values();
+    std::vector<unsigned char> want(bytes, 0);
+    for_each_element(t, p, [&](uint32_t in_box, int64_t in_tensor) {
+      if (in_tensor >= 0) std::memcpy(&want[in_box], &t.bytes[static_cast<size_t>(in_tensor)], size);
+    });
+    CHECK(got == want);
+
+    for (unsigned char& b : want) b = static_cast<unsigned char>(generator());
+    const Buffer<unsigned char> source(want);
+    launch(nullptr, "store_a_box", {1, 64, sizeof(BoxMemory)}, store_a_box<rank>, map, p, t.box_bytes, source.get());
+    for_each_element(t, p, [&](uint32_t in_box, int64_t in_tensor) {
+      if (in_tensor >= 0) std::memcpy(&t.bytes[static_cast<size_t>(in_tensor)], &want[in_box], size);
+    });
+    CHECK(tensor.values() == t.bytes);
+  }
+}
+
+// ---- wgmma ----
+
+template <class T> inline constexpr DType dtype_of = std::is_same_v<T, float> ? DType::float32 : std::is_same_v<T, float16> ? DType::float16 : DType::bfloat16;
+
+constexpr int stages = 2;
+template <int columns>
+struct ProductMemory {
+  alignas(1024) unsigned char a[stages][64 * 128];
+  alignas(1024) unsigned char b[stages][columns * 128];
+  PhasedBarrier full[stages], empty[stages];
+};
+
+template <class T, int columns>
+__device__ inline void multiply_tile(float (&d)[columns / 2], const unsigned char* a, const unsigned char* b, bool accumulates) {
+  for (int slice = 0; slice < 4; ++slice) {
+    const uint64_t left = group_operand(a + 32 * slice), right = group_operand(b + 32 * slice);
+    if constexpr (std::is_same_v<T, float>) multiply_group_tf32<columns>(d, left, right, accumulates || slice > 0);
+    else multiply_group<columns>(d, left, right, T{}, accumulates || slice > 0);
+  }
+}
+
+// d [64,columns] = a [64,k] times the transposed b [columns,k], k in tiles of 128 bytes: four warps load tiles, four others compute.
+template <class T, int columns>
+__global__ void __launch_bounds__(256, 1) multiply_by_group(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, int tiles, float* y) {
+  auto& m = shared<ProductMemory<columns>>();
+  const int thread = static_cast<int>(threadIdx.x);
+  if (thread == 0) {
+    for (int i = 0; i < stages; ++i) init_barrier(m.full[i], 1), init_barrier(m.empty[i], 128);
+    fence_barrier_init();
+  }
+  __syncthreads();
+  constexpr int tile_elements = 128 / static_cast<int>(sizeof(T));
+  if (thread >= 128) {
+    shrink_registers<40>();
+    for (int tile = 0; tile < tiles && thread == 128; ++tile) {
+      const int stage = tile % stages;
+      wait_for_phase(m.empty[stage], tile / stages % 2 ^ 1);
+      arrive_expecting(m.full[stage], (64 + columns) * 128);
+      load_box(m.a[stage], a, m.full[stage], {tile * tile_elements, 0});
+      load_box(m.b[stage], b, m.full[stage], {tile * tile_elements, 0});
+    }
+    return;
+  }
+  grow_registers<232>();
+  float d[columns / 2];
+  for (float& sum : d) sum = 0;
+  for (int tile = 0; tile < tiles; ++tile) {
+    const int stage = tile % stages;
+    wait_for_phase(m.full[stage], tile / stages % 2);
+    fence_products();
+    multiply_tile<T, columns>(d, m.a[stage], m.b[stage], tile > 0);
+    commit_products();
+    wait_for_products<0>();
+    arrive(m.empty[stage]);
+  }
+  const int row = thread / 32 * 16 + thread % 32 / 4, column = thread % 4 * 2;
+  for (int i = 0; i < columns / 2; ++i) y[(row + i / 2 % 2 * 8) * columns + i / 4 * 8 + column + i % 2] = d[i];
+}
+
+TensorMap map_of_rows(const void* data, DType dtype, int rows, int k) {
+  TiledLayout l;
+  l.data = data, l.dtype = dtype, l.rank = 2, l.swizzle = Swizzle::rows_of_128_bytes;
+  l.sizes[0] = k, l.sizes[1] = rows, l.strides[0] = 1, l.strides[1] = k;
+  l.box[0] = static_cast<int>(128 / fovea::size_of(dtype)), l.box[1] = rows;
+  return tiled_map(l);
+}
+
+// Elements of small integers, whose sums are exact; or of random numbers (for TF32 with low bits that nobody may look at).
+template <class T>
+std::vector<T> random_elements(int n, bool is_exact) {
+  std::normal_distribution<float> normal;
+  std::vector<T> v;
+  for (int i = 0; i < n; ++i) v.push_back(T(is_exact ? static_cast<float>(random_below(17) - 8) : normal(generator)));
+  return v;
+}
+template <class T>
+double seen(T v) {
+  if constexpr (std::is_same_v<T, float>) return std::bit_cast<float>(std::bit_cast<uint32_t>(v) & 0xffffe000u);
+  else return static_cast<float>(v);
+}
+
+template <class T, int columns>
+void check_product() {
+  for (const bool is_exact : {true, false}) {
+    CAPTURE(is_exact);
+    const int tiles = 5, k = tiles * static_cast<int>(128 / sizeof(T));
+    const std::vector<T> a = random_elements<T>(64 * k, is_exact), b = random_elements<T>(columns * k, is_exact);
+    const Buffer<T> left(a), right(b);
+    const Buffer<float> y(std::vector<float>(64 * columns, NAN));
+    launch(nullptr, "multiply_by_group", {1, 256, sizeof(ProductMemory<columns>)}, multiply_by_group<T, columns>, map_of_rows(left.get(), dtype_of<T>, 64, k),
+           map_of_rows(right.get(), dtype_of<T>, columns, k), tiles, y.get());
+    const std::vector<float> got = y.values();
+    int wrong = 0;
+    for (int i = 0; i < 64 * columns; ++i) {
+      double value = 0, magnitude = 0;
+      for (int j = 0; j < k; ++j) {
+        const double product = seen(a[static_cast<size_t>(i / columns * k + j)]) * seen(b[static_cast<size_t>(i % columns * k + j)]);
+        value += product, magnitude += std::abs(product);
+      }
+      const float g = got[static_cast<size_t>(i)];
+      wrong += is_exact ? g != static_cast<float>(value) : !(std::abs(g - value) <= 4e-6 * magnitude);
+    }
+    CHECK(wrong == 0);
+  }
+}
+
+}  // namespace
+
+TEST_CASE("mbarrier: two warps hand numbers over through a ring of two slots") {
+  if (!has_hopper()) return;
+  for (const int rounds : {1, 2, 3, 9}) {
+    const Buffer<int> sums(std::vector<int>(slot_threads, -1));
+    launch(nullptr, "hand_over", {1, 2 * slot_threads, sizeof(Handover)}, hand_over, rounds, sums.get());
+    std::vector<int> want(slot_threads, 0);
+    for (int lane = 0; lane < slot_threads; ++lane)
+      for (int round = 0; round < rounds; ++round) want[static_cast<size_t>(lane)] += (round * 100 + (lane + 5) % slot_threads) * (round + 1);
+    CHECK(sums.values() == want);
+  }
+}
+
+TEST_CASE("tensor memory accelerator: boxes of 1 to 5 dimensions come and go, and what lies outside of the tensor is zero or not written") {
+  if (!has_hopper()) return;
+  for (const DType dtype : {DType::float32, DType::float64, DType::float16, DType::bfloat16}) {
+    check_boxes<1>(dtype, Swizzle::none);
+    check_boxes<2>(dtype, Swizzle::none);
+    check_boxes<3>(dtype, Swizzle::none);
+    check_boxes<4>(dtype, Swizzle::none);
+    check_boxes<5>(dtype, Swizzle::none);
+    for (const Swizzle swizzle : {Swizzle::rows_of_32_bytes, Swizzle::rows_of_64_bytes, Swizzle::rows_of_128_bytes}) {
+      check_boxes<2>(dtype, swizzle);
+      check_boxes<4>(dtype, swizzle);
+    }
+  }
+}
+
+TEST_CASE("tensor memory accelerator: a layout that hardware can't do is an error that says why") {
+  TiledLayout l;
+  l.rank = 2, l.sizes[0] = 8, l.sizes[1] = 4, l.strides[0] = 1, l.strides[1] = 10, l.box[0] = 8, l.box[1] = 4;
+  CHECK_THROWS_WITH_AS(tiled_map(l), "tiled_map: the stride of dimension 1 is 40 bytes; it must be a multiple of 16 below 2^40", fovea::ShapeError);
+  l.strides[1] = 12, l.box[0] = 7;
+  CHECK_THROWS_WITH_AS(tiled_map(l), "tiled_map: the box has 28 bytes along the innermost dimension; they must be a multiple of 16", fovea::ShapeError);
+  l.box[0] = 8, l.swizzle = Swizzle::rows_of_128_bytes;
+  CHECK_THROWS_WITH_AS(tiled_map(l), "tiled_map: with a swizzle of 128 bytes the box must have as many along the innermost dimension, got 32", fovea::ShapeError);
+}
+
+TEST_CASE("wgmma: products of four warps, fed by a ring of boxes: exact for small integers and close for random numbers") {
+  if (!has_hopper()) return;
+  check_product<float16, 64>();
+  check_product<float16, 128>();
+  check_product<float16, 256>();
+  check_product<bfloat16, 64>();
+  check_product<bfloat16, 128>();
+  check_product<bfloat16, 256>();
+  check_product<float, 64>();
+  check_product<float, 128>();
+  check_product<float, 256>();
+}
