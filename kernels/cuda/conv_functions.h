@@ -83,6 +83,8 @@ void depthwise_backward_weight(Queue queue, const ConvGeometry& g, const ConstVi
 bool needs_copy(const Images<const void*>& images, const void* first, int64_t size, int64_t groups, int64_t c, int64_t padded);
 // to [count, pixels, groups, padded] from images with `pixels` pixels and groups * c channels.
 void copy_channels(Queue queue, int64_t size, const Images<const void*>& from, int64_t count, int64_t pixels, int64_t groups, int64_t c, int64_t padded, void* to);
+// Must the forward pass's weights be copied, or do they lie so already?
+bool needs_weight_copy(const ConvGeometry& g, const ConvLayout& layout, const ConstView& weight);
 // to [groups, rows, weight_row] from weight [k,c/groups,r,s] of any strides; rows are y's channels in the forward pass, and x's in backward_data.
 void copy_weights(Queue queue, const ConvGeometry& g, const ConvLayout& layout, ConvPass pass, const ConstView& weight, void* to);
 

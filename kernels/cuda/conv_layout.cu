@@ -148,6 +148,13 @@ void copy_channels(Queue queue, int64_t size, const Images<const void*>& from, i
   });
 }
 
+bool needs_weight_copy(const ConvGeometry& g, const ConvLayout& layout, const ConstView& weight) {
+  const int64_t c = g.group_c(), expected[] = {g.r * g.s * c, 1, g.s * c, c};
+  for (int axis = 0; axis < 4; ++axis)
+    if (weight.size(axis) != 1 && weight.stride(axis) != expected[axis]) return true;
+  return layout.x_channels != c || layout.weight_row != g.r * g.s * c || !is_aligned(weight.data);
+}
+
 void copy_weights(Queue queue, const ConvGeometry& g, const ConvLayout& layout, ConvPass pass, const ConstView& weight, void* to) {
   WeightCopy p;
   p.is_transposed = pass == ConvPass::backward_data;

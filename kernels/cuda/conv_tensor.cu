@@ -196,7 +196,7 @@ __device__ void write_results(const TensorProduct& p, const typename Tile::Stage
 }
 
 template <class Tile, int bytes, class T = typename Tile::Element>
-__global__ void __launch_bounds__(Tile::threads, Tile::threads >= 256 ? 2 : 4)
+__global__ void __launch_bounds__(Tile::threads, blocks_beside(Tile::tall * Tile::wide))
     tensor_product(TensorProduct p, const T* source, const T* weight, const T* bias, T* out) {
   auto& ring = shared<typename Tile::Ring>();
   // Neighbouring blocks have the same pixels: first all channels of a group, then all groups, parts of whose channels lie in the same 32 bytes.
@@ -233,8 +233,8 @@ __global__ void __launch_bounds__(Tile::threads, Tile::threads >= 256 ? 2 : 4)
   write_results<Tile>(p, staged, first_pixel, first_column, out + static_cast<int64_t>(group) * p.columns * p.out_channel);
 }
 
-template <class T> using WideTile = TensorTile<T, 128, 128, 2, 4>;
-template <class T> using MediumTile = TensorTile<T, 128, 64, 4, 2>;
+template <class T> using WideTile = TensorTile<T, 128, 128, 2, 2>;
+template <class T> using MediumTile = TensorTile<T, 128, 64, 2, 2>;
 template <class T> using SmallTile = TensorTile<T, 64, 64, 2, 2>;
 template <class T> using NarrowTile = TensorTile<T, 128, 32, 4, 1>;
 template <class T> using SlimTile = TensorTile<T, 128, 16, 4, 1>;
@@ -343,8 +343,9 @@ void tensor_forward(Queue queue, const ConvGeometry& g, const ConvPlan& plan, co
   const ConvLayout& layout = plan.layout;
   char* const memory = static_cast<char*>(scratch.data);
   const int64_t pixels = g.out_h() * g.out_w();
-  const Pass pass{queue, y.dtype, plan, g.groups, images_of(x, "conv2d", "x"), images_of(y, "conv2d", "y"), g.h * g.w, g.group_c(), layout.x_channels, memory, memory + layout.x_bytes, bias.data};
-  copy_weights(queue, g, layout, ConvPass::forward, weight, memory + layout.x_bytes);
+  const bool copies_weight = needs_weight_copy(g, layout, weight);
+  if (copies_weight) copy_weights(queue, g, layout, ConvPass::forward, weight, memory + layout.x_bytes);
+  const Pass pass{queue, y.dtype, plan, g.groups, images_of(x, "conv2d", "x"), images_of(y, "conv2d", "y"), g.h * g.w, g.group_c(), layout.x_channels, memory, copies_weight ? memory + layout.x_bytes : weight.data, bias.data};
   TensorProduct p;
   p.columns = static_cast<int32_t>(g.group_k());
   p.depth = static_cast<int32_t>(g.r * g.s * layout.x_channels);

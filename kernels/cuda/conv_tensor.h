@@ -25,6 +25,9 @@ __device__ inline int place_of_chunk(int row, int column, int spread) {
 template <int chunks>
 __device__ inline int place_of_chunk(int row, int column) { return place_of_chunk<chunks>(row, column, row); }
 
+// How many blocks of 128 threads an SM should hold, by mma's tiles of a warp: as many as have registers enough for their sums, operands and addresses.
+constexpr int blocks_beside(int tiles) { return tiles > 16 ? 2 : tiles > 8 ? 3 : 4; }
+
 // sums += a b for tiles of 16 x 8 sums; a and b as ldmatrix leaves them.
 template <class T, int tall, int wide>
 __device__ inline void multiply_fragments(float (&sums)[tall][wide][4], uint32_t (&a)[tall][4], uint32_t (&b)[wide][2]) {

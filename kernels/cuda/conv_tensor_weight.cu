@@ -16,6 +16,7 @@ struct TensorWeightProduct {
   int32_t rows = 0, padded_rows = 0, columns = 0;       // of a group: y's channels, as memory has them, and (r, s, x's channel), padded to whole chunks
   int32_t depth = 0;                                    // taps * x's padded channels
   int32_t pixels = 0, pixels_per_split = 0;
+  bool is_pointwise = false;                            // pixel i of y sees pixel i of x alone
   bool adds = false;                                    // to what an earlier slice of images left in the parts
   WindowAxis vertical, horizontal;
   FastDivide by_channels, by_taps_w;                    // a column, in copies, into tap and channel; a tap into r and s
@@ -142,6 +143,11 @@ struct PixelLoader {
  private:
   __device__ void copy_window(unsigned char* to, int32_t number, int32_t end) const {
     const bool is_pixel = number < end;
+    if (p.is_pointwise) {                               // its windows are never few_channels: one copy
+      const bool is_inside = is_pixel && steps[0].down == 0;
+      copy_async<bytes>(to, is_inside ? x + static_cast<int64_t>(number) * p.x_pixel + steps[0].source : x, is_inside);
+      return;
+    }
     const int32_t image = is_pixel ? static_cast<int32_t>(p.by_plane.quotient(static_cast<uint32_t>(number))) : 0;
     const int32_t within = is_pixel ? number - image * static_cast<int32_t>(p.by_plane.divisor) : 0;
     const int32_t i = static_cast<int32_t>(p.by_width.quotient(static_cast<uint32_t>(within))), j = within - i * static_cast<int32_t>(p.by_width.divisor);
@@ -158,7 +164,7 @@ struct PixelLoader {
 
 // blockIdx: x the group and the tile, y the part of the sum: neighbouring blocks have the same pixels.
 template <class Tile, int bytes, class T = typename Tile::Element>
-__global__ void __launch_bounds__(Tile::threads, Tile::threads >= 256 ? 2 : 4)
+__global__ void __launch_bounds__(Tile::threads, blocks_beside(Tile::tall * Tile::wide))
     tensor_weight_product(TensorWeightProduct p, const T* x, const T* dy, float* parts) {
   auto& ring = shared<typename Tile::Ring>();
   const int column_tiles = ceil_div(p.columns, Tile::columns), row_tiles = ceil_div(p.rows, Tile::rows), line = static_cast<int>(blockIdx.x) / column_tiles;
@@ -252,7 +258,7 @@ void add_parts(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const f
 
 // --- launches ---
 
-template <class T> using WideTile = TensorWeightTile<T, 128, 128, 2, 4>;
+template <class T> using WideTile = TensorWeightTile<T, 128, 128, 2, 2>;
 template <class T> using SmallTile = TensorWeightTile<T, 64, 64, 2, 2>;
 template <class T> using SlimTile = TensorWeightTile<T, 16, 128, 1, 4>;
 
@@ -287,6 +293,7 @@ TensorWeightProduct product_of(const ConvGeometry& g, const ConvPlan& plan, int6
   p.padded_rows = static_cast<int32_t>(layout.y_channels);
   p.columns = static_cast<int32_t>(layout.weight_row);
   p.depth = static_cast<int32_t>(g.r * g.s * layout.x_channels);
+  p.is_pointwise = plan.source == ConvSource::pointwise;
   p.vertical = vertical_of(g);
   p.horizontal = horizontal_of(g);
   p.by_channels = divide_by(layout.x_channels / ((plan.source == ConvSource::few_channels ? 8 : copy_bytes) / size));
