@@ -8,10 +8,13 @@
 #include <fovea/tensor/creation.h>
 
 namespace fovea {
+
+using kernels::Family;
+
 namespace {
 
 void check_arguments(const char* op, const Tensor& x, const Tensor& weight, const Tensor& bias) {
-  detail::check_real(op, "x", x);
+  detail::check_real(op, "x", x, Family::conv);
   detail::check_alike(op, "x", x, "weight", weight);
   if (bias) detail::check_alike(op, "x", x, "bias", bias);
 }
@@ -145,7 +148,7 @@ Tensor conv2d_backward_data(const ConvGeometry& geometry, const Tensor& dy, cons
   constexpr const char* op = "conv2d_backward_data";
   const ConvGeometry& g = geometry;
   check_geometry(op, g);
-  detail::check_real(op, "dy", dy);
+  detail::check_real(op, "dy", dy, Family::conv);
   detail::check_alike(op, "dy", dy, "weight", weight);
   check_has_shape(op, "dy", dy, {g.n, g.k, g.out_h(), g.out_w()});
   check_has_shape(op, "weight", weight, {g.k, g.group_c(), g.r, g.s});
@@ -155,7 +158,7 @@ Tensor conv2d_backward_data(const ConvGeometry& geometry, const Tensor& dy, cons
 Tensor conv2d_backward_weight(const ConvGeometry& g, const Tensor& x_any, const Tensor& dy_any) {
   constexpr const char* op = "conv2d_backward_weight";
   check_geometry(op, g);
-  detail::check_real(op, "x", x_any);
+  detail::check_real(op, "x", x_any, Family::conv);
   detail::check_alike(op, "x", x_any, "dy", dy_any);
   check_has_shape(op, "x", x_any, {g.n, g.c, g.h, g.w});
   check_has_shape(op, "dy", dy_any, {g.n, g.k, g.out_h(), g.out_w()});
@@ -171,7 +174,7 @@ Tensor conv2d_backward_weight(const ConvGeometry& g, const Tensor& x_any, const 
 }
 
 Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias, Conv2dOptions options) {
-  if (detail::is_half(x)) return to(conv2d(detail::widened(x), detail::widened(weight), detail::widened(bias), options), x.dtype());
+  if (const detail::Cast cast("conv2d", Family::conv, {x, weight, bias}); cast) return cast.back(conv2d(cast(x), cast(weight), cast(bias), options));
   check_ranks("conv2d", x, weight, 4);
   check_arguments("conv2d", x, weight, bias);
   check_options("conv2d", options.stride, options.padding, options.dilation, options.groups);
@@ -179,7 +182,7 @@ Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias, Conv2dO
 }
 
 Tensor conv_transpose2d(const Tensor& x, const Tensor& weight, const Tensor& bias, ConvTranspose2dOptions options) {
-  if (detail::is_half(x)) return to(conv_transpose2d(detail::widened(x), detail::widened(weight), detail::widened(bias), options), x.dtype());
+  if (const detail::Cast cast("conv_transpose2d", Family::conv, {x, weight, bias}); cast) return cast.back(conv_transpose2d(cast(x), cast(weight), cast(bias), options));
   check_ranks("conv_transpose2d", x, weight, 4);
   check_arguments("conv_transpose2d", x, weight, bias);
   check_options("conv_transpose2d", options.stride, options.padding, options.dilation, options.groups);
@@ -188,7 +191,7 @@ Tensor conv_transpose2d(const Tensor& x, const Tensor& weight, const Tensor& bia
 
 // In one dimension: images of one row. The new axis is the second to last.
 Tensor conv1d(const Tensor& x, const Tensor& weight, const Tensor& bias, Conv1dOptions o) {
-  if (detail::is_half(x)) return to(conv1d(detail::widened(x), detail::widened(weight), detail::widened(bias), o), x.dtype());
+  if (const detail::Cast cast("conv1d", Family::conv, {x, weight, bias}); cast) return cast.back(conv1d(cast(x), cast(weight), cast(bias), o));
   check_ranks("conv1d", x, weight, 3);
   check_arguments("conv1d", x, weight, bias);
   check_options("conv1d", o.stride, o.padding, o.dilation, o.groups);
@@ -197,7 +200,7 @@ Tensor conv1d(const Tensor& x, const Tensor& weight, const Tensor& bias, Conv1dO
 }
 
 Tensor conv_transpose1d(const Tensor& x, const Tensor& weight, const Tensor& bias, ConvTranspose1dOptions o) {
-  if (detail::is_half(x)) return to(conv_transpose1d(detail::widened(x), detail::widened(weight), detail::widened(bias), o), x.dtype());
+  if (const detail::Cast cast("conv_transpose1d", Family::conv, {x, weight, bias}); cast) return cast.back(conv_transpose1d(cast(x), cast(weight), cast(bias), o));
   check_ranks("conv_transpose1d", x, weight, 3);
   check_arguments("conv_transpose1d", x, weight, bias);
   check_options("conv_transpose1d", o.stride, o.padding, o.dilation, o.groups);
