@@ -1,6 +1,7 @@
 #include <fovea/kernels/cuda/conv_plan.h>
 
 #include <algorithm>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -103,20 +104,47 @@ ConvKernel choose_tile(const ProductShape& p, DType dtype, ConvPass pass) {
   return ConvKernel::narrow;
 }
 
-// The narrowest tile that holds all channels, or the largest that leaves enough tiles for a whole GPU.
+// What a tile's instructions reach of the largest tile's rate, as long as an SM has two tiles or more to work on: smaller tiles read more for each product. Estimates from
+// the accesses to shared memory that each product takes, to be replaced by measurements.
+double rate_of(ConvKernel kernel) {
+  switch (kernel) {
+    case ConvKernel::tensor_wide: return 1;
+    case ConvKernel::tensor_medium: return 0.85;
+    case ConvKernel::tensor_small: return 0.7;
+    case ConvKernel::tensor_narrow: return 0.5;
+    default: return 0.3;
+  }
+}
+constexpr double rate_of_one_tile = 0.6;              // of an SM that has nothing to do while its only tile waits
+
+// The tile with which the SM that gets the most tiles is done first.
 ConvKernel choose_tensor_tile(const ProductShape& p, ConvPass pass) {
   if (pass == ConvPass::backward_weight) {
     if (p.rows <= 16) return ConvKernel::tensor_slim;
     return p.rows <= 64 || p.columns <= 64 ? ConvKernel::tensor_small : ConvKernel::tensor_wide;
   }
   const ProductShape by_pixels{p.columns, p.rows, p.blocks_beside};
-  if (p.rows <= 16) return ConvKernel::tensor_slim;
-  if (p.rows <= 32) return ConvKernel::tensor_narrow;
-  for (const ConvKernel kernel : {ConvKernel::tensor_wide, ConvKernel::tensor_medium}) {
+  ConvKernel best = ConvKernel::tensor_slim;
+  double best_time = std::numeric_limits<double>::infinity();
+  for (const ConvKernel kernel : {ConvKernel::tensor_wide, ConvKernel::tensor_medium, ConvKernel::tensor_small, ConvKernel::tensor_narrow, ConvKernel::tensor_slim}) {
     const TileSize tile = tile_of(kernel, pass);
-    if (p.rows > tile.columns / 2 && count_tiles(by_pixels, tile) >= full_gpu) return kernel;
+    const int64_t most = tiles(count_tiles(by_pixels, tile), full_gpu);
+    const double time = static_cast<double>(most * tile.rows * tile.columns) / (rate_of(kernel) * (most > 1 ? 1 : rate_of_one_tile));
+    if (time < best_time) best = kernel, best_time = time;
   }
-  return ConvKernel::tensor_small;
+  return best;
+}
+
+// So many parts that every SM has about two tiles, and that no SM has many more than others: the fewest that come close to the best of those numbers.
+int64_t tensor_splits(int64_t bytes, int64_t tile_count, int64_t pixels) {
+  const int64_t most = std::max<int64_t>(1, std::min({most_splits, pixels / least_pixels_per_split, most_partial_bytes / std::max<int64_t>(bytes, 1)}));
+  const int64_t first = std::clamp<int64_t>(2 * full_gpu / std::max<int64_t>(tile_count, 1), 1, most), last = std::min(most, 2 * tiles(2 * full_gpu, std::max<int64_t>(tile_count, 1)));
+  const auto time = [&](int64_t splits) { return static_cast<double>(tiles(tile_count * splits, full_gpu)) / static_cast<double>(splits); };
+  double best = time(first);
+  for (int64_t splits = first; splits <= last; ++splits) best = std::min(best, time(splits));
+  int64_t splits = first;
+  while (time(splits) > 1.1 * best) ++splits;
+  return splits;
 }
 
 int64_t splits_for(int64_t bytes, int64_t blocks, int64_t pixels) {
@@ -139,7 +167,8 @@ ConvLayout layout_of(const ConvGeometry& g, int64_t size, ConvPass pass) {
   layout.y_channels = padded_channels(g.group_k(), size, pass == ConvPass::backward_data);
   const int64_t x_image = pass == ConvPass::backward_data ? 0 : g.h * g.w * g.groups * layout.x_channels * size;
   const int64_t y_image = pass == ConvPass::forward ? 0 : g.out_h() * g.out_w() * g.groups * layout.y_channels * size;
-  layout.images_per_slice = std::clamp<int64_t>(slice_bytes / std::max<int64_t>(x_image + y_image, 1), 1, std::max<int64_t>(g.n, 1));
+  const int64_t images = std::max<int64_t>(g.n, 1), most = std::clamp<int64_t>(slice_bytes / std::max<int64_t>(x_image + y_image, 1), 1, images);
+  layout.images_per_slice = tiles(images, tiles(images, most));              // slices of about one size
   layout.x_bytes = piece(layout.images_per_slice * x_image);
   layout.y_bytes = piece(layout.images_per_slice * y_image);
   const int64_t source_channels = pass == ConvPass::backward_data ? layout.y_channels : layout.x_channels;
@@ -165,7 +194,7 @@ ConvPlan tensor_plan(const ConvGeometry& g, DType dtype, ConvPass pass) {
   if (pass != ConvPass::backward_weight) return plan;
   const int64_t bytes = product.rows * product.columns * product.blocks_beside * int64_t{sizeof(float)};
   const int64_t pixels = plan.layout.images_per_slice * g.out_h() * g.out_w();
-  plan.splits = splits_for(bytes, count_tiles(product, tile_of(plan.kernel, pass)), pixels);
+  plan.splits = tensor_splits(bytes, count_tiles(product, tile_of(plan.kernel, pass)), pixels);
   plan.layout.parts_bytes = piece(plan.splits * bytes);
   return plan;
 }
