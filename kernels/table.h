@@ -134,7 +134,8 @@ struct KernelTable {
   int64_t (*matmul_workspace)(const MatmulGeometry&, DType);
   void (*matmul)(Queue, const MatmulGeometry&, Scalars alpha_beta, const ConstView& a, const ConstView& b, const ConstView& bias, const View& y, Workspace);
 
-  // --- convolution (conv.cpp, conv_depthwise.cpp): contiguous NCHW / OIHW ---
+  // --- convolution (conv.cpp, conv_depthwise.cpp): contiguous NCHW / OIHW; on CUDA each of x, y, weight and their gradients may lie channels-last instead ([n,h,w,c] in
+  //     memory, shapes as ever): strides say so. bias and dbias have x's dtype ---
   int64_t (*conv2d_workspace)(const ConvGeometry&, DType);                   // enough for any of the three; dweight or dbias may be absent
   void (*conv2d_forward)(Queue, const ConvGeometry&, const ConstView& x, const ConstView& weight, const ConstView& bias, const View& y, Workspace);
   void (*conv2d_backward_data)(Queue, const ConvGeometry&, const ConstView& dy, const ConstView& weight, const View& dx, Workspace);

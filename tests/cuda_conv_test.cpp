@@ -6,6 +6,11 @@
 #include <string>
 #include <vector>
 
+#include <fovea/autograd/backward.h>
+#include <fovea/autograd/conv.h>
+#include <fovea/autograd/elementwise.h>
+#include <fovea/autograd/reduce.h>
+#include <fovea/autograd/shape.h>
 #include <fovea/kernels/cuda/conv_plan.h>
 #include <fovea/kernels/cuda/core/launch.h>
 #include <fovea/kernels/cuda/runtime.h>
@@ -417,6 +422,29 @@ TEST_CASE("a forward convolution needs no bias") {
   const DeviceTensor x(in.x), weight(in.weight), y = DeviceTensor::poisoned(shape_of_y(g), DType::float64);
   testing::cuda().conv2d_forward(nullptr, g, x.view(), weight.view(), absent(), y.view(), {});
   CHECK(difference(y.to_host(), want, 0, tolerance({DType::float64}, 27)) == "");
+}
+
+TEST_CASE("the operation keeps tensors channels-last on CUDA, gradients too, with the values that contiguous ones have") {
+  for (const int64_t groups : {1, 2, 8})
+    for (const Mode& mode : {Mode{DType::float32}, Mode{DType::bfloat16}}) {
+      INFO(std::string(mode.name()), ", ", groups, " groups");
+      const ConvGeometry g{.n = 2, .c = 8, .h = 6, .w = 5, .k = 16, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1, .groups = groups};
+      const Inputs in(g, mode.dtype);
+      const auto last = [](const Tensor& x) { return permute(contiguous(permute(x, {0, 2, 3, 1})), {0, 3, 1, 2}); };
+      std::vector<Tensor> results;
+      for (const bool is_last : {false, true}) {
+        const Tensor on = to(in.x, Device::cuda(0)), dy = to(in.dy, Device::cuda(0));
+        Tensor x = (is_last ? last(on) : on).detach(), weight = to(in.weight, Device::cuda(0));
+        weight.set_requires_grad();
+        x.set_requires_grad();
+        const Tensor y = conv2d(x, weight, {}, {.padding = 1, .groups = groups});
+        CHECK(y.dtype() == mode.dtype);
+        CHECK(y.is_contiguous() == !is_last);
+        const std::vector<Tensor> gradients = grad({sum(y * (is_last ? last(dy) : dy))}, {x, weight});
+        for (const Tensor& result : {y, gradients[0], gradients[1]}) results.push_back(to(contiguous(result.detach()), Device::cpu()));
+      }
+      for (size_t i = 0; i < 3; ++i) CHECK(same_bits(results[i], results[i + 3]));
+    }
 }
 
 TEST_CASE("a dtype that is not for convolutions is refused by name") {

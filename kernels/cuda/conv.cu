@@ -677,6 +677,7 @@ void conv2d_backward_weight(Queue queue, const ConvGeometry& g, const ConstView&
 }  // namespace
 
 void add_conv(KernelTable& t) {
+  t.computes_half.add(Family::conv);
   t.conv2d_workspace = conv2d_workspace;
   t.conv2d_forward = conv2d_forward;
   t.conv2d_backward_data = conv2d_backward_data;
