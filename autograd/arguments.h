@@ -2,7 +2,11 @@
 // may be left out.
 #pragma once
 
+#include <optional>
+
+#include <fovea/autograd/autocast.h>
 #include <fovea/autograd/pair.h>
+#include <fovea/autograd/tape.h>
 #include <fovea/tensor/creation.h>
 
 namespace fovea::detail {
@@ -16,11 +20,13 @@ inline const Tensor& check_defined(const char* op, const char* name, const Tenso
 // The axis counted from the front, of an x that is there; IndexError when x has no such axis.
 inline int checked_axis(const char* op, const Tensor& x, int64_t axis) { return wrap_axis(axis, check_defined(op, "x", x).rank(), op); }
 
-// DTypeError unless x, argument `name` of `op`, is float32 or float64.
-void check_real(const char* op, const char* name, const Tensor& x);
+// DTypeError unless x, argument `name` of `op`, is float32 or float64, or of a half type that the device's kernels of the family compute on.
+void check_real(const char* op, const char* name, const Tensor& x, kernels::Family family);
 
 // DTypeError or DeviceError unless argument `name` has the dtype and the device of argument `other_name`.
 void check_alike(const char* op, const char* name, const Tensor& x, const char* other_name, const Tensor& other);
+// The same of a parameter, which is float32 beside a half `other`.
+void check_beside(const char* op, const char* name, const Tensor& x, const char* other_name, const Tensor& other);
 
 // ValueError naming `op` (an operation or a layer) unless a window may move so: stride and dilation from 1, padding from 0, none so large that products with the
 // size of a tensor overflow.
@@ -33,11 +39,42 @@ int kind_of(DType dtype);
 // The dtype of x beside a number: an integer tensor beside a fraction, and a bool beside any number, change kind.
 DType dtype_beside(const Tensor& x, bool is_integer);
 
-// Note [Half types are storage]
-// Operations whose kernels want float32 or float64 widen float16 and bfloat16 arguments, compute in float32, and round the result. The conversions are recorded, so
-// gradients come back in the dtype of each argument.
-inline bool is_half(const Tensor& x) { return x.defined() && (x.dtype() == DType::float16 || x.dtype() == DType::bfloat16); }
+// Note [Half types]
+// Where a device's kernels of a family do not compute on float16 and bfloat16 (KernelTable::computes_half; none do on the CPU), half types are storage: arguments are
+// widened, the operation computes in float32, and its result is rounded. The same where half arguments meet others of another dtype. An Autocast scope may want other
+// dtypes first (autograd/autocast.h). All of it is decided in one place, Cast, and the conversions are recorded, so that gradients come back in the dtype of each argument.
+inline bool is_half(DType dtype) { return dtype == DType::float16 || dtype == DType::bfloat16; }
+inline bool is_half(const Tensor& x) { return x.defined() && is_half(x.dtype()); }
 Tensor widened(const Tensor& x);           // in float32 where x is of a half type, else x itself
+// Is x of a half type that the family's kernels on its device do not take?
+inline bool must_widen(const Tensor& x, kernels::Family family) { return is_half(x) && !table_of(x).computes_half.has(family); }
+// The dtype of what kernels keep in float32 beside a half x: statistics, parameters of norms, losses.
+inline DType wide_dtype(const Tensor& x) { return is_half(x) ? DType::float32 : x.dtype(); }
+
+// The dtypes that an operation's arguments are computed in, where those are not the ones they have:
+//
+//     if (const detail::Cast cast("linear", Family::matmul, {x, weight, bias}); cast) return cast.back(linear(cast(x), cast(weight), cast(bias)));
+//
+// The first argument's dtype, after autocast, is that of the result. No autocast happens while a Cast that is needed lives: what it converts has been decided.
+class Cast {
+ public:
+  // No family: kernels that take every dtype, or an operation put together from others.
+  Cast(const char* op, std::optional<kernels::Family> family, const TensorRefs& arguments);
+  explicit operator bool() const { return is_needed_; }
+  Tensor operator()(const Tensor& x) const;  // an argument, converted; an undefined one, or one that is not floating-point, as it is
+  Tensor back(const Tensor& y) const;        // a result, rounded
+
+ private:
+  DType dtype_of(const Tensor& x) const;
+
+  std::optional<DType> autocast_;            // what autocast makes of floating-point arguments
+  DType result_ = DType::float32;
+  bool is_widened_ = false, is_needed_ = false;
+  std::optional<Autocast> off_;
+};
+
+// x, the only argument of an operation whose kernels take every dtype, as autocast wants it.
+Tensor autocast(const char* op, const Tensor& x);
 
 inline TensorOptions options_of(const Tensor& x) { return {x.dtype(), x.device()}; }
 

@@ -5,6 +5,7 @@
 #include <queue>
 #include <unordered_map>
 
+#include <fovea/autograd/autocast.h>
 #include <fovea/tensor/creation.h>
 
 namespace fovea {
@@ -89,6 +90,7 @@ class Engine {
 
   void run() {
     GradMode mode(options_.create_graph);
+    Autocast off = Autocast::disabled();     // the forward pass has decided on the dtypes
     while (!heap_.empty()) {
       std::shared_ptr<Node> node = heap_.top().node;
       heap_.pop();
@@ -260,6 +262,7 @@ class GeneratorScope {
 Tensor checkpoint(std::function<Tensor(const std::vector<Tensor>&)> fn, const std::vector<Tensor>& inputs) {
   check<ValueError>(fn != nullptr, "checkpoint: the function is empty");
   const Generator before = default_generator();
+  const std::optional<DType> autocast = Autocast::dtype();
   Tensor y;
   {
     NoGrad no_grad;
@@ -271,7 +274,7 @@ Tensor checkpoint(std::function<Tensor(const std::vector<Tensor>&)> fn, const st
   std::vector<const Tensor*> saved;
   for (const Tensor& x : inputs) saved.push_back(&x);
   const size_t count = inputs.size();
-  auto run_again = [fn = std::move(fn), before, count](const Saved& s, const Grads& g) -> Grads {
+  auto run_again = [fn = std::move(fn), before, autocast, count](const Saved& s, const Grads& g) -> Grads {
     check<AutogradError>(!grad_mode(), "checkpoint: second derivatives are not offered; call the function without checkpoint");
     std::vector<Tensor> again, wanted;
     std::vector<size_t> places;
@@ -283,6 +286,7 @@ Tensor checkpoint(std::function<Tensor(const std::vector<Tensor>&)> fn, const st
     }
     GeneratorScope same_numbers(before);
     GradMode recording(true);
+    Autocast same_dtypes(autocast);
     const Tensor output = fn(again);
     Grads result(count);
     if (!output.requires_grad()) return result;

@@ -8,10 +8,13 @@
 #include <fovea/tensor/creation.h>
 
 namespace fovea {
+
+using kernels::Family;
+
 namespace {
 
 void check_arguments(const char* op, const Tensor& x, const Tensor& weight, const Tensor& bias) {
-  detail::check_real(op, "x", x);
+  detail::check_real(op, "x", x, Family::conv);
   detail::check_alike(op, "x", x, "weight", weight);
   if (bias) detail::check_alike(op, "x", x, "bias", bias);
 }
@@ -52,12 +55,31 @@ Scratch scratch_for(const ConvGeometry& g, const Tensor& x) { return Scratch(tab
 // Of a tensor [n,c,h,w]: the sum over all but c.
 Tensor sum_of_channels(const Tensor& g) { return reshape(sum_to(g, {1, g.size(1), 1, 1}), {g.size(1)}); }
 
+// Note [Layouts of a convolution]
+// On CUDA, where tensor cores want it, a tensor that lies channels-last ([n,h,w,c] in memory) stays so, and the result lies as what is convolved does. Everything else is
+// contiguous. The gradient of a weight always is.
+bool is_last(const Tensor& x) {
+  const ConstView v = x.view();
+  const int64_t c = v.size(1), h = v.size(2), w = v.size(3), expected[] = {c * h * w, 1, w * c, c};
+  for (int axis = 0; axis < 4; ++axis)
+    if (v.size(axis) != 1 && v.stride(axis) != expected[axis]) return false;
+  return x.device().kind == Device::Kind::cuda && !x.is_contiguous();
+}
+
+Tensor laid_out(const Tensor& x) { return is_last(x) ? x : contiguous(x); }
+
+// Of `shape` [n,c,h,w], for what is computed from x.
+Tensor empty_as(const Tensor& x, const Shape& shape) {
+  const TensorOptions options{x.dtype(), x.device()};
+  return is_last(x) ? permute(empty({shape[0], shape[2], shape[3], shape[1]}, options), {0, 3, 1, 2}) : empty(shape, options);
+}
+
 // The gradients of weight and bias from one call, where nothing of it is recorded.
 struct WeightGradients {
   Tensor weight, bias;
 };
 WeightGradients weight_gradients(const ConvGeometry& g, const Tensor& x, const Tensor& dy_any, bool has_bias) {
-  const Tensor dy = contiguous(dy_any), dweight = empty({g.k, g.group_c(), g.r, g.s}, {x.dtype(), x.device()});
+  const Tensor dy = laid_out(dy_any), dweight = empty({g.k, g.group_c(), g.r, g.s}, {x.dtype(), x.device()});
   const Tensor dbias = has_bias ? empty({g.k}, {x.dtype(), x.device()}) : Tensor();
   const Scratch scratch = scratch_for(g, x);
   table_of(x).conv2d_backward_weight(queue_of(x), g, x.view(), dy.view(), dweight.mutable_view(), detail::mutable_view_or_none(dbias), scratch);
@@ -65,8 +87,8 @@ WeightGradients weight_gradients(const ConvGeometry& g, const Tensor& x, const T
 }
 
 Tensor forward(const ConvGeometry& g, const Tensor& x_any, const Tensor& weight_any, const Tensor& bias) {
-  const Tensor x = contiguous(x_any), weight = contiguous(weight_any);
-  const Tensor y = empty({g.n, g.k, g.out_h(), g.out_w()}, {x.dtype(), x.device()});
+  const Tensor x = laid_out(x_any), weight = laid_out(weight_any);
+  const Tensor y = empty_as(x, {g.n, g.k, g.out_h(), g.out_w()});
   const Scratch scratch = scratch_for(g, x);
   table_of(x).conv2d_forward(queue_of(x), g, x.view(), weight.view(), bias ? contiguous(bias.detach()).view() : ConstView(), y.mutable_view(), scratch);
   return record("conv2d", y, {x, weight, bias}, saving(weight.requires_grad() ? x : Tensor(), x.requires_grad() ? weight : Tensor()),
@@ -85,8 +107,8 @@ Tensor forward(const ConvGeometry& g, const Tensor& x_any, const Tensor& weight_
 
 // dx of the convolution, plus a bias for each of its channels when it is used as a transposed convolution.
 Tensor backward_data(const char* name, const ConvGeometry& g, const Tensor& dy_any, const Tensor& weight_any, const Tensor& bias) {
-  const Tensor dy = contiguous(dy_any), weight = contiguous(weight_any);
-  const Tensor dx = empty({g.n, g.c, g.h, g.w}, {dy.dtype(), dy.device()});
+  const Tensor dy = laid_out(dy_any), weight = laid_out(weight_any);
+  const Tensor dx = empty_as(dy, {g.n, g.c, g.h, g.w});
   const Scratch scratch = scratch_for(g, dy);
   table_of(dy).conv2d_backward_data(queue_of(dy), g, dy.view(), weight.view(), dx.mutable_view(), scratch);
   if (bias) {
@@ -145,7 +167,7 @@ Tensor conv2d_backward_data(const ConvGeometry& geometry, const Tensor& dy, cons
   constexpr const char* op = "conv2d_backward_data";
   const ConvGeometry& g = geometry;
   check_geometry(op, g);
-  detail::check_real(op, "dy", dy);
+  detail::check_real(op, "dy", dy, Family::conv);
   detail::check_alike(op, "dy", dy, "weight", weight);
   check_has_shape(op, "dy", dy, {g.n, g.k, g.out_h(), g.out_w()});
   check_has_shape(op, "weight", weight, {g.k, g.group_c(), g.r, g.s});
@@ -155,11 +177,11 @@ Tensor conv2d_backward_data(const ConvGeometry& geometry, const Tensor& dy, cons
 Tensor conv2d_backward_weight(const ConvGeometry& g, const Tensor& x_any, const Tensor& dy_any) {
   constexpr const char* op = "conv2d_backward_weight";
   check_geometry(op, g);
-  detail::check_real(op, "x", x_any);
+  detail::check_real(op, "x", x_any, Family::conv);
   detail::check_alike(op, "x", x_any, "dy", dy_any);
   check_has_shape(op, "x", x_any, {g.n, g.c, g.h, g.w});
   check_has_shape(op, "dy", dy_any, {g.n, g.k, g.out_h(), g.out_w()});
-  const Tensor x = contiguous(x_any), dy = contiguous(dy_any);
+  const Tensor x = laid_out(x_any), dy = laid_out(dy_any);
   const Tensor dweight = weight_gradients(g, x, dy, false).weight;
   return record("conv2d_backward_weight", dweight, {x, dy}, saving(dy.requires_grad() ? x : Tensor(), x.requires_grad() ? dy : Tensor()),
                 [g](const Saved& s, const Tensor& gradient) {
@@ -171,7 +193,7 @@ Tensor conv2d_backward_weight(const ConvGeometry& g, const Tensor& x_any, const 
 }
 
 Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias, Conv2dOptions options) {
-  if (detail::is_half(x)) return to(conv2d(detail::widened(x), detail::widened(weight), detail::widened(bias), options), x.dtype());
+  if (const detail::Cast cast("conv2d", Family::conv, {x, weight, bias}); cast) return cast.back(conv2d(cast(x), cast(weight), cast(bias), options));
   check_ranks("conv2d", x, weight, 4);
   check_arguments("conv2d", x, weight, bias);
   check_options("conv2d", options.stride, options.padding, options.dilation, options.groups);
@@ -179,7 +201,7 @@ Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias, Conv2dO
 }
 
 Tensor conv_transpose2d(const Tensor& x, const Tensor& weight, const Tensor& bias, ConvTranspose2dOptions options) {
-  if (detail::is_half(x)) return to(conv_transpose2d(detail::widened(x), detail::widened(weight), detail::widened(bias), options), x.dtype());
+  if (const detail::Cast cast("conv_transpose2d", Family::conv, {x, weight, bias}); cast) return cast.back(conv_transpose2d(cast(x), cast(weight), cast(bias), options));
   check_ranks("conv_transpose2d", x, weight, 4);
   check_arguments("conv_transpose2d", x, weight, bias);
   check_options("conv_transpose2d", options.stride, options.padding, options.dilation, options.groups);
@@ -188,7 +210,7 @@ Tensor conv_transpose2d(const Tensor& x, const Tensor& weight, const Tensor& bia
 
 // In one dimension: images of one row. The new axis is the second to last.
 Tensor conv1d(const Tensor& x, const Tensor& weight, const Tensor& bias, Conv1dOptions o) {
-  if (detail::is_half(x)) return to(conv1d(detail::widened(x), detail::widened(weight), detail::widened(bias), o), x.dtype());
+  if (const detail::Cast cast("conv1d", Family::conv, {x, weight, bias}); cast) return cast.back(conv1d(cast(x), cast(weight), cast(bias), o));
   check_ranks("conv1d", x, weight, 3);
   check_arguments("conv1d", x, weight, bias);
   check_options("conv1d", o.stride, o.padding, o.dilation, o.groups);
@@ -197,7 +219,7 @@ Tensor conv1d(const Tensor& x, const Tensor& weight, const Tensor& bias, Conv1dO
 }
 
 Tensor conv_transpose1d(const Tensor& x, const Tensor& weight, const Tensor& bias, ConvTranspose1dOptions o) {
-  if (detail::is_half(x)) return to(conv_transpose1d(detail::widened(x), detail::widened(weight), detail::widened(bias), o), x.dtype());
+  if (const detail::Cast cast("conv_transpose1d", Family::conv, {x, weight, bias}); cast) return cast.back(conv_transpose1d(cast(x), cast(weight), cast(bias), o));
   check_ranks("conv_transpose1d", x, weight, 3);
   check_arguments("conv_transpose1d", x, weight, bias);
   check_options("conv_transpose1d", o.stride, o.padding, o.dilation, o.groups);

@@ -13,7 +13,7 @@ namespace fovea {
 namespace {
 
 void check_logits(const char* op, const Tensor& logits, int64_t blank) {
-  detail::check_real(op, "logits", logits);
+  detail::check_real(op, "logits", logits, kernels::Family::ctc);
   check<ShapeError>(logits.rank() == 3, op, ": logits must be [time, batch, classes], got ", logits.shape());
   check<IndexError>(blank >= 0 && blank < logits.size(2), op, ": blank is ", blank, " but logits ", logits.shape(), " have classes 0 to ", logits.size(2) - 1);
 }
@@ -80,7 +80,7 @@ Tensor loss_weights(Reduction reduction, const Tensor& target_lengths, const Ten
 
 Tensor ctc_loss(const Tensor& logits, const Tensor& targets, const Tensor& input_lengths, const Tensor& target_lengths, const CtcOptions& options) {
   const char* op = "ctc_loss";
-  if (detail::is_half(logits)) return to(ctc_loss(detail::widened(logits), targets, input_lengths, target_lengths, options), logits.dtype());
+  if (const detail::Cast cast(op, kernels::Family::ctc, {logits}); cast) return cast.back(ctc_loss(cast(logits), targets, input_lengths, target_lengths, options));
   check_logits(op, logits, options.blank);
   CtcGeometry g{logits.size(0), logits.size(1), logits.size(2), 0, options.blank, options.zero_infinity};
   const Tensor labels = as_int64(op, "targets", targets);
@@ -97,7 +97,7 @@ Tensor ctc_loss(const Tensor& logits, const Tensor& targets, const Tensor& input
   g.max_target = kept.labels.size(-1);
 
   const Tensor scores = contiguous(logits);
-  const Tensor losses = empty({g.batch}, {logits.dtype(), logits.device()}), dlogits = should_record({logits}) ? empty_like(scores) : Tensor();
+  const Tensor losses = empty({g.batch}, {detail::wide_dtype(logits), logits.device()}), dlogits = should_record({logits}) ? empty_like(scores) : Tensor();
   {
     const Scratch scratch(table_of(logits).ctc_workspace(g, logits.dtype()), logits.device());
     table_of(logits).ctc_loss(queue_of(logits), g, scores.view(), kept.labels.view(), times.view(), kept.lengths.view(), losses.mutable_view(),
@@ -105,10 +105,11 @@ Tensor ctc_loss(const Tensor& logits, const Tensor& targets, const Tensor& input
   }
   const Tensor weights = loss_weights(options.reduction, lengths, losses);
   const Tensor result = weights ? sum(losses * weights) : losses;             // of what no gradient reaches: nothing is recorded here
-  return record(op, result, {logits}, saving(dlogits, weights), [](const Saved& s, const Tensor& gradient) {
+  const Tensor recorded = record(op, result, {logits}, saving(dlogits, weights), [](const Saved& s, const Tensor& gradient) {
     check<AutogradError>(!grad_mode(), "ctc_loss: its backward pass cannot be differentiated again; there are no second derivatives of this loss");
-    return grads(s[0] * unsqueeze(s[1] ? gradient * s[1] : gradient, 1));
+    return grads(s[0] * to(unsqueeze(s[1] ? gradient * s[1] : gradient, 1), s[0].dtype()));
   });
+  return to(recorded, logits.dtype());
 }
 
 std::vector<int64_t> CtcReading::labels() const {

@@ -19,7 +19,7 @@ namespace detail {
 bool needs_grad(const Tensor& x) { return grad_mode() && x.requires_grad(); }
 
 Tensor as_floating(const char* name, const Tensor& x) {
-  return is_floating(check_defined(name, "x", x).dtype()) ? x : to(x, DType::float32);
+  return is_floating(check_defined(name, "x", x).dtype()) ? autocast(name, x) : to(x, DType::float32);
 }
 
 DType common_dtype(const char* name, const Tensor& a, const Tensor& b, const char* a_name, const char* b_name) {
@@ -243,6 +243,7 @@ Tensor div(const Tensor& a0, Scalar b) {
 }
 
 Tensor pow(const Tensor& a0, const Tensor& b0) {
+  if (const detail::Cast cast("pow", {}, {a0, b0}); cast) return pow(cast(a0), cast(b0));
   const DType dtype = common_dtype("pow", a0, b0, "base", "exponent");
   const Tensor a = to(a0, dtype), b = to(b0, dtype);
   const Tensor y = detail::binary("pow", Binary::power, a, b, dtype);
@@ -257,7 +258,7 @@ Tensor pow(const Tensor& a0, const Tensor& b0) {
 }
 
 Tensor pow(const Tensor& a, Scalar exponent) {
-  const Tensor x = to(a, common_dtype("pow", a, exponent, "base"));
+  const Tensor x = detail::autocast("pow", to(a, common_dtype("pow", a, exponent, "base")));
   check<ValueError>(is_floating(x.dtype()) || exponent.value >= 0, "pow: integers cannot be raised to the negative power ", exponent.value,
                     "; convert with to(x, DType::float32)");
   const double p = exponent.value;

@@ -9,6 +9,7 @@ namespace fovea {
 namespace {
 
 using detail::options_of;
+using kernels::Family;
 
 // --- resizing: the backward pass is linear too, and its own backward pass is the resizing again ---
 
@@ -56,8 +57,8 @@ Tensor pixel_positions(int64_t size, bool align_corners, TensorOptions options) 
 }  // namespace
 
 Tensor interpolate(const Tensor& x, Pair output, const InterpolateOptions& o) {
-  if (detail::is_half(x)) return to(interpolate(detail::widened(x), output, o), x.dtype());
-  detail::check_real("interpolate", "x", x);
+  if (const detail::Cast cast("interpolate", Family::image, {x}); cast) return cast.back(interpolate(cast(x), output, o));
+  detail::check_real("interpolate", "x", x, Family::image);
   check<ShapeError>(x.rank() == 4, "interpolate: x must be [n, channels, h, w], got ", x.shape());
   check<ValueError>(output.h >= 1 && output.w >= 1, "interpolate: the output size must be at least 1, got ", output);
   check<ShapeError>(x.size(2) >= 1 && x.size(3) >= 1, "interpolate: x ", x.shape(), " has no pixels");
@@ -69,8 +70,8 @@ Tensor interpolate(const Tensor& x, Pair output, const InterpolateOptions& o) {
 
 Tensor grid_sample(const Tensor& x_any, const Tensor& grid_any, bool align_corners) {
   detail::check_defined("grid_sample", "grid", grid_any);
-  if (detail::is_half(x_any)) return to(grid_sample(detail::widened(x_any), detail::widened(grid_any), align_corners), x_any.dtype());
-  detail::check_real("grid_sample", "x", x_any);
+  if (const detail::Cast cast("grid_sample", Family::image, {x_any, grid_any}); cast) return cast.back(grid_sample(cast(x_any), cast(grid_any), align_corners));
+  detail::check_real("grid_sample", "x", x_any, Family::image);
   check<ShapeError>(x_any.rank() == 4, "grid_sample: x must be [n, channels, h, w], got ", x_any.shape());
   check<ShapeError>(grid_any.rank() == 4 && grid_any.size(3) == 2 && grid_any.size(0) == x_any.size(0), "grid_sample: grid must be [", x_any.size(0),
                     ", out_h, out_w, 2] for x ", x_any.shape(), ", got ", grid_any.shape());
@@ -83,8 +84,8 @@ Tensor grid_sample(const Tensor& x_any, const Tensor& grid_any, bool align_corne
 }
 
 Tensor affine_grid(const Tensor& theta, Pair size, bool align_corners) {
-  if (detail::is_half(theta)) return to(affine_grid(detail::widened(theta), size, align_corners), theta.dtype());
-  detail::check_real("affine_grid", "theta", theta);
+  if (detail::is_half(theta)) return to(affine_grid(detail::widened(theta), size, align_corners), theta.dtype());      // pixel positions need more digits than bfloat16 has
+  detail::check_real("affine_grid", "theta", theta, Family::matmul);
   check<ShapeError>(theta.rank() == 3 && theta.size(1) == 2 && theta.size(2) == 3, "affine_grid: theta must be [n, 2, 3], got ", theta.shape());
   check<ValueError>(size.h >= 0 && size.w >= 0, "affine_grid: the size cannot be negative, got ", size);
   checked_numel({theta.size(0), size.h, size.w, 3}, "affine_grid");

@@ -13,8 +13,9 @@ namespace {
 
 using detail::check_defined;
 using detail::checked_axis;
-using detail::is_half;
+using detail::must_widen;
 using detail::options_of;
+using kernels::Family;
 
 Tensor checked_along(const char* op, const Tensor& x, int axis, const Tensor& index) {
   bool fits = check_defined(op, "index", index).rank() == x.rank();
@@ -28,14 +29,14 @@ Tensor gather_checked(const Tensor& x, int axis, const Tensor& index);
 
 // Into zeros, which need no copy. Halves add up in float32.
 Tensor scatter_checked(const Shape& shape, int axis, const Tensor& index, const Tensor& source) {
-  if (is_half(source)) return to(scatter_checked(shape, axis, index, to(source, DType::float32)), source.dtype());
+  if (must_widen(source, Family::index)) return to(scatter_checked(shape, axis, index, to(source, DType::float32)), source.dtype());
   const Tensor y = zeros(shape, options_of(source));
   table_of(y).scatter_add(queue_of(y), axis, index.view(), source.view(), y.mutable_view());
   return record("scatter_add", y, {source}, saving(index), [axis](const Saved& s, const Tensor& g) { return grads(gather_checked(g, axis, s[0])); });
 }
 
 Tensor scatter_add_checked(const Tensor& x, int axis, const Tensor& index, const Tensor& source) {
-  if (is_half(x)) return to(scatter_add_checked(detail::widened(x), axis, index, detail::widened(source)), x.dtype());
+  if (must_widen(x, Family::index)) return to(scatter_add_checked(detail::widened(x), axis, index, detail::widened(source)), x.dtype());
   const Tensor y = clone(x.detach());
   table_of(x).scatter_add(queue_of(x), axis, index.view(), source.view(), y.mutable_view());
   return record("scatter_add", y, {x, source}, saving(index), [axis](const Saved& s, const Tensor& g) {
@@ -54,14 +55,14 @@ Tensor gather_checked(const Tensor& x, int axis, const Tensor& index) {
 Tensor index_select_checked(const Tensor& x, int axis, const Tensor& index);
 
 Tensor index_scatter_checked(const Shape& shape, int axis, const Tensor& index, const Tensor& source) {
-  if (is_half(source)) return to(index_scatter_checked(shape, axis, index, to(source, DType::float32)), source.dtype());
+  if (must_widen(source, Family::index)) return to(index_scatter_checked(shape, axis, index, to(source, DType::float32)), source.dtype());
   const Tensor y = zeros(shape, options_of(source));
   table_of(y).index_add(queue_of(y), axis, index.view(), source.view(), y.mutable_view());
   return record("index_add", y, {source}, saving(index), [axis](const Saved& s, const Tensor& g) { return grads(index_select_checked(g, axis, s[0])); });
 }
 
 Tensor index_add_checked(const Tensor& x, int axis, const Tensor& index, const Tensor& source) {
-  if (is_half(x)) return to(index_add_checked(detail::widened(x), axis, index, detail::widened(source)), x.dtype());
+  if (must_widen(x, Family::index)) return to(index_add_checked(detail::widened(x), axis, index, detail::widened(source)), x.dtype());
   const Tensor y = clone(x.detach());
   table_of(x).index_add(queue_of(x), axis, index.view(), source.view(), y.mutable_view());
   return record("index_add", y, {x, source}, saving(index), [axis](const Saved& s, const Tensor& g) {
@@ -145,6 +146,7 @@ Tensor take_along(const Tensor& x, const Tensor& index, int64_t axis) {
 }
 
 Tensor scatter_add(const Tensor& x, int64_t axis, const Tensor& index, const Tensor& source) {
+  if (const detail::Cast cast("scatter_add", {}, {x, source}); cast) return scatter_add(cast(x), axis, index, cast(source));
   const int at = checked_axis("scatter_add", x, axis);
   detail::check_alike("scatter_add", "source", source, "x", x);
   check_defined("scatter_add", "index", index);
@@ -158,6 +160,7 @@ Tensor index_select(const Tensor& x, int64_t axis, const Tensor& index) {
 }
 
 Tensor index_add(const Tensor& x, int64_t axis, const Tensor& index, const Tensor& source) {
+  if (const detail::Cast cast("index_add", {}, {x, source}); cast) return index_add(cast(x), axis, index, cast(source));
   const int at = checked_axis("index_add", x, axis);
   detail::check_alike("index_add", "source", source, "x", x);
   const Tensor list = checked_list("index_add", x, at, index);

@@ -5,6 +5,9 @@
 #include <fovea/tensor/creation.h>
 
 namespace fovea {
+
+using kernels::Family;
+
 namespace {
 
 // The axes before the matrices.
@@ -73,9 +76,9 @@ Shape with_last(Shape shape, int64_t size) {
 Tensor matmul(const Tensor& a, const Tensor& b) {
   detail::check_defined("matmul", "a", a);
   detail::check_defined("matmul", "b", b);
-  if (detail::is_half(a)) return to(matmul(detail::widened(a), detail::widened(b)), a.dtype());
+  if (const detail::Cast cast("matmul", Family::matmul, {a, b}); cast) return cast.back(matmul(cast(a), cast(b)));
   check<ShapeError>(a.rank() >= 1 && b.rank() >= 1, "matmul: takes tensors with at least one axis, got a ", a.shape(), " and b ", b.shape(), "; use a * b for scalars");
-  detail::check_real("matmul", "a", a);
+  detail::check_real("matmul", "a", a, Family::matmul);
   detail::check_alike("matmul", "a", a, "b", b);
   const int64_t inner = b.rank() == 1 ? b.size(0) : b.size(-2);
   check<ShapeError>(a.size(-1) == inner, "matmul: a ", a.shape(), " has ", a.size(-1), " columns but b ", b.shape(), " has ", inner, " rows");
@@ -103,11 +106,11 @@ Tensor outer(const Tensor& a, const Tensor& b) {
 Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
   detail::check_defined("linear", "x", x);
   detail::check_defined("linear", "weight", weight);
-  if (detail::is_half(x)) return to(linear(detail::widened(x), detail::widened(weight), detail::widened(bias)), x.dtype());
+  if (const detail::Cast cast("linear", Family::matmul, {x, weight, bias}); cast) return cast.back(linear(cast(x), cast(weight), cast(bias)));
   check<ShapeError>(weight.rank() == 2, "linear: weight must be [out,in], got ", weight.shape());
   check<ShapeError>(x.rank() >= 1 && x.size(-1) == weight.size(1), "linear: x ", x.shape(), " should have a last axis of ", weight.size(1), ", as weight ",
                     weight.shape(), " expects");
-  detail::check_real("linear", "x", x);
+  detail::check_real("linear", "x", x, Family::matmul);
   detail::check_alike("linear", "x", x, "weight", weight);
   if (bias) {
     check<ShapeError>(bias.rank() == 1 && bias.size(0) == weight.size(0), "linear: bias must be [", weight.size(0), "] to go with weight ", weight.shape(), ", got ", bias.shape());

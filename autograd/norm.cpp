@@ -20,12 +20,24 @@ using kernels::KernelTable;
 void check_argument(const char* op, const char* name, const Tensor& x, const Tensor& argument, const Shape& shape) {
   if (!argument) return;
   check<ShapeError>(argument.shape() == shape, op, ": ", name, " must be ", shape, " for x ", x.shape(), ", got ", argument.shape());
-  detail::check_alike(op, name, argument, "x", x);
+  detail::check_beside(op, name, argument, "x", x);
 }
 
 void check_x(const char* op, const Tensor& x, int least_rank) {
-  detail::check_real(op, "x", x);
+  detail::check_real(op, "x", x, kernels::Family::norm);
   check<ShapeError>(x.rank() >= least_rank, op, ": x must have at least ", least_rank, " axes", least_rank == 2 ? ", [n, channels, ...]" : "", ", got ", x.shape());
+}
+
+// Note [Parameters beside a half x]
+// Kernels that compute on half types take and give everything with a value a channel in float32. Parameters and running statistics of a half type are widened for them
+// (recorded: their gradients are rounded), those of float32 go as they are, as in mixed precision. Kernels that do not get x in float32 too.
+Tensor as_computed(const Tensor& x) { return detail::must_widen(x, kernels::Family::norm) ? detail::widened(x) : x; }
+
+bool needs_wider(const Tensor& x, const TensorRefs& parameters) {
+  if (!detail::is_half(x)) return false;
+  bool is_any_half = detail::must_widen(x, kernels::Family::norm);
+  for (size_t i = 0; i < parameters.size(); ++i) is_any_half |= detail::is_half(parameters[i]);
+  return is_any_half;
 }
 
 // How the differentiable formula sees x, a statistic and the weight: shapes that broadcast against each other.
@@ -56,7 +68,7 @@ struct SavedNorm {
 Grads fused_backward(const Norm& norm, const Saved& s, const Tensor& gradient) {
   const SavedNorm saved(s);
   const Tensor dy = contiguous(gradient), weight = saved.weight ? contiguous(saved.weight) : Tensor();
-  const TensorOptions options(dy.dtype(), dy.device());
+  const TensorOptions options(detail::wide_dtype(dy), dy.device());
   const Tensor dx = s.needs(0) ? empty_like(saved.x) : Tensor();
   const Tensor dweight = s.needs(1) ? empty(norm.layout.parameter, options) : Tensor(), dbias = s.needs(2) ? empty(norm.layout.parameter, options) : Tensor();
   const KernelTable& t = table_of(dy);
@@ -77,7 +89,7 @@ Grads differentiable_backward(const Norm& norm, const Saved& s, const Tensor& gr
   const SavedNorm saved(s);
   const Layout& layout = norm.layout;
   const double share = layout.share();
-  const Tensor x = reshape(saved.x, layout.x), g = reshape(norm.has_relu ? stop_at_relu(gradient, saved.y) : gradient, layout.x);
+  const Tensor x = reshape(detail::widened(saved.x), layout.x), g = reshape(detail::widened(norm.has_relu ? stop_at_relu(gradient, saved.y) : gradient), layout.x);
   const Tensor deviation = x - sum_to(x, layout.statistic) * share;
   const Tensor invstd = rsqrt(sum_to(square(deviation), layout.statistic) * share + norm.geometry.eps);
   const Tensor normal = deviation * invstd;
@@ -85,7 +97,7 @@ Grads differentiable_backward(const Norm& norm, const Saved& s, const Tensor& gr
   if (s.needs(0)) {
     const Tensor scaled = saved.weight ? g * reshape(saved.weight, layout.weight) : g;
     const Tensor centred = scaled - sum_to(scaled, layout.statistic) * share - normal * (sum_to(scaled * normal, layout.statistic) * share);
-    dx = reshape(invstd * centred, saved.x.shape());
+    dx = to(reshape(invstd * centred, saved.x.shape()), gradient.dtype());
   }
   if (s.needs(1)) dweight = reshape(sum_to(g * normal, layout.weight), layout.parameter);
   if (s.needs(2)) dbias = reshape(sum_to(g, layout.weight), layout.parameter);
@@ -129,7 +141,7 @@ Tensor batch_norm_train(const Norm& norm, const Tensor& x_any, const Tensor& wei
   check<ValueError>(norm.geometry.n * norm.geometry.spatial != 1, norm.name, ": training needs more than one value a channel, x is ", x_any.shape(),
                     "; use a larger batch, or training = false");
   const Tensor x = contiguous(x_any), weight = weight_any ? contiguous(weight_any) : Tensor(), shift = bias ? contiguous(bias.detach()) : Tensor();
-  const TensorOptions options(x.dtype(), x.device());
+  const TensorOptions options(detail::wide_dtype(x), x.device());
   const Tensor y = empty_like(x), mean = empty({norm.geometry.channels}, options), invstd = empty({norm.geometry.channels}, options);
   table_of(x).batch_norm_train(queue_of(x), norm.geometry, norm.has_relu, x.view(), view_or_none(weight), view_or_none(shift), y.mutable_view(), mean.mutable_view(),
                                invstd.mutable_view());
@@ -148,12 +160,12 @@ Tensor batch_norm_eval(const Norm& norm, const Tensor& x_any, const Tensor& weig
   const Tensor mean_then = is_recorded ? clone(mean) : Tensor(), variance_then = is_recorded ? clone(variance) : Tensor();
   return record(norm.name, y, {x, weight, bias}, saving(weight && weight.requires_grad() ? x : Tensor(), weight, mean_then, variance_then, norm.has_relu ? y : Tensor()),
                 [norm](const Saved& s, const Tensor& gradient) {
-                  const Tensor g = reshape(norm.has_relu ? stop_at_relu(gradient, s[4]) : gradient, norm.layout.x);
+                  const Tensor g = reshape(detail::widened(norm.has_relu ? stop_at_relu(gradient, s[4]) : gradient), norm.layout.x);
                   const Tensor invstd = reshape(rsqrt(s[3] + norm.geometry.eps), norm.layout.weight);
                   Tensor dx, dweight, dbias;
-                  if (s.needs(0)) dx = reshape(g * (s[1] ? invstd * reshape(s[1], norm.layout.weight) : invstd), gradient.shape());
+                  if (s.needs(0)) dx = to(reshape(g * (s[1] ? invstd * reshape(s[1], norm.layout.weight) : invstd), gradient.shape()), gradient.dtype());
                   if (s.needs(1)) {
-                    const Tensor normal = (reshape(s[0], norm.layout.x) - reshape(s[2], norm.layout.weight)) * invstd;
+                    const Tensor normal = (reshape(detail::widened(s[0]), norm.layout.x) - reshape(s[2], norm.layout.weight)) * invstd;
                     dweight = reshape(sum_to(g * normal, norm.layout.weight), norm.layout.parameter);
                   }
                   if (s.needs(2)) dbias = reshape(sum_to(g, norm.layout.weight), norm.layout.parameter);
@@ -163,9 +175,9 @@ Tensor batch_norm_eval(const Norm& norm, const Tensor& x_any, const Tensor& weig
 
 Tensor batch_norm(const char* name, bool has_relu, const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& running_mean, const Tensor& running_var,
                   bool training, double momentum, double eps) {
-  if (detail::is_half(x)) {
+  if (needs_wider(x, {weight, bias, running_mean, running_var})) {
     const Tensor mean = detail::widened(running_mean), variance = detail::widened(running_var);
-    const Tensor y = batch_norm(name, has_relu, detail::widened(x), detail::widened(weight), detail::widened(bias), mean, variance, training, momentum, eps);
+    const Tensor y = batch_norm(name, has_relu, as_computed(x), detail::widened(weight), detail::widened(bias), mean, variance, training, momentum, eps);
     if (training && detail::is_half(running_mean)) overwrite(running_mean, mean);
     if (training && detail::is_half(running_var)) overwrite(running_var, variance);
     return to(y, x.dtype());
@@ -191,7 +203,7 @@ Tensor batch_norm(const char* name, bool has_relu, const Tensor& x, const Tensor
 
 Tensor sample_norm(const Norm& norm, const Tensor& x_any, const Tensor& weight_any, const Tensor& bias) {
   const Tensor x = contiguous(x_any), weight = weight_any ? contiguous(weight_any) : Tensor(), shift = bias ? contiguous(bias.detach()) : Tensor();
-  const TensorOptions options(x.dtype(), x.device());
+  const TensorOptions options(detail::wide_dtype(x), x.device());
   const Shape statistics{norm.geometry.n, norm.geometry.groups};
   const bool is_recorded = should_record({x, weight, bias});
   const Tensor y = empty_like(x), mean = is_recorded ? empty(statistics, options) : Tensor(), invstd = is_recorded ? empty(statistics, options) : Tensor();
@@ -223,7 +235,7 @@ Tensor batch_norm_relu(const Tensor& x, const Tensor& weight, const Tensor& bias
 }
 
 Tensor layer_norm(const Tensor& x, const Shape& normalized_shape, const Tensor& weight, const Tensor& bias, double eps) {
-  if (detail::is_half(x)) return to(layer_norm(detail::widened(x), normalized_shape, detail::widened(weight), detail::widened(bias), eps), x.dtype());
+  if (needs_wider(x, {weight, bias})) return to(layer_norm(as_computed(x), normalized_shape, detail::widened(weight), detail::widened(bias), eps), x.dtype());
   check_x("layer_norm", x, 1);
   const int added = x.rank() - normalized_shape.rank();
   bool fits = added >= 0 && normalized_shape.rank() >= 1;
@@ -238,7 +250,7 @@ Tensor layer_norm(const Tensor& x, const Shape& normalized_shape, const Tensor& 
 }
 
 Tensor group_norm(const Tensor& x, int64_t groups, const Tensor& weight, const Tensor& bias, double eps) {
-  if (detail::is_half(x)) return to(group_norm(detail::widened(x), groups, detail::widened(weight), detail::widened(bias), eps), x.dtype());
+  if (needs_wider(x, {weight, bias})) return to(group_norm(as_computed(x), groups, detail::widened(weight), detail::widened(bias), eps), x.dtype());
   check_x("group_norm", x, 2);
   check<ValueError>(groups >= 1, "group_norm: groups must be at least 1, got ", groups);
   check<ShapeError>(x.size(1) % groups == 0, "group_norm: the ", x.size(1), " channels of x ", x.shape(), " do not divide into ", groups, " groups");
@@ -246,7 +258,7 @@ Tensor group_norm(const Tensor& x, int64_t groups, const Tensor& weight, const T
 }
 
 Tensor instance_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, double eps) {
-  if (detail::is_half(x)) return to(instance_norm(detail::widened(x), detail::widened(weight), detail::widened(bias), eps), x.dtype());
+  if (needs_wider(x, {weight, bias})) return to(instance_norm(as_computed(x), detail::widened(weight), detail::widened(bias), eps), x.dtype());
   check_x("instance_norm", x, 3);
   check<ValueError>(positions(x) != 1, "instance_norm: needs more than one value in each channel of a sample, x is ", x.shape());
   return group_norm("instance_norm", x, std::max<int64_t>(x.size(1), 1), weight, bias, eps);

@@ -14,6 +14,7 @@ namespace {
 
 using detail::check_defined;
 using detail::options_of;
+using kernels::Family;
 
 // Does every window of the axis meet the input? With a dilation its taps may step over it.
 bool all_windows_meet(int64_t size, int64_t outputs, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
@@ -26,7 +27,7 @@ bool all_windows_meet(int64_t size, int64_t outputs, int64_t kernel, int64_t str
 
 PoolGeometry geometry_of(const char* op, const Tensor& x, Pair kernel, Pair stride, Pair padding, Pair dilation, bool ceil_mode, bool count_include_pad) {
   if (stride == Pair(0)) stride = kernel;
-  detail::check_real(op, "x", x);
+  detail::check_real(op, "x", x, Family::pool);
   check<ShapeError>(x.rank() == 4, op, ": x must have a batch axis or not, channels and positions; got ", x.shape());
   detail::check_pooling(op, kernel, stride, padding, dilation);
   const PoolGeometry g{x.size(0),  x.size(1),  x.size(2),  x.size(3),  kernel.h,   kernel.w,  stride.h,         stride.w,
@@ -62,9 +63,9 @@ PooledMaxima maxima(const char* op, const Tensor& x, const Shape& shape, bool wa
 }
 
 PooledMaxima max_pool(const char* op, const Tensor& x_any, Pair kernel, const MaxPool2dOptions& o, bool wants_indices) {
-  if (detail::is_half(x_any)) {
-    const PooledMaxima wide = max_pool(op, detail::widened(x_any), kernel, o, wants_indices);
-    return {to(wide.values, x_any.dtype()), wide.indices};
+  if (const detail::Cast cast(op, Family::pool, {x_any}); cast) {
+    const PooledMaxima wide = max_pool(op, cast(x_any), kernel, o, wants_indices);
+    return {cast.back(wide.values), wide.indices};
   }
   if (check_defined(op, "x", x_any).rank() == 3) {
     const PooledMaxima batch = max_pool(op, unsqueeze(x_any, 0), kernel, o, wants_indices);
@@ -93,7 +94,7 @@ Tensor avg_pool_backward(const PoolGeometry& g, const Tensor& gradient) {
 }
 
 Tensor avg_pool(const char* op, const Tensor& x, Pair kernel, const AvgPool2dOptions& o) {
-  if (detail::is_half(x)) return to(avg_pool(op, detail::widened(x), kernel, o), x.dtype());
+  if (const detail::Cast cast(op, Family::pool, {x}); cast) return cast.back(avg_pool(op, cast(x), kernel, o));
   if (check_defined(op, "x", x).rank() == 3) return squeeze(avg_pool(op, unsqueeze(x, 0), kernel, o), 0);
   return avg_pool(op, geometry_of(op, x, kernel, o.stride, o.padding, 1, o.ceil_mode, o.count_include_pad), x);
 }
@@ -101,7 +102,7 @@ Tensor avg_pool(const char* op, const Tensor& x, Pair kernel, const AvgPool2dOpt
 // --- adaptive ---
 
 AdaptivePoolGeometry adaptive_geometry(const char* op, const Tensor& x, Pair output) {
-  detail::check_real(op, "x", x);
+  detail::check_real(op, "x", x, Family::pool);
   check<ShapeError>(x.rank() == 4, op, ": x must have a batch axis or not, channels and positions; got ", x.shape());
   check<ValueError>(output.h >= 0 && output.w >= 0, op, ": the output size cannot be negative, got ", output);
   check<ShapeError>(x.size(2) > 0 && x.size(3) > 0, op, ": x ", x.shape(), " has no positions to pool");
@@ -134,14 +135,14 @@ PoolGeometry plain(const AdaptivePoolGeometry& g) {
 }
 
 Tensor adaptive_avg(const char* op, const Tensor& x, Pair output) {
-  if (detail::is_half(x)) return to(adaptive_avg(op, detail::widened(x), output), x.dtype());
+  if (const detail::Cast cast(op, Family::pool, {x}); cast) return cast.back(adaptive_avg(op, cast(x), output));
   if (check_defined(op, "x", x).rank() == 3) return squeeze(adaptive_avg(op, unsqueeze(x, 0), output), 0);
   const AdaptivePoolGeometry g = adaptive_geometry(op, x, output);
   return is_plain(g) ? avg_pool(op, plain(g), x) : adaptive_avg(op, g, x);
 }
 
 Tensor adaptive_max(const char* op, const Tensor& x_any, Pair output) {
-  if (detail::is_half(x_any)) return to(adaptive_max(op, detail::widened(x_any), output), x_any.dtype());
+  if (const detail::Cast cast(op, Family::pool, {x_any}); cast) return cast.back(adaptive_max(op, cast(x_any), output));
   if (check_defined(op, "x", x_any).rank() == 3) return squeeze(adaptive_max(op, unsqueeze(x_any, 0), output), 0);
   const AdaptivePoolGeometry g = adaptive_geometry(op, x_any, output);
   const Tensor x = contiguous(x_any);
@@ -194,10 +195,11 @@ Tensor adaptive_max_pool1d(const Tensor& x, int64_t output) { return squeeze(ada
 Tensor adaptive_avg_pool1d(const Tensor& x, int64_t output) { return squeeze(adaptive_avg("adaptive_avg_pool1d", as_image("adaptive_avg_pool1d", x), {1, output}), -2); }
 
 Tensor global_avg_pool(const Tensor& x) {
-  if (detail::is_half(x)) return to(global_avg_pool(detail::widened(x)), x.dtype());
-  detail::check_real("global_avg_pool", "x", x);
+  if (const detail::Cast cast("global_avg_pool", Family::pool, {x}); cast) return cast.back(global_avg_pool(cast(x)));
+  detail::check_real("global_avg_pool", "x", x, Family::pool);
   const Tensor planes = flat_positions("global_avg_pool", x);
   const int64_t n = planes.size(0), channels = planes.size(1);
+  if (detail::is_half(x) && planes.size(3) > 0) return reshape(adaptive_avg("global_avg_pool", planes, 1), {n, channels});      // a sum of float16 may overflow
   return reshape(sum_to(planes, {n, channels, 1, 1}), {n, channels}) / static_cast<double>(planes.size(3));
 }
 

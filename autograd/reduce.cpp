@@ -10,6 +10,7 @@
 
 namespace fovea {
 
+using detail::autocast;
 using detail::check_defined;
 using kernels::ArgReduce;
 using kernels::Reduce;
@@ -128,13 +129,15 @@ Tensor cumsum_along(const Tensor& x, int axis, bool is_reversed) {
 
 }  // namespace
 
-Tensor sum(const Tensor& x, const Axes& axes, bool keepdims) {
+Tensor sum(const Tensor& x_any, const Axes& axes, bool keepdims) {
+  const Tensor x = autocast("sum", x_any);
   const Plan plan("sum", x, axes);
   return record("sum", reduced(Reduce::sum, x, plan, keepdims, sum_dtype(x)), {x}, saving(),
                 [plan](const Saved&, const Tensor& g) { return grads(restored(g, plan)); });
 }
 
-Tensor mean(const Tensor& x, const Axes& axes, bool keepdims) {
+Tensor mean(const Tensor& x_any, const Axes& axes, bool keepdims) {
+  const Tensor x = autocast("mean", x_any);
   check_real("mean", x);
   const Plan plan("mean", x, axes);
   return record("mean", reduced(Reduce::mean, x, plan, keepdims, x.dtype()), {x}, saving(), [plan](const Saved&, const Tensor& g) {
@@ -142,7 +145,8 @@ Tensor mean(const Tensor& x, const Axes& axes, bool keepdims) {
   });
 }
 
-Tensor prod(const Tensor& x, const Axes& axes, bool keepdims) {
+Tensor prod(const Tensor& x_any, const Axes& axes, bool keepdims) {
+  const Tensor x = autocast("prod", x_any);
   const Plan plan("prod", x, axes);
   if (!detail::needs_grad(x)) return reduced(Reduce::product, x, plan, keepdims, sum_dtype(x));
   Tensor y = x;
@@ -162,7 +166,8 @@ Tensor argmin(const Tensor& x) { return arg_extreme("argmin", ArgReduce::argmin,
 Tensor argmax(const Tensor& x, int64_t axis, bool keepdims) { return arg_extreme("argmax", ArgReduce::argmax, check_defined("argmax", "x", x).detach(), axis, keepdims); }
 Tensor argmin(const Tensor& x, int64_t axis, bool keepdims) { return arg_extreme("argmin", ArgReduce::argmin, check_defined("argmin", "x", x).detach(), axis, keepdims); }
 
-Tensor var(const Tensor& x, const Axes& axes, bool keepdims, double correction) {
+Tensor var(const Tensor& x_any, const Axes& axes, bool keepdims, double correction) {
+  const Tensor x = autocast("var", x_any);
   check_real("var", x);
   const Plan plan("var", x, axes);
   const Tensor distance = sub(x, mean(x, axes, true));
@@ -173,7 +178,7 @@ Tensor var(const Tensor& x, const Axes& axes, bool keepdims, double correction) 
 }
 
 Tensor stddev(const Tensor& x, const Axes& axes, bool keepdims, double correction) {
-  const Tensor variance = var(check_defined("stddev", "x", x), axes, keepdims, correction);
+  const Tensor variance = var(autocast("stddev", check_defined("stddev", "x", x)), axes, keepdims, correction);
   const Tensor y = detail::unary("stddev", kernels::Unary::sqrt, variance);
   return record("stddev", y, {variance}, saving(y), [](const Saved& s, const Tensor& g) {       // of equal numbers: 0, where the root's slope is infinite
     const Tensor y = s[0], is_zero = eq(y, 0);
@@ -181,7 +186,8 @@ Tensor stddev(const Tensor& x, const Axes& axes, bool keepdims, double correctio
   });
 }
 
-Tensor norm(const Tensor& x, double p, const Axes& axes, bool keepdims) {
+Tensor norm(const Tensor& x_any, double p, const Axes& axes, bool keepdims) {
+  const Tensor x = autocast("norm", x_any);
   check_real("norm", x);
   check<ValueError>(p > 0, "norm: p must be positive (or infinity), got ", p);
   if (p == 1) return sum(abs(x), axes, keepdims);
@@ -199,7 +205,8 @@ Tensor norm(const Tensor& x, double p, const Axes& axes, bool keepdims) {
   });
 }
 
-Tensor logsumexp(const Tensor& x, const Axes& axes, bool keepdims) {
+Tensor logsumexp(const Tensor& x_any, const Axes& axes, bool keepdims) {
+  const Tensor x = autocast("logsumexp", x_any);
   check_real("logsumexp", x);
   const Plan plan("logsumexp", x, axes);
   const Tensor y = reduced(Reduce::logsumexp, x, plan, keepdims, x.dtype());
@@ -216,7 +223,8 @@ Tensor all(const Tensor& x, const Axes& axes, bool keepdims) {
   return reduced(Reduce::all, x, Plan("all", x, axes), keepdims, DType::boolean);
 }
 
-Tensor cumsum(const Tensor& x, int64_t axis) {
+Tensor cumsum(const Tensor& x_any, int64_t axis) {
+  const Tensor x = autocast("cumsum", x_any);
   if (check_defined("cumsum", "x", x).rank() == 0) return reshape(cumsum(reshape(x, {1}), axis), {});
   return cumsum_along(x, wrap_axis(axis, x.rank(), "cumsum"), false);
 }

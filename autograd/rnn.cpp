@@ -179,22 +179,23 @@ size_t weights_per_direction(const char* op, const std::vector<Tensor>& weights,
 
 RnnResult run_layers(RnnCell cell, const Tensor& input, const std::vector<Tensor>& weights, const RnnOptions& options);
 
-// In float32, for an input of a half type; only what comes out is rounded.
-RnnResult run_layers_widened(RnnCell cell, const Tensor& input, std::vector<Tensor> weights, RnnOptions options) {
-  for (Tensor& w : weights) w = detail::widened(w);
-  options.h0 = detail::widened(options.h0);
-  options.c0 = detail::widened(options.c0);
-  const RnnResult r = run_layers(cell, detail::widened(input), weights, options);
-  const auto narrowed = [&](const Tensor& t) { return t ? to(t, input.dtype()) : t; };
-  return {narrowed(r.output), narrowed(r.h_n), narrowed(r.c_n)};
+// With all arguments converted.
+RnnResult run_layers_cast(const detail::Cast& cast, RnnCell cell, const Tensor& input, std::vector<Tensor> weights, RnnOptions options) {
+  for (Tensor& w : weights) w = cast(w);
+  options.h0 = cast(options.h0);
+  options.c0 = cast(options.c0);
+  const RnnResult r = run_layers(cell, cast(input), weights, options);
+  return {cast.back(r.output), cast.back(r.h_n), cast.back(r.c_n)};
 }
 
 RnnResult run_layers(RnnCell cell, const Tensor& input, const std::vector<Tensor>& weights, const RnnOptions& options) {
-  if (detail::is_half(input)) return run_layers_widened(cell, input, weights, options);
   const char* op = name_of(cell);
+  std::vector<Tensor> arguments = {input, options.h0, options.c0};
+  arguments.insert(arguments.end(), weights.begin(), weights.end());
+  if (const detail::Cast cast(op, kernels::Family::rnn, arguments); cast) return run_layers_cast(cast, cell, input, weights, options);
   detail::check_defined(op, "x", input);
   check<ShapeError>(input.rank() == 3, op, ": x must be ", options.batch_first ? "[batch, time, input]" : "[time, batch, input]", ", got ", input.shape());
-  detail::check_real(op, "x", input);
+  detail::check_real(op, "x", input, kernels::Family::rnn);
   const size_t per_direction = weights_per_direction(op, weights, options);
   detail::check_defined(op, "weight_hh_l0", weights[1]);
   check<ShapeError>(weights[1].rank() == 2, op, ": weight_hh_l0 must be a matrix [gates * hidden, hidden], got ",
@@ -243,6 +244,8 @@ void check_cell(const char* op, int64_t gates, const Tensor& x, const Tensor& h,
 }  // namespace
 
 LstmCellResult lstm_cell(const Tensor& x, const Tensor& h, const Tensor& c, const Tensor& weight_ih, const Tensor& weight_hh, const Tensor& bias_ih, const Tensor& bias_hh) {
+  if (const detail::Cast cast("lstm_cell", {}, {x, h, c, weight_ih, weight_hh, bias_ih, bias_hh}); cast)
+    return lstm_cell(cast(x), cast(h), cast(c), cast(weight_ih), cast(weight_hh), cast(bias_ih), cast(bias_hh));
   check_cell("lstm_cell", 4, x, h, weight_ih, weight_hh, bias_ih, bias_hh);
   check_like("lstm_cell", "c", c, h.shape(), x);
   const std::vector<Tensor> gates = chunk(linear(x, weight_ih, bias_ih) + linear(h, weight_hh, bias_hh), 4, 1);
@@ -251,6 +254,8 @@ LstmCellResult lstm_cell(const Tensor& x, const Tensor& h, const Tensor& c, cons
 }
 
 Tensor gru_cell(const Tensor& x, const Tensor& h, const Tensor& weight_ih, const Tensor& weight_hh, const Tensor& bias_ih, const Tensor& bias_hh) {
+  if (const detail::Cast cast("gru_cell", {}, {x, h, weight_ih, weight_hh, bias_ih, bias_hh}); cast)
+    return gru_cell(cast(x), cast(h), cast(weight_ih), cast(weight_hh), cast(bias_ih), cast(bias_hh));
   check_cell("gru_cell", 3, x, h, weight_ih, weight_hh, bias_ih, bias_hh);
   const std::vector<Tensor> input = chunk(linear(x, weight_ih, bias_ih), 3, 1), state = chunk(linear(h, weight_hh, bias_hh), 3, 1);
   const Tensor r = sigmoid(input[0] + state[0]), z = sigmoid(input[1] + state[1]), n = tanh(input[2] + r * state[2]);
@@ -259,6 +264,8 @@ Tensor gru_cell(const Tensor& x, const Tensor& h, const Tensor& weight_ih, const
 
 Tensor rnn_cell(const Tensor& x, const Tensor& h, const Tensor& weight_ih, const Tensor& weight_hh, const Tensor& bias_ih, const Tensor& bias_hh,
                 RnnActivation activation) {
+  if (const detail::Cast cast("rnn_cell", {}, {x, h, weight_ih, weight_hh, bias_ih, bias_hh}); cast)
+    return rnn_cell(cast(x), cast(h), cast(weight_ih), cast(weight_hh), cast(bias_ih), cast(bias_hh), activation);
   check_cell("rnn_cell", 1, x, h, weight_ih, weight_hh, bias_ih, bias_hh);
   const Tensor sum = linear(x, weight_ih, bias_ih) + linear(h, weight_hh, bias_hh);
   return activation == RnnActivation::tanh ? tanh(sum) : relu(sum);

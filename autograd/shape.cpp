@@ -368,6 +368,11 @@ Tensor contiguous(const Tensor& x) { return check_defined("contiguous", "x", x).
 Tensor concat(const std::vector<Tensor>& tensors, int64_t axis) {
   check<ValueError>(!tensors.empty(), "concat: takes at least one tensor");
   for (const Tensor& t : tensors) check_defined("concat", "a part", t);
+  if (const detail::Cast cast("concat", {}, tensors); cast) {
+    std::vector<Tensor> parts;
+    for (const Tensor& t : tensors) parts.push_back(cast(t));
+    return concat(parts, axis);
+  }
   const Tensor& first = tensors[0];
   const int at = wrap_axis(axis, first.rank(), "concat");
   Shape shape = first.shape();

@@ -7,6 +7,9 @@
 #include <fovea/tensor/creation.h>
 
 namespace fovea {
+
+using kernels::Family;
+
 namespace {
 
 AxisGeometry along(const Shape& shape, int axis) {
@@ -31,8 +34,8 @@ Tensor softmax_backward(bool is_log, int axis, const Tensor& gradient, const Ten
 }
 
 Tensor softmax(const char* name, bool is_log, const Tensor& x_any, int64_t axis) {
-  if (detail::is_half(x_any)) return to(softmax(name, is_log, detail::widened(x_any), axis), x_any.dtype());
-  detail::check_real(name, "x", x_any);
+  if (const detail::Cast cast(name, Family::softmax, {x_any}); cast) return cast.back(softmax(name, is_log, cast(x_any), axis));
+  detail::check_real(name, "x", x_any, Family::softmax);
   if (x_any.rank() == 0) return reshape(softmax(name, is_log, reshape(x_any, {1}), axis), {});
   const int at = wrap_axis(axis, x_any.rank(), name);
   const Tensor x = contiguous(x_any), y = empty_like(x);
@@ -49,7 +52,7 @@ struct RowLoss {
 
 // Loss of each row, and (where dlogits is given) d loss / d logits.
 Tensor run_rows(const RowLoss& loss, const Tensor& logits, const Tensor& labels, const Tensor& weight, const Tensor& dlogits) {
-  const Tensor losses = empty({logits.size(0)}, {logits.dtype(), logits.device()});
+  const Tensor losses = empty({logits.size(0)}, {detail::wide_dtype(logits), logits.device()});
   table_of(logits).cross_entropy(queue_of(logits), loss.label_smoothing, loss.ignore_index, logits.view(), labels.view(), detail::view_or_none(weight),
                                  losses.mutable_view(), detail::mutable_view_or_none(dlogits));
   return losses;
@@ -78,17 +81,17 @@ Tensor differentiable_gradient(const RowLoss& loss, const Tensor& logits, const 
 Tensor row_losses(const RowLoss& loss, const Tensor& logits, const Tensor& labels, const Tensor& weight) {
   return record("cross_entropy", run_rows(loss, logits, labels, weight, {}), {logits}, saving(logits, labels, weight), [loss](const Saved& s, const Tensor& upstream) {
     const Tensor g = where(eq(s[1], loss.ignore_index), 0, upstream);       // infinite where the mean is over no rows at all
-    if (grad_mode()) return grads(differentiable_gradient(loss, s[0], s[1], s[2]) * unsqueeze(g, 1));
+    if (grad_mode()) return grads(to(differentiable_gradient(loss, detail::widened(s[0]), s[1], s[2]) * unsqueeze(g, 1), s[0].dtype()));
     const Tensor dlogits = empty_like(s[0]);
     run_rows(loss, s[0], s[1], s[2], dlogits);
-    const ConstView scale = detail::broadcast_view(unsqueeze(g, 1), dlogits.shape());
+    const ConstView scale = detail::broadcast_view(unsqueeze(to(g, dlogits.dtype()), 1), dlogits.shape());
     table_of(g).binary(queue_of(g), kernels::Binary::multiply, {}, dlogits.view(), scale, dlogits.mutable_view());
     return grads(dlogits);
   });
 }
 
 void check_arguments(const Tensor& logits, const Tensor& labels, const CrossEntropyOptions& o) {
-  detail::check_real("cross_entropy", "logits", logits);
+  detail::check_real("cross_entropy", "logits", logits, Family::softmax);
   detail::check_defined("cross_entropy", "labels", labels);
   check<ShapeError>(logits.rank() >= 1, "cross_entropy: logits must be [n, classes, ...] or [classes], got ", logits.shape());
   Shape expected = logits.shape();
@@ -98,7 +101,7 @@ void check_arguments(const Tensor& logits, const Tensor& labels, const CrossEntr
   if (!o.weight) return;
   const int64_t classes = logits.size(logits.rank() == 1 ? 0 : 1);
   check<ShapeError>(o.weight.shape() == Shape{classes}, "cross_entropy: weight must be [", classes, "] for logits ", logits.shape(), ", got ", o.weight.shape());
-  detail::check_alike("cross_entropy", "weight", o.weight, "logits", logits);
+  detail::check_beside("cross_entropy", "weight", o.weight, "logits", logits);
 }
 
 // The labels as int64, each in [0, classes) or ignore_index.
@@ -119,10 +122,10 @@ Tensor softmax(const Tensor& x, int64_t axis) { return softmax("softmax", false,
 Tensor log_softmax(const Tensor& x, int64_t axis) { return softmax("log_softmax", true, x, axis); }
 
 Tensor cross_entropy(const Tensor& logits, const Tensor& labels, const CrossEntropyOptions& o) {
-  if (detail::is_half(logits)) {
+  if (const detail::Cast cast("cross_entropy", Family::softmax, {logits}); cast || detail::is_half(o.weight)) {
     CrossEntropyOptions options = o;
     options.weight = detail::widened(o.weight);
-    return to(cross_entropy(detail::widened(logits), labels, options), logits.dtype());
+    return cast.back(cross_entropy(cast(logits), labels, options));
   }
   check_arguments(logits, labels, o);
   const int class_axis = logits.rank() == 1 ? 0 : 1;
@@ -136,10 +139,10 @@ Tensor cross_entropy(const Tensor& logits, const Tensor& labels, const CrossEntr
   const Tensor weight = o.weight ? contiguous(o.weight.detach()) : Tensor();
   const RowLoss loss{o.ignore_index, o.label_smoothing};
   const Tensor losses = row_losses(loss, rows, checked, weight);
-  if (o.reduction == Reduction::none) return reshape(losses, labels.shape());
+  if (o.reduction == Reduction::none) return to(reshape(losses, labels.shape()), logits.dtype());
   const Tensor total = sum_to(losses, Shape());
-  if (o.reduction == Reduction::sum) return total;
-  return total / sum_to(row_weights(loss, checked, weight, rows.dtype()), Shape());
+  if (o.reduction == Reduction::sum) return to(total, logits.dtype());
+  return to(total / sum_to(row_weights(loss, checked, weight, losses.dtype()), Shape()), logits.dtype());
 }
 
 }  // namespace fovea

@@ -23,6 +23,7 @@
 
 #include <fovea/autograd/activations.h>
 #include <fovea/autograd/arguments.h>
+#include <fovea/autograd/autocast.h>
 #include <fovea/autograd/backward.h>
 #include <fovea/autograd/conv.h>
 #include <fovea/autograd/ctc.h>

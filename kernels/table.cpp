@@ -17,6 +17,7 @@ const KernelTable& meta_table() {
   static const KernelTable table = [] {
     KernelTable t{};
     t.name = "meta";
+    t.computes_half = FamilySet::all();
     for_each_entry(t, [](const char*, auto& entry) { set_to_nothing(entry); });
     return t;
   }();

@@ -75,8 +75,29 @@ struct AdamStep { double lr, beta1, beta2, eps, weight_decay; bool is_decoupled;
 struct RmspropStep { double lr, alpha, eps, weight_decay, momentum; bool is_centered; };
 struct AdagradStep { double lr, lr_decay, weight_decay, eps; int64_t step; };
 
+// Families of entries whose kernels may or may not take half types. Elementwise, memory, random, reduce and order entries take every dtype on every device.
+enum class Family : uint8_t { matmul, conv, pool, norm, softmax, image, index, rnn, ctc };
+
+class FamilySet {
+ public:
+  static FamilySet all() {
+    FamilySet set;
+    set.bits_ = ~0u;
+    return set;
+  }
+  void add(Family f) { bits_ |= 1u << static_cast<int>(f); }
+  bool has(Family f) const { return (bits_ >> static_cast<int>(f) & 1u) != 0; }
+
+ private:
+  uint32_t bits_ = 0;
+};
+
 struct KernelTable {
   const char* name = "";
+
+  // Families that compute on float16 and bfloat16 (x, y and their gradients in the half type, sums and what comments below say in float32), each added where its
+  // entries are filled in. To others only float32 and float64 may be given: operations widen half types first (Note [Half types] in autograd/arguments.h).
+  FamilySet computes_half;
 
   // --- elementwise (elementwise.cpp): views already broadcast to y's shape with zero strides; any strides ---
   void (*unary)(Queue, Unary, Scalars, const ConstView& x, const View& y);
@@ -113,7 +134,8 @@ struct KernelTable {
   int64_t (*matmul_workspace)(const MatmulGeometry&, DType);
   void (*matmul)(Queue, const MatmulGeometry&, Scalars alpha_beta, const ConstView& a, const ConstView& b, const ConstView& bias, const View& y, Workspace);
 
-  // --- convolution (conv.cpp, conv_depthwise.cpp): contiguous NCHW / OIHW ---
+  // --- convolution (conv.cpp, conv_depthwise.cpp): contiguous NCHW / OIHW; on CUDA each of x, y, weight and their gradients may lie channels-last instead ([n,h,w,c] in
+  //     memory, shapes as ever): strides say so. bias and dbias have x's dtype ---
   int64_t (*conv2d_workspace)(const ConvGeometry&, DType);                   // enough for any of the three; dweight or dbias may be absent
   void (*conv2d_forward)(Queue, const ConvGeometry&, const ConstView& x, const ConstView& weight, const ConstView& bias, const View& y, Workspace);
   void (*conv2d_backward_data)(Queue, const ConvGeometry&, const ConstView& dy, const ConstView& weight, const View& dx, Workspace);
@@ -128,7 +150,8 @@ struct KernelTable {
   void (*adaptive_avg_pool)(Queue, const AdaptivePoolGeometry&, const ConstView& x, const View& y);
   void (*adaptive_avg_pool_backward)(Queue, const AdaptivePoolGeometry&, const ConstView& dy, const View& dx);
 
-  // --- normalisation (norm.cpp, group_norm.cpp): contiguous; gamma, beta and any gradient may be absent; mean and invstd (1/sqrt(var+eps)) are float32 or wider ---
+  // --- normalisation (norm.cpp, group_norm.cpp): contiguous; gamma, beta and any gradient may be absent; mean and invstd (1/sqrt(var+eps)) are float32 or wider.
+  //     Beside a half x, everything with a value a channel is float32: gamma, beta and their gradients, mean, invstd, variance ---
   void (*batch_norm_train)(Queue, const NormGeometry&, bool has_relu, const ConstView& x, const ConstView& gamma, const ConstView& beta,
                            const View& y, const View& mean, const View& invstd);                            // biased variance inside
   void (*batch_norm_eval)(Queue, const NormGeometry&, bool has_relu, const ConstView& x, const ConstView& gamma, const ConstView& beta,
@@ -149,7 +172,7 @@ struct KernelTable {
   void (*softmax)(Queue, const AxisGeometry&, bool is_log, const ConstView& x, const View& y);
   void (*softmax_backward)(Queue, const AxisGeometry&, bool is_log, const ConstView& dy, const ConstView& y, const View& dx);
   // Rows of logits [rows, classes], targets int64 [rows]. losses [rows] are weighted but not averaged; a row whose target is ignore_index gives 0.
-  // dlogits (if there) is the gradient of the sum of losses.
+  // dlogits (if there) is the gradient of the sum of losses. Beside half logits, losses and class_weights are float32.
   void (*cross_entropy)(Queue, double label_smoothing, int64_t ignore_index, const ConstView& logits, const ConstView& targets,
                         const ConstView& class_weights, const View& losses, const View& dlogits);
 
@@ -177,7 +200,7 @@ struct KernelTable {
 
   // --- CTC (ctc.cpp): contiguous logits [time,batch,classes]; targets int64 [batch,max_target]; lengths int64 [batch] ---
   // The scores are log-softmax of `logits` over classes; normalising log-probabilities again changes nothing, so either may be given.
-  // losses [batch] = -ln p(target); dlogits (if there) is d losses[b] / d logits[:,b,:].
+  // losses [batch] = -ln p(target); dlogits (if there) is d losses[b] / d logits[:,b,:]. Beside half logits, losses are float32; the workspace is asked for by logits' dtype.
   int64_t (*ctc_workspace)(const CtcGeometry&, DType);
   void (*ctc_loss)(Queue, const CtcGeometry&, const ConstView& logits, const ConstView& targets, const ConstView& input_lengths,
                    const ConstView& target_lengths, const View& losses, const View& dlogits, Workspace);

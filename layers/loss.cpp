@@ -1,6 +1,7 @@
 #include <fovea/layers/loss.h>
 
 #include <fovea/autograd/activations.h>
+#include <fovea/autograd/arguments.h>
 #include <fovea/autograd/elementwise.h>
 #include <fovea/autograd/index.h>
 #include <fovea/autograd/reduce.h>
@@ -31,6 +32,8 @@ CheckedLabels without_ignored(const Tensor& labels, int64_t ignore_index) {
 }
 
 }  // namespace
+
+Tensor Loss::operator()(const Tensor& prediction, const Tensor& target) { return forward(detail::autocast("Loss", prediction), target); }
 
 Tensor Loss::reduced(const Tensor& losses) const {
   switch (reduction_) {

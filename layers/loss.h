@@ -11,7 +11,7 @@ namespace fovea::layers {
 class Loss : public Module {
  public:
   virtual Tensor forward(const Tensor& prediction, const Tensor& target) = 0;
-  Tensor operator()(const Tensor& prediction, const Tensor& target) { return forward(prediction, target); }
+  Tensor operator()(const Tensor& prediction, const Tensor& target);         // forward, in float32 where Autocast would have it
 
  protected:
   explicit Loss(Reduction reduction) : reduction_(reduction) {}

@@ -24,7 +24,7 @@ std::vector<std::string> lines_of(const fs::path& file) {
 }
 
 // Declarations that are no operations: checks of arguments, how the tape is used, what draws numbers, and changes in place (each has tests of its own).
-const std::set<std::string> headers_without_rows = {"arguments.h", "backward.h", "tape.h", "gradcheck.h", "inplace.h", "random.h", "indexing.h"};
+const std::set<std::string> headers_without_rows = {"arguments.h", "autocast.h", "backward.h", "tape.h", "gradcheck.h", "inplace.h", "random.h", "indexing.h"};
 // Tested where their family is: results whose shape depends on values (nothing for meta tensors), helpers of gradients, and what other rows run through.
 const std::set<std::string> without_rows = {"masked_select", "nonzero", "conv2d_backward_data", "conv2d_backward_weight",
                                             "max_pool2d_with_indices", "lstm_cell", "gru_cell", "rnn_cell"};

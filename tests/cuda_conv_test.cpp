@@ -2,11 +2,18 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <string>
 #include <vector>
 
+#include <fovea/autograd/backward.h>
+#include <fovea/autograd/conv.h>
+#include <fovea/autograd/elementwise.h>
+#include <fovea/autograd/reduce.h>
+#include <fovea/autograd/shape.h>
 #include <fovea/kernels/cuda/conv_plan.h>
 #include <fovea/kernels/cuda/core/launch.h>
+#include <fovea/kernels/cuda/runtime.h>
 
 #include "cuda_kernels.h"
 
@@ -19,7 +26,7 @@ using kernels::cuda::ConvPass;
 
 namespace {
 
-// Numbers in (-1, 1) that float32 holds, so that one reference serves both dtypes.
+// Numbers in (-1, 1), rounded to the dtype.
 Tensor numbers(const Shape& shape, DType dtype, uint32_t seed) {
   Tensor wide = empty(shape, DType::float64), result = empty(shape, dtype);
   uint32_t state = seed * 2654435761u + 12345u;
@@ -67,11 +74,54 @@ struct Names {
   std::string forward, data, weight;           // the kernels that ran
 };
 
+// How tensors of four axes lie on the device.
+enum class Layout { planar, channels_last };
+
+Strides strides_of(const Shape& shape, Layout layout) {
+  if (layout == Layout::planar) return contiguous_strides(shape);
+  return {shape[1] * shape[2] * shape[3], 1, shape[3] * shape[1], shape[1]};
+}
+
+// A contiguous host tensor [a,b,c,d] with its elements in the order in which `layout` has them, and back.
+Tensor as_it_lies(const Tensor& x, Layout layout) {
+  Tensor y = empty(x.shape(), x.dtype());
+  View view = y.mutable_view();
+  view.strides = strides_of(x.shape(), layout);
+  cpu().copy(nullptr, x.view(), view);
+  return y;
+}
+Tensor from_where_it_lies(const Tensor& y, Layout layout) {
+  Tensor x = empty(y.shape(), y.dtype());
+  ConstView view = y.view();
+  view.strides = strides_of(y.shape(), layout);
+  cpu().copy(nullptr, view, x.mutable_view());
+  return x;
+}
+
+struct Layouts {
+  Layout x = Layout::planar, y = Layout::planar, weight = Layout::planar;         // of gradients as of what they belong to
+};
+
+class OneLayout {
+ public:
+  OneLayout(const Tensor& host, Layout layout, int64_t offset) : layout_(layout), tensor_(as_it_lies(host, layout), offset) {}
+  OneLayout(const Shape& shape, DType dtype, Layout layout, int64_t offset) : layout_(layout), tensor_(DeviceTensor::poisoned(shape, dtype, offset)) {}
+  View view() const {
+    const View v = tensor_.view();
+    return tensor_.view(v.shape, strides_of(v.shape, layout_));
+  }
+  Tensor to_host() const { return from_where_it_lies(tensor_.to_host(), layout_); }
+
+ private:
+  Layout layout_;
+  DeviceTensor tensor_;
+};
+
 // offset: elements by which everything is shifted from where packs may be read.
-Results on_device(const ConvGeometry& g, const Inputs& in, DType dtype, int64_t offset = 0, Names* names = nullptr) {
-  const DeviceTensor x(in.x, offset), weight(in.weight, offset), bias(in.bias, offset), dy(in.dy, offset);
-  const DeviceTensor y = DeviceTensor::poisoned(shape_of_y(g), dtype, offset), dx = DeviceTensor::poisoned(shape_of_x(g), dtype, offset),
-                     dweight = DeviceTensor::poisoned(shape_of_weight(g), dtype, offset), dbias = DeviceTensor::poisoned({g.k}, dtype, offset);
+Results on_device(const ConvGeometry& g, const Inputs& in, DType dtype, int64_t offset = 0, Names* names = nullptr, Layouts layouts = {}) {
+  const OneLayout x(in.x, layouts.x, offset), weight(in.weight, layouts.weight, offset), dy(in.dy, layouts.y, offset);
+  const OneLayout y(shape_of_y(g), dtype, layouts.y, offset), dx(shape_of_x(g), dtype, layouts.x, offset), dweight(shape_of_weight(g), dtype, layouts.weight, offset);
+  const DeviceTensor bias(in.bias, offset), dbias = DeviceTensor::poisoned({g.k}, dtype, offset);
   const int64_t bytes = testing::cuda().conv2d_workspace(g, dtype);
   const DeviceTensor scratch = DeviceTensor::poisoned({bytes}, DType::uint8);
   const Workspace workspace{scratch.view().data, bytes};
@@ -88,25 +138,54 @@ Results on_device(const ConvGeometry& g, const Inputs& in, DType dtype, int64_t 
   return {y.to_host(), dx.to_host(), dweight.to_host(), dbias.to_host()};
 }
 
-// The rounding errors of a sum of `terms` products of numbers below one.
-double tolerance(DType dtype, int64_t terms) { return (dtype == DType::float64 ? 0x1p-52 : 0x1p-23) * (8 + static_cast<double>(terms)); }
+// An arithmetic: a dtype, and whether float32 is rounded to TF32.
+struct Mode {
+  DType dtype;
+  bool has_tf32 = false;
+  const char* name() const { return has_tf32 ? "TF32" : name_of(dtype); }
+};
+const std::vector<Mode> plain_modes = {{DType::float64}, {DType::float32}};
+const std::vector<Mode> tensor_modes = {{DType::float16}, {DType::bfloat16}, {DType::float32, true}};
+const std::vector<Mode> all_modes = {{DType::float64}, {DType::float32}, {DType::float16}, {DType::bfloat16}, {DType::float32, true}};
 
-void compare(const ConvGeometry& g, const Results& got, const Results& want, DType dtype) {
-  const int64_t window = g.r * g.s, pixels = g.n * g.out_h() * g.out_w();
-  CHECK(difference(as_double(got.y), want.y, 0, tolerance(dtype, g.group_c() * window)) == "");
-  CHECK(difference(as_double(got.dx), want.dx, 0, tolerance(dtype, g.group_k() * window)) == "");
-  CHECK(difference(as_double(got.dweight), want.dweight, 0, tolerance(dtype, pixels)) == "");
-  CHECK(difference(as_double(got.dbias), want.dbias, 0, tolerance(dtype, pixels)) == "");
+class Tf32Scope {
+ public:
+  explicit Tf32Scope(bool is_on) : before_(fovea::cuda::allow_tf32()) { fovea::cuda::set_allow_tf32(is_on); }
+  ~Tf32Scope() { fovea::cuda::set_allow_tf32(before_); }
+
+ private:
+  bool before_;
+};
+
+// The error that rounding the result makes, in units of it.
+double relative_tolerance(DType dtype) { return dtype == DType::bfloat16 ? 0x1p-8 : dtype == DType::float16 ? 0x1p-11 : 0; }
+
+// The rounding errors of a sum of `terms` products of numbers below one. Those of TF32's products, and of sums in the half types' float32, are independent of each
+// other and grow with the root.
+double tolerance(const Mode& mode, int64_t terms) {
+  const double n = static_cast<double>(terms);
+  if (mode.has_tf32) return 0x1p-10 * (1 + std::sqrt(n));
+  if (mode.dtype == DType::float64) return 0x1p-52 * (8 + n);
+  return mode.dtype == DType::float32 ? 0x1p-23 * (8 + n) : 0x1p-21 * (1 + std::sqrt(n));
 }
 
-void check_geometry(const ConvGeometry& g) {
+void compare(const ConvGeometry& g, const Results& got, const Results& want, const Mode& mode) {
+  const int64_t window = g.r * g.s, pixels = g.n * g.out_h() * g.out_w();
+  const double relative = relative_tolerance(mode.dtype);
+  CHECK(difference(as_double(got.y), want.y, relative, tolerance(mode, g.group_c() * window)) == "");
+  CHECK(difference(as_double(got.dx), want.dx, relative, tolerance(mode, g.group_k() * window)) == "");
+  CHECK(difference(as_double(got.dweight), want.dweight, relative, tolerance(mode, pixels)) == "");
+  CHECK(difference(as_double(got.dbias), want.dbias, relative, tolerance({mode.dtype}, pixels)) == "");
+}
+
+void check_geometry(const ConvGeometry& g, const std::vector<Mode>& modes = all_modes, Layouts layouts = {}) {
   INFO("n ", g.n, " c ", g.c, " h ", g.h, " w ", g.w, " k ", g.k, " r ", g.r, " s ", g.s, " stride ", g.stride_h, ",", g.stride_w, " pad ", g.pad_h, ",", g.pad_w, " dilation ", g.dilation_h,
        ",", g.dilation_w, " groups ", g.groups);
-  const Inputs exact(g, DType::float64);
-  const Results want = on_cpu(g, exact);
-  for (const DType dtype : {DType::float64, DType::float32}) {
-    INFO(name_of(dtype));
-    compare(g, on_device(g, Inputs(g, dtype), dtype), want, dtype);
+  for (const Mode& mode : modes) {
+    INFO(std::string(mode.name()));
+    const Tf32Scope scope(mode.has_tf32);
+    const Inputs in(g, mode.dtype);
+    compare(g, on_device(g, in, mode.dtype, 0, nullptr, layouts), on_cpu(g, in), mode);
   }
 }
 
@@ -137,6 +216,8 @@ TEST_CASE("groups give what the CPU gives") {
       {.n = 2, .c = 4, .h = 6, .w = 7, .k = 6, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1, .groups = 2},
       {.n = 1, .c = 12, .h = 9, .w = 9, .k = 24, .r = 3, .s = 3, .stride_h = 2, .stride_w = 2, .pad_h = 1, .pad_w = 1, .groups = 4},
       {.n = 2, .c = 40, .h = 4, .w = 5, .k = 80, .groups = 2},
+      {.n = 1, .c = 32, .h = 6, .w = 5, .k = 32, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1, .groups = 8},
+      {.n = 1, .c = 16, .h = 7, .w = 6, .k = 16, .r = 3, .s = 3, .stride_h = 2, .stride_w = 2, .pad_h = 1, .pad_w = 1, .groups = 2},
   };
   for (const ConvGeometry& g : cases) check_geometry(g);
 }
@@ -172,12 +253,114 @@ TEST_CASE("each tile is taken where the plan says so, and gives what the CPU giv
   };
   for (const Case& c : cases) {
     Names names;
-    const Results got = on_device(c.g, Inputs(c.g, DType::float32), DType::float32, 0, &names);
-    CHECK(names.forward == c.forward);
-    CHECK(names.data == c.data);
+    const Inputs in(c.g, DType::float32);
+    const Results got = on_device(c.g, in, DType::float32, 0, &names);
+    CHECK(names.forward == std::string(c.forward));
+    CHECK(names.data == std::string(c.data));
     CHECK(names.weight == c.weight);
-    compare(c.g, got, on_cpu(c.g, Inputs(c.g, DType::float64)), DType::float32);
+    compare(c.g, got, on_cpu(c.g, in), {DType::float32});
   }
+}
+
+TEST_CASE("tensor cores: each tile is taken where the plan says so, and gives what the CPU gives") {
+  struct Case {
+    ConvGeometry g;
+    const char *forward, *data;
+    ConvKernel weight;
+  };
+  const std::vector<Case> cases = {
+      {{.n = 1, .c = 8, .h = 182, .w = 185, .k = 128}, "conv2d_forward_tensor_pointwise_wide", "conv2d_backward_data_tensor_pointwise_slim", ConvKernel::tensor_small},
+      {{.n = 1, .c = 100, .h = 181, .w = 185, .k = 9, .r = 1, .s = 2, .pad_w = 1}, "conv2d_forward_tensor_slim", "conv2d_backward_data_tensor_wide", ConvKernel::tensor_slim},
+      {{.n = 1, .c = 34, .h = 182, .w = 185, .k = 35}, "conv2d_forward_tensor_pointwise_medium", "conv2d_backward_data_tensor_pointwise_medium", ConvKernel::tensor_small},
+      {{.n = 1, .c = 20, .h = 182, .w = 185, .k = 24, .r = 2, .s = 1}, "conv2d_forward_tensor_narrow", "conv2d_backward_data_tensor_narrow", ConvKernel::tensor_small},
+      {{.n = 2, .c = 36, .h = 9, .w = 11, .k = 70, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1}, "conv2d_forward_tensor_small", "conv2d_backward_data_tensor_small", ConvKernel::tensor_wide},
+      {{.n = 2, .c = 20, .h = 13, .w = 9, .k = 24, .r = 3, .s = 3, .stride_h = 2, .stride_w = 2, .pad_h = 1, .pad_w = 1}, "conv2d_forward_tensor_small",
+       "conv2d_backward_data_tensor_small", ConvKernel::tensor_small},
+  };
+  for (const Case& c : cases)
+    for (const Mode& mode : tensor_modes) {
+      INFO(std::string(mode.name()), " ", std::string(c.forward));
+      const Tf32Scope scope(mode.has_tf32);
+      const Inputs in(c.g, mode.dtype);
+      Names names;
+      const Results got = on_device(c.g, in, mode.dtype, 0, &names);
+      CHECK(names.forward == std::string(c.forward));
+      CHECK(names.data == std::string(c.data));
+      CHECK(names.weight == "conv2d_add_tensor_parts");
+      CHECK(static_cast<int>(choose_conv_kernel(c.g, mode.dtype, ConvPass::backward_weight, {mode.has_tf32}).kernel) == static_cast<int>(c.weight));
+      compare(c.g, got, on_cpu(c.g, in), mode);
+    }
+}
+
+TEST_CASE("tensor cores: up to four channels of a half type are not padded to eight") {
+  for (const int64_t channels : {1, 2, 3, 4}) {
+    const ConvGeometry g{.n = 2, .c = channels, .h = 15, .w = 17, .k = 20, .r = 5, .s = 4, .stride_h = 2, .stride_w = 1, .pad_h = 2, .pad_w = 3, .dilation_w = 2};
+    for (const DType dtype : {DType::float16, DType::bfloat16}) {
+      Names names;
+      const Inputs in(g, dtype);
+      const Results got = on_device(g, in, dtype, 0, &names);
+      CHECK(names.forward == "conv2d_forward_tensor_few_channels_small");
+      compare(g, got, on_cpu(g, in), {dtype});
+      ConvGeometry back = g;                       // the same few channels on the side of y
+      std::swap(back.c, back.k);
+      const Inputs swapped(back, dtype);
+      const Results of_swapped = on_device(back, swapped, dtype, 0, &names);
+      CHECK(names.data == "conv2d_backward_data_tensor_few_channels_small");
+      compare(back, of_swapped, on_cpu(back, swapped), {dtype});
+    }
+  }
+}
+
+TEST_CASE("float32 is rounded to TF32 only where that is allowed") {
+  const ConvGeometry g{.n = 1, .c = 8, .h = 6, .w = 6, .k = 40, .r = 3, .s = 3};
+  Names names;
+  {
+    const Tf32Scope scope(true);
+    on_device(g, Inputs(g, DType::float32), DType::float32, 0, &names);
+    CHECK(names.forward == "conv2d_forward_tensor_small");
+  }
+  on_device(g, Inputs(g, DType::float32), DType::float32, 0, &names);
+  CHECK(names.forward == "conv2d_forward_narrow");
+}
+
+TEST_CASE("tensors that lie channels-last give what the CPU gives, in every combination") {
+  const std::vector<ConvGeometry> cases = {
+      {.n = 2, .c = 16, .h = 7, .w = 6, .k = 24, .r = 3, .s = 3, .stride_h = 2, .stride_w = 1, .pad_h = 1, .pad_w = 1},                // read as they lie
+      {.n = 2, .c = 5, .h = 7, .w = 6, .k = 11, .r = 3, .s = 2, .pad_h = 1, .pad_w = 1},                                               // padded first
+      {.n = 2, .c = 16, .h = 5, .w = 6, .k = 16, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1, .groups = 2},
+      {.n = 2, .c = 6, .h = 7, .w = 6, .k = 6, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1, .groups = 6},
+      {.n = 3, .c = 4, .h = 5, .w = 6, .k = 8},
+      {.n = 3, .c = 8, .h = 1, .w = 1, .k = 16},
+  };
+  const auto one = Layout::planar, other = Layout::channels_last;
+  for (const ConvGeometry& g : cases)
+    for (const Layouts& layouts : {Layouts{other, other, other}, Layouts{other, one, one}, Layouts{one, other, one}, Layouts{one, one, other}}) check_geometry(g, all_modes, layouts);
+}
+
+TEST_CASE("how tensors lie changes no bit of what tensor cores compute") {
+  const std::vector<ConvGeometry> cases = {
+      {.n = 3, .c = 16, .h = 9, .w = 8, .k = 24, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1},
+      {.n = 3, .c = 6, .h = 9, .w = 8, .k = 10, .r = 3, .s = 3, .stride_h = 2, .stride_w = 2},
+  };
+  for (const ConvGeometry& g : cases)
+    for (const Mode& mode : tensor_modes) {
+      const Tf32Scope scope(mode.has_tf32);
+      const Inputs in(g, mode.dtype);
+      const Results planar = on_device(g, in, mode.dtype);
+      for (const int64_t offset : {0, 1}) {
+        const Results last = on_device(g, in, mode.dtype, offset, nullptr, {Layout::channels_last, Layout::channels_last, Layout::channels_last});
+        CHECK(same_bits(planar.y, last.y));
+        CHECK(same_bits(planar.dx, last.dx));
+        CHECK(same_bits(planar.dweight, last.dweight));
+      }
+    }
+}
+
+TEST_CASE("tensor cores: images that are too large to be copied at once are copied in slices") {
+  const ConvGeometry g{.n = 5, .c = 1, .h = 1000, .w = 1040, .k = 2, .stride_h = 60, .stride_w = 50};
+  REQUIRE(choose_conv_kernel(g, DType::float16, ConvPass::forward).layout.images_per_slice == 3);
+  const Inputs in(g, DType::float16);
+  compare(g, on_device(g, in, DType::float16), on_cpu(g, in), {DType::float16});
 }
 
 TEST_CASE("two runs give the same bits, and so does memory that is not aligned to packs") {
@@ -186,35 +369,48 @@ TEST_CASE("two runs give the same bits, and so does memory that is not aligned t
       {.n = 2, .c = 3, .h = 30, .w = 31, .k = 12, .r = 3, .s = 3, .stride_h = 2, .stride_w = 2},
       {.n = 4, .c = 4, .h = 20, .w = 20, .k = 4, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1, .groups = 4},
   };
-  for (const ConvGeometry& g : cases) {
-    const Inputs in(g, DType::float32);
-    const Results first = on_device(g, in, DType::float32);
-    for (const int64_t offset : {0, 1}) {
-      const Results again = on_device(g, in, DType::float32, offset);
-      CHECK(same_bits(first.y, again.y));
-      CHECK(same_bits(first.dx, again.dx));
-      CHECK(same_bits(first.dweight, again.dweight));
-      CHECK(same_bits(first.dbias, again.dbias));
+  for (const ConvGeometry& g : cases)
+    for (const Mode& mode : {Mode{DType::float32}, Mode{DType::float16}, Mode{DType::bfloat16}, Mode{DType::float32, true}}) {
+      const Tf32Scope scope(mode.has_tf32);
+      const Inputs in(g, mode.dtype);
+      const Results first = on_device(g, in, mode.dtype);
+      for (const int64_t offset : {0, 1}) {
+        const Results again = on_device(g, in, mode.dtype, offset);
+        CHECK(same_bits(first.y, again.y));
+        CHECK(same_bits(first.dx, again.dx));
+        CHECK(same_bits(first.dweight, again.dweight));
+        CHECK(same_bits(first.dbias, again.dbias));
+      }
     }
-  }
 }
 
 TEST_CASE("a NaN and an infinity reach the outputs whose windows see them, and no others") {
   const ConvGeometry g{.n = 2, .c = 3, .h = 9, .w = 9, .k = 4, .r = 3, .s = 3, .stride_h = 2, .stride_w = 2, .pad_h = 1, .pad_w = 1};
-  Inputs in(g, DType::float64);
-  in.x.mutable_data<double>()[4 * 9 + 4] = std::numeric_limits<double>::quiet_NaN();
-  in.x.mutable_data<double>()[3 * 81 + 20] = std::numeric_limits<double>::infinity();
-  compare(g, on_device(g, in, DType::float64), on_cpu(g, in), DType::float64);
+  ConvGeometry grouped = g;
+  grouped.c = 8, grouped.groups = 2;
+  for (const ConvGeometry& geometry : {g, grouped})
+    for (const Mode& mode : all_modes) {
+      INFO(std::string(mode.name()));
+      const Tf32Scope scope(mode.has_tf32);
+      Inputs in(geometry, mode.dtype);
+      Tensor x = as_double(in.x);
+      x.mutable_data<double>()[4 * 9 + 4] = std::numeric_limits<double>::quiet_NaN();
+      x.mutable_data<double>()[3 * 81 + 20] = std::numeric_limits<double>::infinity();
+      cpu().copy(nullptr, x.view(), in.x.mutable_view());
+      compare(geometry, on_device(geometry, in, mode.dtype), on_cpu(geometry, in), mode);
+    }
 }
 
 TEST_CASE("a batch of no images has no output, and gradients of zero") {
   const ConvGeometry g{.n = 0, .c = 3, .h = 9, .w = 9, .k = 4, .r = 3, .s = 3};
-  for (const ConvGeometry& geometry : {g, ConvGeometry{.n = 0, .c = 3, .h = 9, .w = 9, .k = 3, .r = 3, .s = 3, .groups = 3}}) {
-    const Results got = on_device(geometry, Inputs(geometry, DType::float32), DType::float32);
-    CHECK(got.y.numel() == 0);
-    CHECK(difference(got.dweight, zeros(shape_of_weight(geometry)), 0, 0) == "");
-    CHECK(difference(got.dbias, zeros({geometry.k}), 0, 0) == "");
-  }
+  for (const ConvGeometry& geometry : {g, ConvGeometry{.n = 0, .c = 3, .h = 9, .w = 9, .k = 3, .r = 3, .s = 3, .groups = 3}})
+    for (const Mode& mode : all_modes) {
+      const Tf32Scope scope(mode.has_tf32);
+      const Results got = on_device(geometry, Inputs(geometry, mode.dtype), mode.dtype);
+      CHECK(got.y.numel() == 0);
+      CHECK(difference(as_double(got.dweight), zeros(shape_of_weight(geometry), DType::float64), 0, 0) == "");
+      CHECK(difference(as_double(got.dbias), zeros({geometry.k}, DType::float64), 0, 0) == "");
+    }
 }
 
 TEST_CASE("a forward convolution needs no bias") {
@@ -225,24 +421,44 @@ TEST_CASE("a forward convolution needs no bias") {
   cpu().conv2d_forward(nullptr, g, in.x.view(), in.weight.view(), absent(), want.mutable_view(), {scratch.data(), static_cast<int64_t>(scratch.size()) * 8});
   const DeviceTensor x(in.x), weight(in.weight), y = DeviceTensor::poisoned(shape_of_y(g), DType::float64);
   testing::cuda().conv2d_forward(nullptr, g, x.view(), weight.view(), absent(), y.view(), {});
-  CHECK(difference(y.to_host(), want, 0, tolerance(DType::float64, 27)) == "");
+  CHECK(difference(y.to_host(), want, 0, tolerance({DType::float64}, 27)) == "");
 }
 
-TEST_CASE("what the CPU refuses, CUDA refuses with the same words") {
+TEST_CASE("the operation keeps tensors channels-last on CUDA, gradients too, with the values that contiguous ones have") {
+  for (const int64_t groups : {1, 2, 8})
+    for (const Mode& mode : {Mode{DType::float32}, Mode{DType::bfloat16}}) {
+      INFO(std::string(mode.name()), ", ", groups, " groups");
+      const ConvGeometry g{.n = 2, .c = 8, .h = 6, .w = 5, .k = 16, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1, .groups = groups};
+      const Inputs in(g, mode.dtype);
+      const auto last = [](const Tensor& x) { return permute(contiguous(permute(x, {0, 2, 3, 1})), {0, 3, 1, 2}); };
+      std::vector<Tensor> results;
+      for (const bool is_last : {false, true}) {
+        const Tensor on = to(in.x, Device::cuda(0)), dy = to(in.dy, Device::cuda(0));
+        Tensor x = (is_last ? last(on) : on).detach(), weight = to(in.weight, Device::cuda(0));
+        weight.set_requires_grad();
+        x.set_requires_grad();
+        const Tensor y = conv2d(x, weight, {}, {.padding = 1, .groups = groups});
+        CHECK(y.dtype() == mode.dtype);
+        CHECK(y.is_contiguous() == !is_last);
+        const std::vector<Tensor> gradients = grad({sum(y * (is_last ? last(dy) : dy))}, {x, weight});
+        for (const Tensor& result : {y, gradients[0], gradients[1]}) results.push_back(to(contiguous(result.detach()), Device::cpu()));
+      }
+      for (size_t i = 0; i < 3; ++i) CHECK(same_bits(results[i], results[i + 3]));
+    }
+}
+
+TEST_CASE("a dtype that is not for convolutions is refused by name") {
   const ConvGeometry g{.n = 1, .c = 1, .h = 3, .w = 3, .k = 1};
-  std::string by_cpu, by_cuda;
-  try {
-    cpu().conv2d_workspace(g, DType::float16);
-  } catch (const DTypeError& error) {
-    by_cpu = error.what();
-  }
-  try {
-    testing::cuda().conv2d_workspace(g, DType::float16);
-  } catch (const DTypeError& error) {
-    by_cuda = error.what();
-  }
-  CHECK(by_cpu != "");
-  CHECK(by_cpu == by_cuda);
+  CHECK_THROWS_WITH_AS(testing::cuda().conv2d_workspace(g, DType::int32), "conv2d: takes a floating-point dtype, got int32; convert with to(x, DType::float32)", DTypeError);
+}
+
+TEST_CASE("a tensor that lies neither way is refused") {
+  const ConvGeometry g{.n = 1, .c = 2, .h = 3, .w = 4, .k = 8};
+  const DeviceTensor x(numbers({1, 2, 4, 3}, DType::float16, 1)), weight(numbers(shape_of_weight(g), DType::float16, 2)), y = DeviceTensor::poisoned(shape_of_y(g), DType::float16);
+  const DeviceTensor scratch = DeviceTensor::poisoned({testing::cuda().conv2d_workspace(g, DType::float16)}, DType::uint8);
+  const View turned = x.view({1, 2, 3, 4}, {24, 12, 1, 3});
+  CHECK_THROWS_WITH_AS(testing::cuda().conv2d_forward(nullptr, g, turned, weight.view(), absent(), y.view(), {scratch.view().data, scratch.view().numel()}),
+                       "conv2d: x [1,2,3,4] must be contiguous or channels-last, got strides [24,12,1,3]", ShapeError);
 }
 
 TEST_CASE("the plan: which kernel a shape gets, and into how many parts its sum is cut") {
@@ -285,6 +501,6 @@ TEST_CASE("the plan: which kernel a shape gets, and into how many parts its sum 
     CHECK(static_cast<int>(plan.kernel) == static_cast<int>(rows[i].kernel));
     CHECK(plan.splits == rows[i].splits);
   }
-  CHECK(kernels::cuda::conv_partial_bytes(c3, DType::float32) == 30 * c3.weights() * 4);
-  CHECK(kernels::cuda::conv_partial_bytes(one_image, DType::float32) == 0);
+  CHECK(kernels::cuda::conv_pass_bytes(c3, DType::float32, ConvPass::backward_weight) == 30 * c3.weights() * 4);
+  CHECK(kernels::cuda::conv_pass_bytes(c3, DType::float32, ConvPass::forward) == 0);
 }

@@ -6,15 +6,20 @@
 // computes a tile, each thread a part of it in registers; while one slice of the sum is multiplied, the next one is on its way from memory to registers.
 // With strides, the pixels of dx that see the same (r,s) form a phase; each phase is a convolution of its own with unit stride over dy.
 // The sum over pixels of the weight's gradient is cut into parts, whose results a second kernel adds up in order.
-// Overwrites. float32 and float64, sums in the element type (dbias: float64). Deterministic; the order of sums depends on the geometry alone (conv_plan.h).
-// Depthwise convolutions have kernels of their own (conv_depthwise.cu).
+// Overwrites. float32 and float64, sums in the element type (dbias, of every type: float64). Deterministic; the order of sums depends on the geometry alone
+// (conv_plan.h; that of dbias also on dy's layout).
+// Depthwise convolutions have kernels of their own (conv_depthwise.cu), and so have the half types and, where it is allowed, TF32 (conv_tensor.cu and
+// conv_tensor_weight.cu). Here and for depthwise convolutions, tensors that lie channels-last are copied to [n,c,h,w] first, and results back.
 // Floor: 2 * geometry.macs() FLOPs each; reading and writing every tensor once.
 #include <fovea/kernels/cuda/conv_functions.h>
 
-#include <numeric>
+#include <memory>
 
+#include <fovea/kernels/cuda/core/numeric.h>
 #include <fovea/kernels/cuda/core/pack.h>
+#include <fovea/kernels/cuda/core/scratch.h>
 #include <fovea/kernels/cuda/core/warp.h>
+#include <fovea/kernels/cuda/runtime.h>
 
 namespace fovea::kernels::cuda {
 namespace {
@@ -24,7 +29,6 @@ struct Tap {
   int32_t source, weight;                    // offsets in elements
   int32_t down, right;                       // in pixels
 };
-constexpr int32_t far_outside = -(1 << 30);  // a position that stays outside of any image whatever is added to it
 
 // --- tiles ---
 
@@ -256,15 +260,12 @@ void launch_gather(Queue queue, const char* name, const GatherProduct& p, int64_
 }
 
 template <class T>
-void run_gather(Queue queue, ConvKernel kernel, bool is_forward, const GatherProduct& p, int64_t groups, const void* source, const void* weight, const void* bias, void* out) {
-  if (kernel == ConvKernel::grouped)
-    return launch_gather<GroupedTile<T>>(queue, is_forward ? "conv2d_forward_grouped" : "conv2d_backward_data_grouped", p, groups, source, weight, bias, out);
-  if (kernel == ConvKernel::medium)
-    return launch_gather<MediumTile<T>>(queue, is_forward ? "conv2d_forward_medium" : "conv2d_backward_data_medium", p, groups, source, weight, bias, out);
+void run_gather(Queue queue, const ConvPlan& plan, const GatherProduct& p, int64_t groups, const void* source, const void* weight, const void* bias, void* out) {
+  if (plan.kernel == ConvKernel::grouped) return launch_gather<GroupedTile<T>>(queue, plan.name, p, groups, source, weight, bias, out);
+  if (plan.kernel == ConvKernel::medium) return launch_gather<MediumTile<T>>(queue, plan.name, p, groups, source, weight, bias, out);
   if constexpr (std::is_same_v<T, float>) {
-    if (kernel == ConvKernel::narrow)
-      return launch_gather<NarrowTile<T>>(queue, is_forward ? "conv2d_forward_narrow" : "conv2d_backward_data_narrow", p, groups, source, weight, bias, out);
-    return launch_gather<WideTile<T>>(queue, is_forward ? "conv2d_forward_wide" : "conv2d_backward_data_wide", p, groups, source, weight, bias, out);
+    if (plan.kernel == ConvKernel::narrow) return launch_gather<NarrowTile<T>>(queue, plan.name, p, groups, source, weight, bias, out);
+    return launch_gather<WideTile<T>>(queue, plan.name, p, groups, source, weight, bias, out);
   }
 }
 
@@ -281,7 +282,7 @@ void check_sizes(const char* op, const ConvGeometry& g) {
 int64_t images_at_once(int64_t images, int64_t pixels) { return std::min(images, std::max<int64_t>(1, (index_limit / 2) / std::max<int64_t>(pixels, 1))); }
 
 template <class T>
-void forward(Queue queue, const ConvGeometry& g, const T* x, const T* weight, const T* bias, T* y) {
+void forward(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const T* x, const T* weight, const T* bias, T* y) {
   const int64_t pixels = g.out_h() * g.out_w();
   GatherProduct p;
   p.rows = static_cast<int32_t>(g.group_k());
@@ -306,38 +307,15 @@ void forward(Queue queue, const ConvGeometry& g, const T* x, const T* weight, co
   p.out_i = static_cast<int32_t>(g.out_w());
   p.out_j = 1;
   p.has_packs = pixels % full_pack<T> == 0 && is_aligned(y);
-  const ConvKernel kernel = choose_conv_kernel(g, dtype_of<T>, ConvPass::forward).kernel;
   const int64_t step = images_at_once(g.n, pixels);
   for (int64_t n = 0; n < g.n; n += step) {
     p.columns = static_cast<int32_t>(std::min(step, g.n - n) * pixels);
-    run_gather<T>(queue, kernel, true, p, g.groups, x + n * p.source_image, weight, bias, y + n * p.out_image);
+    run_gather<T>(queue, plan, p, g.groups, x + n * p.source_image, weight, bias, y + n * p.out_image);
   }
-}
-
-// Note [Phases along one axis]
-// Pixel h of dx meets row p of dy through tap r when p * stride = h + pad - r * dilation. For the pixels h = first + i * stride of a phase, the taps that come out
-// even do not depend on i: r = first_tap + j * tap_step with j < taps. Then p = i + base - j * delta, all whole numbers.
-struct PhaseAxis {
-  int64_t first = 0, count = 0;              // its first pixel, and how many there are
-  int64_t first_tap = 0, tap_step = 1, taps = 0;
-  int64_t base = 0, delta = 0;
-
-  PhaseAxis(int64_t phase, int64_t size, int64_t stride, int64_t pad, int64_t dilation, int64_t kernel) : first(phase), count(std::max<int64_t>(0, ceil_div(size - phase, stride))) {
-    tap_step = stride / std::gcd(stride, dilation);
-    while (first_tap < std::min(tap_step, kernel) && (first + pad - first_tap * dilation) % stride != 0) ++first_tap;
-    if (first_tap >= std::min(tap_step, kernel)) return;
-    taps = ceil_div(kernel - first_tap, tap_step);
-    base = (first + pad - first_tap * dilation) / stride;
-    delta = tap_step * dilation / stride;
-  }
-};
-
-WindowAxis window_of(const PhaseAxis& phase, int64_t outputs) {
-  return {static_cast<int32_t>(phase.taps), 1, static_cast<int32_t>(phase.base), static_cast<int32_t>(-phase.delta), static_cast<int32_t>(outputs)};
 }
 
 template <class T>
-void backward_data(Queue queue, const ConvGeometry& g, const T* dy, const T* weight, T* dx) {
+void backward_data(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const T* dy, const T* weight, T* dx) {
   GatherProduct p;
   p.rows = static_cast<int32_t>(g.group_c());
   p.source_plane = static_cast<int32_t>(g.out_h() * g.out_w());
@@ -352,12 +330,11 @@ void backward_data(Queue queue, const ConvGeometry& g, const T* dy, const T* wei
   p.out_i = static_cast<int32_t>(g.stride_h * g.w);
   p.out_j = static_cast<int32_t>(g.stride_w);
   p.has_packs = g.stride_h == 1 && g.stride_w == 1 && p.out_row % full_pack<T> == 0 && is_aligned(dx);
-  const ConvKernel kernel = choose_conv_kernel(g, dtype_of<T>, ConvPass::backward_data).kernel;
   for (int64_t i = 0; i < std::min(g.stride_h, g.h); ++i)
     for (int64_t j = 0; j < std::min(g.stride_w, g.w); ++j) {
       const PhaseAxis down(i, g.h, g.stride_h, g.pad_h, g.dilation_h, g.r), right(j, g.w, g.stride_w, g.pad_w, g.dilation_w, g.s);
-      p.vertical = window_of(down, g.out_h());
-      p.horizontal = window_of(right, g.out_w());
+      p.vertical = down.window(g.out_h());
+      p.horizontal = right.window(g.out_w());
       p.depth = static_cast<int32_t>(g.group_k() * down.taps * right.taps);
       p.taps = divide_by(down.taps * right.taps);
       p.taps_w = divide_by(right.taps);
@@ -370,7 +347,7 @@ void backward_data(Queue queue, const ConvGeometry& g, const T* dy, const T* wei
       const int64_t step = images_at_once(g.n, down.count * right.count);
       for (int64_t n = 0; n < g.n; n += step) {
         p.columns = static_cast<int32_t>(std::min(step, g.n - n) * down.count * right.count);
-        run_gather<T>(queue, kernel, false, p, g.groups, dy + n * p.source_image, weight, nullptr, dx + n * p.out_image);
+        run_gather<T>(queue, plan, p, g.groups, dy + n * p.source_image, weight, nullptr, dx + n * p.out_image);
       }
     }
 }
@@ -480,27 +457,13 @@ __global__ void __launch_bounds__(Tile::threads, 2)
 }
 
 // y[i] = sum over parts of x[part, i], in order.
-template <class T>
-__global__ void __launch_bounds__(256) add_parts(int64_t parts, int64_t n, const T* x, T* y) {
+template <class Sum, class T>
+__global__ void __launch_bounds__(256) add_parts(int64_t parts, int64_t n, const Sum* x, T* y) {
   for (int64_t i = global_thread(); i < n; i += global_threads()) {
-    T sum = 0;
+    Sum sum = 0;
     for (int64_t part = 0; part < parts; ++part) sum += x[part * n + i];
-    y[i] = sum;
+    y[i] = narrow<T>(static_cast<Accumulate<T>>(sum));
   }
-}
-
-// A block for each channel.
-template <class T>
-__global__ void __launch_bounds__(256) sum_channels(int64_t images, int64_t channels, int64_t plane, const T* dy, T* sums) {
-  auto& scratch = shared<double[warp_size]>();
-  const int64_t channel = blockIdx.x;
-  double sum = 0;
-  for (int64_t image = 0; image < images; ++image) {
-    const T* const from = dy + (image * channels + channel) * plane;
-    for (int64_t i = threadIdx.x; i < plane; i += blockDim.x) sum += from[i];
-  }
-  sum = block_reduce(sum, Sum(), 0.0, scratch);
-  if (threadIdx.x == 0) sums[channel] = static_cast<T>(sum);
 }
 
 template <class T> using WideWeightTile = Tile<T, 128, 128, 16, 8, 8>;
@@ -541,62 +504,180 @@ void tiled_backward_weight(Queue queue, const ConvGeometry& g, const ConvPlan& p
   p.dy_group = g.group_k() * plane;
   p.out_group = static_cast<int64_t>(p.rows) * p.columns;
   p.out_split = g.weights();
-  if (plan.kernel == ConvKernel::grouped) return launch_weight<GroupedWeightTile<T>>(queue, "conv2d_backward_weight_grouped", p, g.groups, plan.splits, x, dy, out);
-  if (plan.kernel == ConvKernel::medium) return launch_weight<MediumWeightTile<T>>(queue, "conv2d_backward_weight_medium", p, g.groups, plan.splits, x, dy, out);
-  if constexpr (std::is_same_v<T, float>) launch_weight<WideWeightTile<T>>(queue, "conv2d_backward_weight_wide", p, g.groups, plan.splits, x, dy, out);
+  if (plan.kernel == ConvKernel::grouped) return launch_weight<GroupedWeightTile<T>>(queue, plan.name, p, g.groups, plan.splits, x, dy, out);
+  if (plan.kernel == ConvKernel::medium) return launch_weight<MediumWeightTile<T>>(queue, plan.name, p, g.groups, plan.splits, x, dy, out);
+  if constexpr (std::is_same_v<T, float>) launch_weight<WideWeightTile<T>>(queue, plan.name, p, g.groups, plan.splits, x, dy, out);
 }
 
 template <class T>
-void backward_weight(Queue queue, const ConvGeometry& g, const ConstView& x, const ConstView& dy, T* dweight, Workspace scratch) {
-  const ConvPlan plan = choose_conv_kernel(g, dtype_of<T>, ConvPass::backward_weight);
-  T* const out = plan.splits > 1 ? static_cast<T*>(scratch.data) : dweight;
-  if (plan.kernel == ConvKernel::depthwise) depthwise_backward_weight(queue, g, x, dy, dtype_of<T>, plan.splits, out);
-  else tiled_backward_weight(queue, g, plan, x.as<T>(), dy.as<T>(), out);
-  if (plan.splits > 1) launch(queue, "conv2d_add_parts", grid_for(g.weights()), add_parts<T>, plan.splits, g.weights(), out, dweight);
+void backward_weight(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const ConstView& x, const ConstView& dy, T* dweight, Workspace scratch) {
+  using Sum = Accumulate<T>;
+  const bool has_parts = plan.splits > 1 || is_half<T>;
+  if (plan.kernel == ConvKernel::depthwise) {
+    depthwise_backward_weight(queue, g, x, dy, dtype_of<T>, plan.splits, has_parts ? scratch.data : dweight);
+  } else if constexpr (!is_half<T>) {
+    tiled_backward_weight(queue, g, plan, x.as<T>(), dy.as<T>(), has_parts ? static_cast<T*>(scratch.data) : dweight);
+  }
+  if (has_parts) launch(queue, "conv2d_add_parts", grid_for(g.weights()), add_parts<Sum, T>, plan.splits, g.weights(), static_cast<const Sum*>(scratch.data), dweight);
+}
+
+// --- gradient of the bias ---
+
+// blockIdx: x the channel, y the part of the pixels.
+template <class T>
+__global__ void __launch_bounds__(256) sum_channels(int64_t images, int64_t channels, int64_t plane, int64_t pixels_per_split, const T* dy, double* parts) {
+  auto& scratch = shared<double[warp_size]>();
+  const int64_t channel = blockIdx.x, begin = blockIdx.y * pixels_per_split;
+  const int64_t end = begin + pixels_per_split < images * plane ? begin + pixels_per_split : images * plane;
+  double sum = 0;
+  for (int64_t image = plane > 0 ? begin / plane : images; image < images && image * plane < end; ++image) {
+    const T* const from = dy + (image * channels + channel) * plane;
+    const int64_t first = image * plane < begin ? begin - image * plane : 0, last = end - image * plane < plane ? end - image * plane : plane;
+    for (int64_t i = first + threadIdx.x; i < last; i += blockDim.x) sum += widen(from[i]);
+  }
+  sum = block_reduce(sum, Sum(), 0.0, scratch);
+  if (threadIdx.x == 0) parts[blockIdx.y * channels + channel] = sum;
+}
+
+constexpr int channel_lines = 8;                       // pixels that a block looks at beside each other
+
+// Of dy [pixels, channels]. blockIdx: x a warp's width of channels, y the part of the pixels.
+template <class T>
+__global__ void __launch_bounds__(warp_size * channel_lines) sum_last_channels(int64_t pixels, int64_t channels, int64_t pixels_per_split, const T* dy, double* parts) {
+  auto& sums = shared<double[channel_lines][warp_size]>();
+  const int lane = static_cast<int>(threadIdx.x) % warp_size, line = static_cast<int>(threadIdx.x) / warp_size;
+  const int64_t channel = static_cast<int64_t>(blockIdx.x) * warp_size + lane, begin = blockIdx.y * pixels_per_split;
+  const int64_t end = begin + pixels_per_split < pixels ? begin + pixels_per_split : pixels;
+  double sum = 0;
+  if (channel < channels)
+    for (int64_t pixel = begin + line; pixel < end; pixel += channel_lines) sum += widen(dy[pixel * channels + channel]);
+  sums[line][lane] = sum;
+  __syncthreads();
+  if (line > 0 || channel >= channels) return;
+  for (int other = 1; other < channel_lines; ++other) sum += sums[other][lane];
+  parts[blockIdx.y * channels + channel] = sum;
+}
+
+template <class T>
+void backward_bias(Queue queue, const ConvGeometry& g, const ConstView& dy, T* dbias, Workspace scratch) {
+  const Images<const void*> images = images_of(dy, "conv2d_backward_weight", "dy");
+  const int64_t plane = g.out_h() * g.out_w(), pixels = g.n * plane, splits = conv_bias_splits(g, images.is_planar());
+  const int64_t per_split = std::max<int64_t>(ceil_div(pixels, splits), 1);
+  double* const parts = static_cast<double*>(scratch.data);
+  const auto grid = [&](int64_t blocks, int64_t values) {
+    return Grid{dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(splits)), dim3(256), static_cast<size_t>(values) * sizeof(double)};
+  };
+  if (images.is_planar()) launch(queue, "conv2d_sum_channels", grid(g.k, warp_size), sum_channels<T>, g.n, g.k, plane, per_split, dy.as<T>(), parts);
+  else launch(queue, "conv2d_sum_last_channels", grid(ceil_div<int64_t>(g.k, warp_size), warp_size * channel_lines), sum_last_channels<T>, pixels, g.k, per_split, dy.as<T>(), parts);
+  launch(queue, "conv2d_add_bias_parts", grid_for(g.k), add_parts<double, T>, splits, g.k, static_cast<const double*>(parts), dbias);
 }
 
 // --- entries ---
 
-int64_t conv2d_workspace(const ConvGeometry& g, DType dtype) {
-  return dispatch_real(dtype, "conv2d", [&](auto) { return conv_partial_bytes(g, dtype); });
+ConvMath math() { return {fovea::cuda::allow_tf32()}; }
+
+// A view that lies [n,c,h,w], and the memory of its copy if it is one.
+struct PlanarView {
+  View view;
+  std::unique_ptr<DeviceScratch> memory;
+};
+
+PlanarView room_for(Queue queue, const ConstView& v) {
+  PlanarView result;
+  result.memory = std::make_unique<DeviceScratch>(v.numel() * size_of(v.dtype), queue);
+  result.view.data = result.memory->data();
+  result.view.dtype = v.dtype;
+  result.view.shape = v.shape;
+  result.view.strides = contiguous_strides(v.shape);
+  return result;
 }
 
-void conv2d_forward(Queue queue, const ConvGeometry& g, const ConstView& x, const ConstView& weight, const ConstView& bias, const View& y, Workspace) {
-  if (y.numel() == 0) return;
-  dispatch_real(y.dtype, "conv2d", [&](auto zero) {
-    using T = decltype(zero);
-    check_sizes("conv2d", g);
-    if (g.is_depthwise()) depthwise_forward(queue, g, x, weight, bias, y);
-    else forward(queue, g, x.as<T>(), weight.as<T>(), bias.as<T>(), y.as<T>());
+const KernelTable& own_table() {
+  int device = 0;
+  check_cuda(cudaGetDevice(&device), "cuda: asking for the current device");
+  return cuda_table(device);
+}
+
+// A copy only where the view does not lie so already. Its memory may go back as soon as the kernels that read it are on their way.
+PlanarView planar(Queue queue, const ConstView& v) {
+  if (v.is_contiguous()) {
+    PlanarView same;
+    same.view.data = const_cast<void*>(v.data);
+    same.view.dtype = v.dtype;
+    same.view.shape = v.shape;
+    same.view.strides = v.strides;
+    return same;
+  }
+  PlanarView copy = room_for(queue, v);
+  own_table().copy(queue, v, copy.view);
+  return copy;
+}
+
+// Calls f with a view that lies [n,c,h,w], and puts what f has written there where `out` lies.
+template <class F>
+void write_planar(Queue queue, const View& out, F&& f) {
+  if (out.is_contiguous()) return f(out);
+  const PlanarView result = room_for(queue, out);
+  f(result.view);
+  own_table().copy(queue, result.view, out);
+}
+
+int64_t conv2d_workspace(const ConvGeometry& g, DType dtype) {
+  return dispatch_floating(dtype, "conv2d", [&](auto) {
+    int64_t bytes = 0;
+    for (const ConvPass pass : {ConvPass::forward, ConvPass::backward_data, ConvPass::backward_weight}) bytes = std::max(bytes, conv_pass_bytes(g, dtype, pass, math()));
+    return bytes;
   });
 }
 
-void conv2d_backward_data(Queue queue, const ConvGeometry& g, const ConstView& dy, const ConstView& weight, const View& dx, Workspace) {
+void conv2d_forward(Queue queue, const ConvGeometry& g, const ConstView& x, const ConstView& weight, const ConstView& bias, const View& y, Workspace scratch) {
+  if (y.numel() == 0) return;
+  dispatch_floating(y.dtype, "conv2d", [&](auto zero) {
+    using T = decltype(zero);
+    check_sizes("conv2d", g);
+    const ConvPlan plan = choose_conv_kernel(g, y.dtype, ConvPass::forward, math());
+    if (plan.uses_tensor_cores()) return tensor_forward(queue, g, plan, x, weight, bias, y, scratch);
+    const PlanarView from = planar(queue, x), weights = planar(queue, weight);
+    write_planar(queue, y, [&](const View& to) {
+      if (plan.kernel == ConvKernel::depthwise) return depthwise_forward(queue, g, from.view, weights.view, bias, to);
+      if constexpr (!is_half<T>) forward<T>(queue, g, plan, from.view.template as<T>(), weights.view.template as<T>(), bias.as<T>(), to.as<T>());
+    });
+  });
+}
+
+void conv2d_backward_data(Queue queue, const ConvGeometry& g, const ConstView& dy, const ConstView& weight, const View& dx, Workspace scratch) {
   if (dx.numel() == 0) return;
-  dispatch_real(dx.dtype, "conv2d_backward_data", [&](auto zero) {
+  dispatch_floating(dx.dtype, "conv2d_backward_data", [&](auto zero) {
     using T = decltype(zero);
     check_sizes("conv2d_backward_data", g);
-    if (g.is_depthwise()) depthwise_backward_data(queue, g, dy, weight, dx);
-    else backward_data(queue, g, dy.as<T>(), weight.as<T>(), dx.as<T>());
+    const ConvPlan plan = choose_conv_kernel(g, dx.dtype, ConvPass::backward_data, math());
+    if (plan.uses_tensor_cores()) return tensor_backward_data(queue, g, plan, dy, weight, dx, scratch);
+    const PlanarView from = planar(queue, dy), weights = planar(queue, weight);
+    write_planar(queue, dx, [&](const View& to) {
+      if (plan.kernel == ConvKernel::depthwise) return depthwise_backward_data(queue, g, from.view, weights.view, to);
+      if constexpr (!is_half<T>) backward_data<T>(queue, g, plan, from.view.template as<T>(), weights.view.template as<T>(), to.as<T>());
+    });
   });
 }
 
 // dweight or dbias may be absent.
 void conv2d_backward_weight(Queue queue, const ConvGeometry& g, const ConstView& x, const ConstView& dy, const View& dweight, const View& dbias, Workspace scratch) {
-  dispatch_real(dy.dtype, "conv2d_backward_weight", [&](auto zero) {
+  dispatch_floating(dy.dtype, "conv2d_backward_weight", [&](auto zero) {
     using T = decltype(zero);
     check_sizes("conv2d_backward_weight", g);
-    if (dbias && g.k > 0) {
-      const Grid grid{dim3(static_cast<unsigned>(g.k)), dim3(256), warp_size * sizeof(double)};
-      launch(queue, "conv2d_sum_channels", grid, sum_channels<T>, g.n, g.k, g.out_h() * g.out_w(), dy.as<T>(), dbias.as<T>());
-    }
-    if (dweight && dweight.numel() > 0) backward_weight(queue, g, x, dy, dweight.as<T>(), scratch);
+    if (dbias && g.k > 0) backward_bias(queue, g, dy, dbias.as<T>(), scratch);
+    if (!dweight || dweight.numel() == 0) return;
+    const ConvPlan plan = choose_conv_kernel(g, dy.dtype, ConvPass::backward_weight, math());
+    if (plan.uses_tensor_cores()) return tensor_backward_weight(queue, g, plan, x, dy, dweight, scratch);
+    const PlanarView from = planar(queue, x), gradient = planar(queue, dy);
+    write_planar(queue, dweight, [&](const View& to) { backward_weight(queue, g, plan, from.view, gradient.view, to.as<T>(), scratch); });
   });
 }
 
 }  // namespace
 
 void add_conv(KernelTable& t) {
+  t.computes_half.add(Family::conv);
   t.conv2d_workspace = conv2d_workspace;
   t.conv2d_forward = conv2d_forward;
   t.conv2d_backward_data = conv2d_backward_data;

@@ -2,12 +2,13 @@
 // There is no matrix product in it. In the two directions over pixels a thread makes a strip of pixels below each other, so that its neighbours read neighbouring
 // addresses and a row that was read serves all windows of the strip that it lies in; square kernels of 3, 5 and 7 are unrolled.
 // The gradient of the weight: a block sums one channel over a part of the images, each thread over its own pixels, all taps of a row of the kernel at once.
-// Overwrites. float32 and float64, sums in the element type in a fixed order: deterministic.
+// Overwrites. float32 and float64 are summed in their own type, the half types in float32; in a fixed order: deterministic.
 // Floor: memory, one read of each input and one write of each output.
 #include <fovea/kernels/cuda/conv_functions.h>
 
 #include <algorithm>
 
+#include <fovea/kernels/cuda/core/numeric.h>
 #include <fovea/kernels/cuda/core/warp.h>
 
 namespace fovea::kernels::cuda {
@@ -35,20 +36,20 @@ struct PlaneProduct {
 };
 
 template <class T>
-__device__ T load_inside(const T* plane, const PlaneProduct& p, int32_t row, int32_t column) {
+__device__ Accumulate<T> load_inside(const T* plane, const PlaneProduct& p, int32_t row, int32_t column) {
   const bool is_inside = static_cast<uint32_t>(row) < static_cast<uint32_t>(p.vertical.size) && static_cast<uint32_t>(column) < static_cast<uint32_t>(p.horizontal.size);
-  return is_inside ? plane[row * p.horizontal.size + column] : T(0);
+  return is_inside ? widen(plane[row * p.horizontal.size + column]) : Accumulate<T>(0);
 }
 
 // kernel: taps of a square kernel whose steps and deltas are one, 0 for any other.
 template <class T, int kernel>
-__device__ void add_windows(const PlaneProduct& p, const T* plane, const T* weight, int32_t first_row, int32_t column, T (&sums)[strip]) {
+__device__ void add_windows(const PlaneProduct& p, const T* plane, const T* weight, int32_t first_row, int32_t column, Accumulate<T> (&sums)[strip]) {
   const int32_t right = p.horizontal.step * column + p.horizontal.base;
   if constexpr (kernel > 0) {
     const int32_t top = first_row + p.vertical.base;
 #pragma unroll
     for (int i = 0; i < strip + kernel - 1; ++i) {     // a row of the source, for all windows it lies in
-      T values[kernel];
+      Accumulate<T> values[kernel];
 #pragma unroll
       for (int s = 0; s < kernel; ++s) values[s] = load_inside(plane, p, top + i, right + s);
 #pragma unroll
@@ -56,13 +57,13 @@ __device__ void add_windows(const PlaneProduct& p, const T* plane, const T* weig
         const int r = i - v;
         if (r < 0 || r >= kernel) continue;
 #pragma unroll
-        for (int s = 0; s < kernel; ++s) sums[v] += weight[p.weight_first + r * p.weight_r + s * p.weight_s] * values[s];
+        for (int s = 0; s < kernel; ++s) sums[v] += widen(weight[p.weight_first + r * p.weight_r + s * p.weight_s]) * values[s];
       }
     }
   } else {
     for (int32_t r = 0; r < p.vertical.taps; ++r)
       for (int32_t s = 0; s < p.horizontal.taps; ++s) {
-        const T w = weight[p.weight_first + r * p.weight_r + s * p.weight_s];
+        const Accumulate<T> w = widen(weight[p.weight_first + r * p.weight_r + s * p.weight_s]);
 #pragma unroll
         for (int v = 0; v < strip; ++v)
           sums[v] += w * load_inside(plane, p, p.vertical.step * (first_row + v) + p.vertical.base + r * p.vertical.delta, right + s * p.horizontal.delta);
@@ -79,7 +80,7 @@ __device__ int32_t whole_quotient(int32_t n, const FastDivide& by) {
 
 // The window of a pixel of dx with strides: row p of dy meets it through tap r when p * stride = h + pad - r * dilation comes out even.
 template <class T>
-__device__ void add_scattered_windows(const PlaneProduct& p, const T* plane, const T* weight, int32_t first_row, int32_t column, T (&sums)[strip]) {
+__device__ void add_scattered_windows(const PlaneProduct& p, const T* plane, const T* weight, int32_t first_row, int32_t column, Accumulate<T> (&sums)[strip]) {
   for (int32_t s = 0; s < p.horizontal.taps; ++s) {
     const int32_t right = column + p.horizontal.base + s * p.horizontal.delta;
     const int32_t from_column = whole_quotient(right, p.by_stride_w);
@@ -90,7 +91,7 @@ __device__ void add_scattered_windows(const PlaneProduct& p, const T* plane, con
         const int32_t down = first_row + v + p.vertical.base + r * p.vertical.delta;
         const int32_t from_row = whole_quotient(down, p.by_stride_h);
         if (from_row < 0) continue;
-        sums[v] += weight[p.weight_first + r * p.weight_r + s * p.weight_s] * load_inside(plane, p, from_row, from_column);
+        sums[v] += widen(weight[p.weight_first + r * p.weight_r + s * p.weight_s]) * load_inside(plane, p, from_row, from_column);
       }
   }
 }
@@ -104,17 +105,17 @@ __global__ void __launch_bounds__(threads_per_block, is_scattered ? 4 : 1) plane
   const int32_t first_row = strip_index * strip;
   const int32_t image = static_cast<int32_t>(p.by_channels.quotient(static_cast<uint32_t>(plane))), channel = plane - image * p.channels;
   const int32_t first_source = static_cast<int32_t>(p.by_outs.quotient(static_cast<uint32_t>(channel))) * p.sources;      // among the image's
-  T sums[strip] = {};
+  Accumulate<T> sums[strip] = {};
   for (int32_t k = 0; k < p.sources; ++k) {
     const T* const from = source + (static_cast<int64_t>(image) * p.source_channels + first_source + k) * p.source_size;
     const T* const taps = weight + static_cast<int64_t>(p.sources == 1 ? channel : first_source + k) * p.kernel_size;
     if constexpr (is_scattered) add_scattered_windows(p, from, taps, first_row, column, sums);
     else add_windows<T, kernel>(p, from, taps, first_row, column, sums);
   }
-  const T start = bias ? bias[channel] : T(0);
+  const Accumulate<T> start = bias ? widen(bias[channel]) : Accumulate<T>(0);
 #pragma unroll
   for (int v = 0; v < strip; ++v)
-    if (first_row + v < p.rows) out[(static_cast<int64_t>(plane) * p.rows + first_row + v) * p.columns + column] = sums[v] + start;
+    if (first_row + v < p.rows) out[(static_cast<int64_t>(plane) * p.rows + first_row + v) * p.columns + column] = narrow<T>(sums[v] + start);
 }
 
 template <class T>
@@ -190,15 +191,15 @@ struct TapSums {
 
 // blockIdx: x the channel of y, y a row (piece) of the kernel, z the part of the images.
 template <class T>
-__global__ void __launch_bounds__(threads_per_block) tap_sums(TapSums p, int32_t first_line, const T* x, const T* dy, T* out) {
-  auto& scratch = shared<T[warp_size]>();
+__global__ void __launch_bounds__(threads_per_block) tap_sums(TapSums p, int32_t first_line, const T* x, const T* dy, Accumulate<T>* out) {
+  auto& scratch = shared<Accumulate<T>[warp_size]>();
   const int64_t channel = blockIdx.x, source = static_cast<int32_t>(blockIdx.x) / p.outs_per_source;
   const int32_t line = first_line + static_cast<int32_t>(blockIdx.y);
   const int32_t r = line / p.pieces, first_tap = (line - r * p.pieces) * most_row_taps;
   const int32_t first_image = static_cast<int32_t>(blockIdx.z) * p.images_per_split;
   const int32_t images = min(p.images - first_image, p.images_per_split);
   const int32_t plane = p.rows * p.columns;
-  T sums[most_row_taps] = {};
+  Accumulate<T> sums[most_row_taps] = {};
   // Images are taken together while their pixels can be numbered.
   const int32_t at_once = static_cast<int32_t>((index_limit - 1) / plane);
   for (int32_t done = 0; done < images; done += at_once) {
@@ -209,26 +210,26 @@ __global__ void __launch_bounds__(threads_per_block) tap_sums(TapSums p, int32_t
       const int32_t row = p.vertical.step * i + p.vertical.base + r * p.vertical.delta, first_column = p.horizontal.step * j + p.horizontal.base + first_tap * p.horizontal.delta;
       if (static_cast<uint32_t>(row) >= static_cast<uint32_t>(p.vertical.size)) continue;
       const int64_t n = first_image + done + image;
-      const T gradient = dy[(n * p.channels + channel) * plane + pixel];
+      const Accumulate<T> gradient = widen(dy[(n * p.channels + channel) * plane + pixel]);
       const T* const from = x + (n * p.source_channels + source) * p.source_size + static_cast<int64_t>(row) * p.horizontal.size;
 #pragma unroll
       for (int s = 0; s < most_row_taps; ++s) {
         const int32_t column = first_column + s * p.horizontal.delta;
-        if (first_tap + s < p.horizontal.taps && static_cast<uint32_t>(column) < static_cast<uint32_t>(p.horizontal.size)) sums[s] += gradient * from[column];
+        if (first_tap + s < p.horizontal.taps && static_cast<uint32_t>(column) < static_cast<uint32_t>(p.horizontal.size)) sums[s] += gradient * widen(from[column]);
       }
     }
     if (at_once >= images) break;                      // so that `done` does not run over
   }
-  T* const to = out + static_cast<int64_t>(blockIdx.z) * p.out_split + (channel * p.vertical.taps + r) * p.horizontal.taps + first_tap;
+  Accumulate<T>* const to = out + static_cast<int64_t>(blockIdx.z) * p.out_split + (channel * p.vertical.taps + r) * p.horizontal.taps + first_tap;
 #pragma unroll
   for (int s = 0; s < most_row_taps; ++s) {
-    const T total = block_reduce(sums[s], Sum(), T(0), scratch);
+    const Accumulate<T> total = block_reduce(sums[s], Sum(), Accumulate<T>(0), scratch);
     if (threadIdx.x == 0 && first_tap + s < p.horizontal.taps) to[s] = total;
   }
 }
 
 template <class T>
-void backward_weight(Queue queue, const ConvGeometry& g, const T* x, const T* dy, int64_t splits, T* out) {
+void backward_weight(Queue queue, const ConvGeometry& g, const T* x, const T* dy, int64_t splits, Accumulate<T>* out) {
   TapSums p;
   p.vertical = vertical_of(g);
   p.horizontal = horizontal_of(g);
@@ -246,7 +247,7 @@ void backward_weight(Queue queue, const ConvGeometry& g, const T* x, const T* dy
   p.by_columns = divide_by(g.out_w());
   const int64_t lines = g.r * p.pieces;
   for (int64_t first = 0; first < lines; first += most_blocks_z) {
-    const Grid grid{dim3(static_cast<unsigned>(g.k), static_cast<unsigned>(std::min(most_blocks_z, lines - first)), static_cast<unsigned>(splits)), dim3(threads_per_block), warp_size * sizeof(T)};
+    const Grid grid{dim3(static_cast<unsigned>(g.k), static_cast<unsigned>(std::min(most_blocks_z, lines - first)), static_cast<unsigned>(splits)), dim3(threads_per_block), warp_size * sizeof(Accumulate<T>)};
     launch(queue, "conv2d_backward_weight_depthwise", grid, tap_sums<T>, p, static_cast<int32_t>(first), x, dy, out);
   }
 }
@@ -254,23 +255,23 @@ void backward_weight(Queue queue, const ConvGeometry& g, const T* x, const T* dy
 }  // namespace
 
 void depthwise_forward(Queue queue, const ConvGeometry& g, const ConstView& x, const ConstView& weight, const ConstView& bias, const View& y) {
-  dispatch_real(y.dtype, "conv2d", [&](auto zero) {
+  dispatch_floating(y.dtype, "conv2d", [&](auto zero) {
     using T = decltype(zero);
     forward(queue, g, x.as<T>(), weight.as<T>(), bias.as<T>(), y.as<T>());
   });
 }
 
 void depthwise_backward_data(Queue queue, const ConvGeometry& g, const ConstView& dy, const ConstView& weight, const View& dx) {
-  dispatch_real(dx.dtype, "conv2d_backward_data", [&](auto zero) {
+  dispatch_floating(dx.dtype, "conv2d_backward_data", [&](auto zero) {
     using T = decltype(zero);
     backward_data(queue, g, dy.as<T>(), weight.as<T>(), dx.as<T>());
   });
 }
 
-void depthwise_backward_weight(Queue queue, const ConvGeometry& g, const ConstView& x, const ConstView& dy, DType dtype, int64_t splits, void* dweight) {
-  dispatch_real(dtype, "conv2d_backward_weight", [&](auto zero) {
+void depthwise_backward_weight(Queue queue, const ConvGeometry& g, const ConstView& x, const ConstView& dy, DType dtype, int64_t splits, void* sums) {
+  dispatch_floating(dtype, "conv2d_backward_weight", [&](auto zero) {
     using T = decltype(zero);
-    backward_weight(queue, g, x.as<T>(), dy.as<T>(), splits, static_cast<T*>(dweight));
+    backward_weight(queue, g, x.as<T>(), dy.as<T>(), splits, static_cast<Accumulate<T>*>(sums));
   });
 }
 

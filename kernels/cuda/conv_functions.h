@@ -1,5 +1,7 @@
-// What conv.cu and conv_depthwise.cu have in common.
+// What conv.cu, conv_depthwise.cu and the tensor cores' files have in common.
 #pragma once
+
+#include <numeric>
 
 #include <fovea/kernels/cuda/conv_plan.h>
 #include <fovea/kernels/cuda/planes.h>
@@ -19,9 +21,77 @@ inline WindowAxis horizontal_of(const ConvGeometry& g) {
   return {static_cast<int32_t>(g.s), static_cast<int32_t>(g.stride_w), static_cast<int32_t>(-g.pad_w), static_cast<int32_t>(g.dilation_w), static_cast<int32_t>(g.w)};
 }
 
-// Groups == c (conv_depthwise.cu); conv.cu says what is computed. dweight gets one share for each of `splits` parts of the images, weights() elements apart.
+constexpr int32_t far_outside = -(1 << 30);  // a position that stays outside of any image whatever is added to it
+
+// Note [Phases along one axis]
+// Pixel h of dx meets row p of dy through tap r when p * stride = h + pad - r * dilation. For the pixels h = first + i * stride of a phase, the taps that come out
+// even do not depend on i: r = first_tap + j * tap_step with j < taps. Then p = i + base - j * delta, all whole numbers.
+struct PhaseAxis {
+  int64_t first = 0, count = 0;              // its first pixel, and how many there are
+  int64_t first_tap = 0, tap_step = 1, taps = 0;
+  int64_t base = 0, delta = 0;
+
+  PhaseAxis(int64_t phase, int64_t size, int64_t stride, int64_t pad, int64_t dilation, int64_t kernel) : first(phase), count(std::max<int64_t>(0, ceil_div(size - phase, stride))) {
+    tap_step = stride / std::gcd(stride, dilation);
+    while (first_tap < std::min(tap_step, kernel) && (first + pad - first_tap * dilation) % stride != 0) ++first_tap;
+    if (first_tap >= std::min(tap_step, kernel)) return;
+    taps = ceil_div(kernel - first_tap, tap_step);
+    base = (first + pad - first_tap * dilation) / stride;
+    delta = tap_step * dilation / stride;
+  }
+  WindowAxis window(int64_t outputs) const {
+    return {static_cast<int32_t>(taps), 1, static_cast<int32_t>(base), static_cast<int32_t>(-delta), static_cast<int32_t>(outputs)};
+  }
+};
+
+// --- tensors of images, which lie [n,c,h,w] or channels-last, [n,h,w,c] ---
+
+template <class Pointer>
+struct Images {
+  Pointer data = nullptr;
+  int64_t image = 0, pixel = 0, channel = 0;           // strides, in elements
+  bool is_channels_last() const { return channel == 1 && !is_planar(); }
+  bool is_planar() const { return pixel == 1; }
+};
+
+// ShapeError naming `op` unless the view [n,c,h,w] is contiguous in one of the two ways. Where it is in both, channels-last it is: pixels of one channel.
+template <class V>
+auto images_of(const V& v, const char* op, const char* name) {
+  const int64_t c = v.size(1), h = v.size(2), w = v.size(3);
+  const auto lies = [&](int64_t image, int64_t channel, int64_t row, int64_t column) {
+    const int64_t expected[] = {image, channel, row, column};
+    for (int axis = 0; axis < 4; ++axis)
+      if (v.size(axis) != 1 && v.stride(axis) != expected[axis]) return false;
+    return true;
+  };
+  using Pointer = decltype(v.data);
+  if (v.numel() == 0 || lies(c * h * w, 1, w * c, c)) return Images<Pointer>{v.data, c * h * w, c, 1};
+  check<ShapeError>(lies(c * h * w, h * w, w, 1), op, ": ", name, " ", v.shape, " must be contiguous or channels-last, got strides ", v.strides);
+  return Images<Pointer>{v.data, c * h * w, 1, h * w};
+}
+
+// --- conv_depthwise.cu: groups == c; everything contiguous [n,c,h,w] ---
+
 void depthwise_forward(Queue queue, const ConvGeometry& g, const ConstView& x, const ConstView& weight, const ConstView& bias, const View& y);
 void depthwise_backward_data(Queue queue, const ConvGeometry& g, const ConstView& dy, const ConstView& weight, const View& dx);
-void depthwise_backward_weight(Queue queue, const ConvGeometry& g, const ConstView& x, const ConstView& dy, DType dtype, int64_t splits, void* dweight);
+// Sums in float32 for the half types, else in the element type, one share for each of `splits` parts of the images, weights() elements apart.
+void depthwise_backward_weight(Queue queue, const ConvGeometry& g, const ConstView& x, const ConstView& dy, DType dtype, int64_t splits, void* sums);
+
+// --- conv_layout.cu: what the tensor cores' kernels read (Note [What the tensor cores' kernels read]) ---
+
+// Is `images` of `groups` groups of `c` channels what a kernel can read as if it had been copied?
+bool needs_copy(const Images<const void*>& images, const void* first, int64_t size, int64_t groups, int64_t c, int64_t padded);
+// to [count, pixels, groups, padded] from images with `pixels` pixels and groups * c channels.
+void copy_channels(Queue queue, int64_t size, const Images<const void*>& from, int64_t count, int64_t pixels, int64_t groups, int64_t c, int64_t padded, void* to);
+// Must the forward pass's weights be copied, or do they lie so already?
+bool needs_weight_copy(const ConvGeometry& g, const ConvLayout& layout, const ConstView& weight);
+// to [groups, rows, weight_row] from weight [k,c/groups,r,s] of any strides; rows are y's channels in the forward pass, and x's in backward_data.
+void copy_weights(Queue queue, const ConvGeometry& g, const ConvLayout& layout, ConvPass pass, const ConstView& weight, void* to);
+
+// --- conv_tensor.cu, conv_tensor_weight.cu: the half types, and float32 where TF32 is allowed ---
+
+void tensor_forward(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const ConstView& x, const ConstView& weight, const ConstView& bias, const View& y, Workspace);
+void tensor_backward_data(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const ConstView& dy, const ConstView& weight, const View& dx, Workspace);
+void tensor_backward_weight(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const ConstView& x, const ConstView& dy, const View& dweight, Workspace);
 
 }  // namespace fovea::kernels::cuda

@@ -1,5 +1,10 @@
 #include <fovea/kernels/cuda/conv_plan.h>
 
+#include <algorithm>
+#include <limits>
+#include <string>
+#include <vector>
+
 namespace fovea::kernels::cuda {
 namespace {
 
@@ -8,29 +13,65 @@ constexpr int64_t full_gpu = 132;
 constexpr int64_t most_splits = 512;
 constexpr int64_t most_partial_bytes = int64_t{256} << 20;
 constexpr int64_t least_pixels_per_split = 256;      // shorter sums are not worth a second kernel
+constexpr int64_t slice_bytes = int64_t{32} << 20;   // of copies, so that what is read from and written to still has room in a cache of 50 MB
 
 int64_t tiles(int64_t size, int64_t tile) { return (size + tile - 1) / tile; }
+int64_t round_up(int64_t size, int64_t unit) { return tiles(size, unit) * unit; }
 
 struct TileSize {
   int64_t rows, columns;
 };
 
-// The sizes of conv.cu's tiles in float32; those of float64 are at most as large.
+// The sizes of conv.cu's tiles in float32 (those of float64 are at most as large), and of conv_tensor.cu's.
 TileSize tile_of(ConvKernel kernel, ConvPass pass) {
   if (pass == ConvPass::backward_weight) {
     switch (kernel) {
-      case ConvKernel::wide: return {128, 128};
-      case ConvKernel::medium: return {64, 64};
+      case ConvKernel::wide:
+      case ConvKernel::tensor_wide: return {128, 128};
+      case ConvKernel::medium:
+      case ConvKernel::tensor_small: return {64, 64};
+      case ConvKernel::tensor_slim: return {16, 128};
       default: return {16, 64};
     }
   }
   switch (kernel) {
-    case ConvKernel::wide: return {128, 128};
+    case ConvKernel::wide:
+    case ConvKernel::tensor_wide: return {128, 128};
     case ConvKernel::medium: return {64, 128};
     case ConvKernel::narrow: return {32, 128};
+    case ConvKernel::tensor_medium: return {128, 64};
+    case ConvKernel::tensor_small: return {64, 64};
+    case ConvKernel::tensor_narrow: return {128, 32};
+    case ConvKernel::tensor_slim: return {128, 16};
     default: return {8, 128};
   }
 }
+
+// --- names ---
+
+constexpr const char* pass_names[] = {"conv2d_forward", "conv2d_backward_data", "conv2d_backward_weight"};
+constexpr const char* kernel_names[] = {"depthwise", "wide", "medium", "narrow", "grouped", "wide", "medium", "small", "narrow", "slim"};
+constexpr const char* source_names[] = {"tensor", "tensor_pointwise", "tensor_few_channels"};
+constexpr size_t kernel_count = std::size(kernel_names), source_count = std::size(source_names);
+
+std::vector<std::string> all_names() {
+  std::vector<std::string> names;
+  for (const char* pass : pass_names)
+    for (size_t kernel = 0; kernel < kernel_count; ++kernel)
+      for (const char* source : source_names) {
+        const bool is_tensor = kernel >= static_cast<size_t>(ConvKernel::tensor_wide);
+        names.push_back(std::string(pass) + "_" + (is_tensor ? std::string(source) + "_" : "") + kernel_names[kernel]);
+      }
+  return names;
+}
+
+// Lives as long as the program: last_kernel() keeps the pointer.
+const char* name_of(ConvPass pass, ConvKernel kernel, ConvSource source) {
+  static const std::vector<std::string> names = all_names();
+  return names[(static_cast<size_t>(pass) * kernel_count + static_cast<size_t>(kernel)) * source_count + static_cast<size_t>(source)].c_str();
+}
+
+// --- tiles ---
 
 struct ProductShape {
   int64_t rows, columns, blocks_beside;              // of one product, and how many there are: groups, and phases of backward_data
@@ -63,32 +104,138 @@ ConvKernel choose_tile(const ProductShape& p, DType dtype, ConvPass pass) {
   return ConvKernel::narrow;
 }
 
-int64_t splits_for(const ConvGeometry& g, DType dtype, int64_t blocks, int64_t pixels) {
-  const int64_t bytes = g.weights() * size_of(dtype);
+// What a tile's instructions reach of the largest tile's rate, as long as an SM has two tiles or more to work on: smaller tiles read more for each product. Estimates from
+// the accesses to shared memory that each product takes, to be replaced by measurements.
+double rate_of(ConvKernel kernel) {
+  switch (kernel) {
+    case ConvKernel::tensor_wide: return 1;
+    case ConvKernel::tensor_medium: return 0.85;
+    case ConvKernel::tensor_small: return 0.7;
+    case ConvKernel::tensor_narrow: return 0.5;
+    default: return 0.3;
+  }
+}
+constexpr double rate_of_one_tile = 0.6;              // of an SM that has nothing to do while its only tile waits
+
+// The tile with which the SM that gets the most tiles is done first.
+ConvKernel choose_tensor_tile(const ProductShape& p, ConvPass pass) {
+  if (pass == ConvPass::backward_weight) {
+    if (p.rows <= 16) return ConvKernel::tensor_slim;
+    return p.rows <= 64 || p.columns <= 64 ? ConvKernel::tensor_small : ConvKernel::tensor_wide;
+  }
+  const ProductShape by_pixels{p.columns, p.rows, p.blocks_beside};
+  ConvKernel best = ConvKernel::tensor_slim;
+  double best_time = std::numeric_limits<double>::infinity();
+  for (const ConvKernel kernel : {ConvKernel::tensor_wide, ConvKernel::tensor_medium, ConvKernel::tensor_small, ConvKernel::tensor_narrow, ConvKernel::tensor_slim}) {
+    const TileSize tile = tile_of(kernel, pass);
+    const int64_t most = tiles(count_tiles(by_pixels, tile), full_gpu);
+    const double time = static_cast<double>(most * tile.rows * tile.columns) / (rate_of(kernel) * (most > 1 ? 1 : rate_of_one_tile));
+    if (time < best_time) best = kernel, best_time = time;
+  }
+  return best;
+}
+
+// So many parts that every SM has about two tiles, and that no SM has many more than others: the fewest that come close to the best of those numbers.
+int64_t tensor_splits(int64_t bytes, int64_t tile_count, int64_t pixels) {
+  const int64_t most = std::max<int64_t>(1, std::min({most_splits, pixels / least_pixels_per_split, most_partial_bytes / std::max<int64_t>(bytes, 1)}));
+  const int64_t first = std::clamp<int64_t>(2 * full_gpu / std::max<int64_t>(tile_count, 1), 1, most), last = std::min(most, 2 * tiles(2 * full_gpu, std::max<int64_t>(tile_count, 1)));
+  const auto time = [&](int64_t splits) { return static_cast<double>(tiles(tile_count * splits, full_gpu)) / static_cast<double>(splits); };
+  double best = time(first);
+  for (int64_t splits = first; splits <= last; ++splits) best = std::min(best, time(splits));
+  int64_t splits = first;
+  while (time(splits) > 1.1 * best) ++splits;
+  return splits;
+}
+
+int64_t splits_for(int64_t bytes, int64_t blocks, int64_t pixels) {
   int64_t splits = tiles(2 * full_gpu, std::max<int64_t>(blocks, 1));
   splits = std::min({splits, most_splits, pixels / least_pixels_per_split, most_partial_bytes / std::max<int64_t>(bytes, 1)});
   return std::max<int64_t>(splits, 1);
 }
 
-}  // namespace
+// --- the tensor cores' layout ---
 
-ConvPlan choose_conv_kernel(const ConvGeometry& g, DType dtype, ConvPass pass) {
-  const int64_t pixels = g.n * g.out_h() * g.out_w();
+bool is_few(int64_t channels, int64_t size) { return size == 2 && channels <= 4; }
+
+int64_t padded_channels(int64_t channels, int64_t size, bool is_source) { return is_source && is_few(channels, size) ? 4 : round_up(std::max<int64_t>(channels, 1), 16 / size); }
+
+int64_t piece(int64_t bytes) { return round_up(bytes, 256); }
+
+ConvLayout layout_of(const ConvGeometry& g, int64_t size, ConvPass pass) {
+  ConvLayout layout;
+  layout.x_channels = padded_channels(g.group_c(), size, pass != ConvPass::backward_data);
+  layout.y_channels = padded_channels(g.group_k(), size, pass == ConvPass::backward_data);
+  const int64_t x_image = pass == ConvPass::backward_data ? 0 : g.h * g.w * g.groups * layout.x_channels * size;
+  const int64_t y_image = pass == ConvPass::forward ? 0 : g.out_h() * g.out_w() * g.groups * layout.y_channels * size;
+  const int64_t images = std::max<int64_t>(g.n, 1), most = std::clamp<int64_t>(slice_bytes / std::max<int64_t>(x_image + y_image, 1), 1, images);
+  layout.images_per_slice = tiles(images, tiles(images, most));              // slices of about one size
+  layout.x_bytes = piece(layout.images_per_slice * x_image);
+  layout.y_bytes = piece(layout.images_per_slice * y_image);
+  const int64_t source_channels = pass == ConvPass::backward_data ? layout.y_channels : layout.x_channels;
+  layout.weight_row = round_up(g.r * g.s * source_channels, 16 / size);
+  const int64_t rows = pass == ConvPass::backward_data ? g.c : g.k;
+  if (pass != ConvPass::backward_weight) layout.weight_bytes = piece(rows * layout.weight_row * size);
+  return layout;
+}
+
+ConvSource source_of(const ConvGeometry& g, int64_t size, ConvPass pass) {
+  if (is_few(pass == ConvPass::backward_data ? g.group_k() : g.group_c(), size)) return ConvSource::few_channels;
+  const bool is_pointwise = g.r == 1 && g.s == 1 && g.stride_h == 1 && g.stride_w == 1 && g.pad_h == 0 && g.pad_w == 0;
+  return is_pointwise ? ConvSource::pointwise : ConvSource::windows;
+}
+
+ConvPlan tensor_plan(const ConvGeometry& g, DType dtype, ConvPass pass) {
+  ConvPlan plan;
+  plan.layout = layout_of(g, size_of(dtype), pass);
+  plan.source = source_of(g, size_of(dtype), pass);
+  ProductShape product = product_of(g, pass);
+  if (pass == ConvPass::backward_weight) product.columns = plan.layout.weight_row;
+  plan.kernel = choose_tensor_tile(product, pass);
+  if (pass != ConvPass::backward_weight) return plan;
+  const int64_t bytes = product.rows * product.columns * product.blocks_beside * int64_t{sizeof(float)};
+  const int64_t pixels = plan.layout.images_per_slice * g.out_h() * g.out_w();
+  plan.splits = tensor_splits(bytes, count_tiles(product, tile_of(plan.kernel, pass)), pixels);
+  plan.layout.parts_bytes = piece(plan.splits * bytes);
+  return plan;
+}
+
+ConvPlan plain_plan(const ConvGeometry& g, DType dtype, ConvPass pass) {
+  const int64_t pixels = g.n * g.out_h() * g.out_w(), bytes = g.weights() * std::max<int64_t>(size_of(dtype), 4);
   ConvPlan plan;
   if (g.is_depthwise()) {
     plan.kernel = ConvKernel::depthwise;
-    if (pass == ConvPass::backward_weight) plan.splits = std::clamp<int64_t>(splits_for(g, dtype, g.k * g.r, pixels), 1, std::max<int64_t>(g.n, 1));
+    if (pass == ConvPass::backward_weight) plan.splits = std::clamp<int64_t>(splits_for(bytes, g.k * g.r, pixels), 1, std::max<int64_t>(g.n, 1));
     return plan;
   }
   const ProductShape product = product_of(g, pass);
   plan.kernel = choose_tile(product, dtype, pass);
-  if (pass == ConvPass::backward_weight) plan.splits = splits_for(g, dtype, count_tiles(product, tile_of(plan.kernel, pass)), pixels);
+  if (pass == ConvPass::backward_weight) plan.splits = splits_for(bytes, count_tiles(product, tile_of(plan.kernel, pass)), pixels);
   return plan;
 }
 
-int64_t conv_partial_bytes(const ConvGeometry& g, DType dtype) {
-  const int64_t splits = choose_conv_kernel(g, dtype, ConvPass::backward_weight).splits;
-  return splits > 1 ? splits * g.weights() * size_of(dtype) : 0;
+}  // namespace
+
+ConvPlan choose_conv_kernel(const ConvGeometry& g, DType dtype, ConvPass pass, ConvMath math) {
+  const bool has_tensor_cores = size_of(dtype) == 2 || (dtype == DType::float32 && math.has_tf32);
+  ConvPlan plan = has_tensor_cores && !g.is_depthwise() ? tensor_plan(g, dtype, pass) : plain_plan(g, dtype, pass);
+  const TileSize tile = tile_of(plan.kernel, pass);
+  if (plan.kernel != ConvKernel::depthwise) plan.tile_rows = tile.rows, plan.tile_columns = tile.columns;
+  plan.name = name_of(pass, plan.kernel, plan.source);
+  return plan;
+}
+
+int64_t conv_bias_splits(const ConvGeometry& g, bool is_planar) {
+  const int64_t pixels = g.n * g.out_h() * g.out_w(), blocks = is_planar ? g.k : tiles(g.k, 32);
+  return std::clamp<int64_t>(tiles(4 * full_gpu, std::max<int64_t>(blocks, 1)), 1, std::max<int64_t>(tiles(pixels, 4 * least_pixels_per_split), 1));
+}
+
+int64_t conv_pass_bytes(const ConvGeometry& g, DType dtype, ConvPass pass, ConvMath math) {
+  const ConvPlan plan = choose_conv_kernel(g, dtype, pass, math);
+  if (pass != ConvPass::backward_weight) return plan.layout.bytes();
+  const int64_t size = std::max<int64_t>(size_of(dtype), sizeof(float));       // the half types are summed in float32
+  const int64_t parts = plan.splits > 1 || size_of(dtype) == 2 ? plan.splits * g.weights() * size : 0;
+  const int64_t bias = std::max(conv_bias_splits(g, true), conv_bias_splits(g, false)) * g.k * int64_t{sizeof(double)};
+  return std::max(plan.uses_tensor_cores() ? plan.layout.bytes() : parts, bias);
 }
 
 }  // namespace fovea::kernels::cuda

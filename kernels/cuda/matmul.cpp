@@ -189,6 +189,7 @@ void matmul(Queue queue, const MatmulGeometry& g, Scalars scale, const ConstView
 }  // namespace
 
 void add_matmul(KernelTable& t) {
+  t.computes_half.add(Family::matmul);
   t.matmul_workspace = matmul_workspace;
   t.matmul = matmul;
 }

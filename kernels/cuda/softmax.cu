@@ -238,11 +238,13 @@ template <class T>
 struct CrossEntropy {
   int64_t rows, classes, ignore_index;
   double smoothing;
-  const T *logits, *weights;                 // weights null: all one
+  const T* logits;
+  const Accumulate<T>* weights;              // null: all one
   const int64_t* targets;
-  T *losses, *dlogits;                       // dlogits may be null
+  Accumulate<T>* losses;
+  T* dlogits;                                // may be null
 
-  __device__ Accumulate<T> weight(int64_t c) const { return weights ? widen(weights[c]) : Accumulate<T>(1); }
+  __device__ Accumulate<T> weight(int64_t c) const { return weights ? weights[c] : Accumulate<T>(1); }
 };
 
 template <bool is_block, class T>
@@ -256,7 +258,7 @@ __global__ __launch_bounds__(is_block ? row_threads : warps_per_block* warp_size
     T* dx = c.dlogits ? c.dlogits + r * c.classes : nullptr;
     if (target == c.ignore_index) {
       for (int64_t i = lane; dx && i < c.classes; i += lanes) dx[i] = narrow<T>(A(0));
-      if (lane == 0) c.losses[r] = narrow<T>(A(0));
+      if (lane == 0) c.losses[r] = A(0);
       continue;
     }
     A max = lowest<A>(), part = 0;
@@ -279,7 +281,7 @@ __global__ __launch_bounds__(is_block ? row_threads : warps_per_block* warp_size
       weights = team.sum(weights);
       loss += of_each * (weights * log_sum - team.sum(shifted));
     }
-    if (lane == 0) c.losses[r] = narrow<T>(static_cast<A>(loss));
+    if (lane == 0) c.losses[r] = static_cast<A>(loss);
     const A scale = static_cast<A>((of_target + of_each * weights) / sum), each = static_cast<A>(of_each), label = static_cast<A>(of_target);
     for (int64_t i = lane; dx && i < c.classes; i += lanes)
       dx[i] = narrow<T>(exp_of(widen(x[i]) - max) * scale - each * c.weight(i) - (i == target ? label : A(0)));
@@ -290,8 +292,8 @@ void cross_entropy(Queue queue, double label_smoothing, int64_t ignore_index, co
                    const View& losses, const View& dlogits) {
   dispatch_floating(logits.dtype, "cross_entropy", [&](auto zero) {
     using T = decltype(zero);
-    const CrossEntropy<T> c{logits.shape[0],     logits.shape[1],       ignore_index,    label_smoothing, logits.as<T>(), class_weights.as<T>(),
-                            targets.as<int64_t>(), losses.as<T>(), dlogits.as<T>()};
+    const CrossEntropy<T> c{logits.shape[0],     logits.shape[1],       ignore_index,    label_smoothing, logits.as<T>(), class_weights.as<Accumulate<T>>(),
+                            targets.as<int64_t>(), losses.as<Accumulate<T>>(), dlogits.as<T>()};
     if (c.classes <= 1024) launch(queue, "cross_entropy", grid_of_rows<false>(c.rows), cross_entropy_kernel<false, T>, c);
     else launch(queue, "cross_entropy", grid_of_rows<true>(c.rows), cross_entropy_kernel<true, T>, c);
   });
@@ -300,6 +302,7 @@ void cross_entropy(Queue queue, double label_smoothing, int64_t ignore_index, co
 }  // namespace
 
 void add_softmax(KernelTable& t) {
+  t.computes_half.add(Family::softmax);
   t.softmax = softmax;
   t.softmax_backward = softmax_backward;
   t.cross_entropy = cross_entropy;
