@@ -368,7 +368,8 @@ Tensor contiguous(const Tensor& x) { return check_defined("contiguous", "x", x).
 bool is_channels_last(const Tensor& x) { return check_defined("is_channels_last", "x", x).rank() == 4 && x.view().is_channels_last(); }
 
 Tensor channels_last(const Tensor& x) {
-  check<ShapeError>(check_defined("channels_last", "x", x).rank() == 4, "channels_last: takes x [n, channels, h, w], got ", x.shape());
+  check_defined("channels_last", "x", x);
+  check<ShapeError>(x.rank() == 4, "channels_last: takes x [n, channels, h, w], got ", x.shape());
   if (is_channels_last(x)) return x;
   Tensor y = empty_channels_last(x.shape(), detail::options_of(x));
   copy_into(x, y);
