@@ -10,6 +10,12 @@ void check_real(const char* op, const char* name, const Tensor& x, kernels::Fami
                     "; takes float32 or float64, convert with to(x, DType::float32)");
 }
 
+Tensor empty_for(const Shape& shape, TensorOptions options, const TensorRefs& operands) {
+  for (size_t i = 0; i < operands.size(); ++i)
+    if (operands[i].shape() == shape && is_only_channels_last(operands[i])) return empty_channels_last(shape, options);
+  return empty(shape, options);
+}
+
 Tensor widened(const Tensor& x) { return is_half(x) ? to(x, DType::float32) : x; }
 
 namespace {

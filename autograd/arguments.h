@@ -76,6 +76,9 @@ class Cast {
 // x, the only argument of an operation whose kernels take every dtype, as autocast wants it.
 Tensor autocast(const char* op, const Tensor& x);
 
+// Memory for the result of an elementwise operation: channels-last where an operand of its shape is, else contiguous.
+Tensor empty_for(const Shape& shape, TensorOptions options, const TensorRefs& operands);
+
 inline TensorOptions options_of(const Tensor& x) { return {x.dtype(), x.device()}; }
 
 // An undefined tensor is an argument that is not there: a view without data.

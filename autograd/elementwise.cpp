@@ -48,7 +48,7 @@ Tensor unary(const char* name, Unary op, const Tensor& x, Scalars s) { return un
 
 Tensor unary(const char* name, Unary op, const Tensor& x, DType result, Scalars s) {
   check_defined(name, "x", x);
-  Tensor y = empty_like(x, result);
+  Tensor y = empty_for(x.shape(), {result, x.device()}, {x});
   table_of(x).unary(queue_of(x), op, s, x.view(), y.mutable_view());
   return y;
 }
@@ -57,12 +57,12 @@ Tensor binary(const char* name, Binary op, const Tensor& a, const Tensor& b, DTy
   check<DeviceError>(a.device() == b.device(), name, ": a is on ", a.device(), " but b is on ", b.device(),
                      "; move one with to(x, device)");
   if (a.shape() == b.shape()) {
-    Tensor y = empty_like(a, result);
+    Tensor y = empty_for(a.shape(), {result, a.device()}, {a, b});
     table_of(a).binary(queue_of(a), op, s, a.view(), b.view(), y.mutable_view());
     return y;
   }
   const Shape shape = broadcast_shapes(a.shape(), b.shape(), name);
-  Tensor y = empty(shape, {result, a.device()});
+  Tensor y = empty_for(shape, {result, a.device()}, {a, b});
   table_of(a).binary(queue_of(a), op, s, broadcast_view(a, shape), broadcast_view(b, shape), y.mutable_view());
   return y;
 }
@@ -156,7 +156,7 @@ Tensor ternary(const char* name, Ternary op, const Tensor& a, const Tensor& b, c
   check<DeviceError>(a.device() == b.device() && b.device() == c.device(), name, ": the arguments are on ", a.device(), ", ", b.device(),
                      " and ", c.device(), "; move them together with to(x, device)");
   const Shape shape = broadcast_shapes(broadcast_shapes(a.shape(), b.shape(), name), c.shape(), name);
-  Tensor y = empty(shape, {c.dtype(), a.device()});
+  Tensor y = detail::empty_for(shape, {c.dtype(), a.device()}, {a, b, c});
   table_of(a).ternary(queue_of(a), op, s, detail::broadcast_view(a, shape), detail::broadcast_view(b, shape),
                       detail::broadcast_view(c, shape), y.mutable_view());
   return y;

@@ -1,6 +1,9 @@
 // Note [Two backward passes of a normalisation]
 // Usually the fused kernel runs, with the statistics that the forward pass saved. When the backward pass is itself recorded (create_graph), the statistics are
 // functions of x and must be differentiated too: then the same formula is put together from differentiable operations, statistics included.
+//
+// Note [Layouts of a batch norm]
+// Kernels take x contiguous or channels-last, and everything of x's shape as x lies: residual and gradients are brought into x's layout where they come in another.
 #include <fovea/autograd/norm.h>
 
 #include <algorithm>
@@ -61,26 +64,34 @@ struct Norm {
 
 // What a normalisation saves, in this order.
 struct SavedNorm {
-  Tensor x, weight, mean, invstd, y;
+  Tensor x, weight, mean, invstd, y;                       // y: under a ReLU
   explicit SavedNorm(const Saved& s) : x(s[0]), weight(s[1]), mean(s[2]), invstd(s[3]), y(s[4]) {}
 };
 
+// x in a layout that kernels take, and another tensor of its shape in the layout of one that has been brought into it.
+Tensor laid_out(const Tensor& x) { return is_channels_last(x) ? x : contiguous(x); }
+Tensor laid_out_as(const Tensor& x, const Tensor& other) { return x.is_contiguous() ? contiguous(other) : channels_last(other); }
+
+Tensor contiguous_or_none(const Tensor& x) { return x ? contiguous(x) : Tensor(); }
+
 Grads fused_backward(const Norm& norm, const Saved& s, const Tensor& gradient) {
   const SavedNorm saved(s);
-  const Tensor dy = contiguous(gradient), weight = saved.weight ? contiguous(saved.weight) : Tensor();
+  const Tensor& x = saved.x;
+  const Tensor dy = laid_out_as(x, gradient), weight = contiguous_or_none(saved.weight);
   const TensorOptions options(detail::wide_dtype(dy), dy.device());
-  const Tensor dx = s.needs(0) ? empty_like(saved.x) : Tensor();
-  const Tensor dweight = s.needs(1) ? empty(norm.layout.parameter, options) : Tensor(), dbias = s.needs(2) ? empty(norm.layout.parameter, options) : Tensor();
+  const auto like_x = [&](bool is_needed) { return is_needed ? detail::empty_for(x.shape(), detail::options_of(x), {x}) : Tensor(); };
+  const auto like_weight = [&](bool is_needed) { return is_needed ? empty(norm.layout.parameter, options) : Tensor(); };
+  const Tensor dx = like_x(s.needs(0)), dweight = like_weight(s.needs(1)), dbias = like_weight(s.needs(2)), dresidual = like_x(s.needs(3) && norm.has_relu);
   const KernelTable& t = table_of(dy);
   if (norm.statistics == Statistics::of_channels) {
-    t.batch_norm_backward(queue_of(dy), norm.geometry, norm.has_relu, dy.view(), saved.x.view(), view_or_none(saved.y), view_or_none(weight), saved.mean.view(),
-                          saved.invstd.view(), mutable_view_or_none(dx), mutable_view_or_none(dweight), mutable_view_or_none(dbias));
+    t.batch_norm_backward(queue_of(dy), norm.geometry, norm.has_relu, dy.view(), x.view(), view_or_none(saved.y), view_or_none(weight), saved.mean.view(),
+                          saved.invstd.view(), mutable_view_or_none(dx), mutable_view_or_none(dresidual), mutable_view_or_none(dweight), mutable_view_or_none(dbias));
   } else {
     (norm.statistics == Statistics::of_groups ? t.group_norm_backward : t.layer_norm_backward)(
-        queue_of(dy), norm.geometry, dy.view(), saved.x.view(), view_or_none(weight), saved.mean.view(), saved.invstd.view(), mutable_view_or_none(dx),
+        queue_of(dy), norm.geometry, dy.view(), x.view(), view_or_none(weight), saved.mean.view(), saved.invstd.view(), mutable_view_or_none(dx),
         mutable_view_or_none(dweight), mutable_view_or_none(dbias));
   }
-  return grads(dx, dweight, dbias);
+  return grads(dx, dweight, dbias, s.needs(3) && !norm.has_relu ? gradient : dresidual);
 }
 
 Tensor stop_at_relu(const Tensor& gradient, const Tensor& y) { return where(le(y, 0.0), 0.0, gradient); }
@@ -89,7 +100,8 @@ Grads differentiable_backward(const Norm& norm, const Saved& s, const Tensor& gr
   const SavedNorm saved(s);
   const Layout& layout = norm.layout;
   const double share = layout.share();
-  const Tensor x = reshape(detail::widened(saved.x), layout.x), g = reshape(detail::widened(norm.has_relu ? stop_at_relu(gradient, saved.y) : gradient), layout.x);
+  const Tensor let_through = norm.has_relu ? stop_at_relu(gradient, saved.y) : gradient;
+  const Tensor x = reshape(detail::widened(saved.x), layout.x), g = reshape(detail::widened(let_through), layout.x);
   const Tensor deviation = x - sum_to(x, layout.statistic) * share;
   const Tensor invstd = rsqrt(sum_to(square(deviation), layout.statistic) * share + norm.geometry.eps);
   const Tensor normal = deviation * invstd;
@@ -101,11 +113,12 @@ Grads differentiable_backward(const Norm& norm, const Saved& s, const Tensor& gr
   }
   if (s.needs(1)) dweight = reshape(sum_to(g * normal, layout.weight), layout.parameter);
   if (s.needs(2)) dbias = reshape(sum_to(g, layout.weight), layout.parameter);
-  return grads(dx, dweight, dbias);
+  return grads(dx, dweight, dbias, s.needs(3) ? let_through : Tensor());
 }
 
-Tensor record_norm(const Norm& norm, const Tensor& y, const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& mean, const Tensor& invstd) {
-  return record(norm.name, y, {x, weight, bias}, saving(x, weight, mean, invstd, norm.has_relu ? y : Tensor()),
+Tensor record_norm(const Norm& norm, const Tensor& y, const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& residual, const Tensor& mean,
+                   const Tensor& invstd) {
+  return record(norm.name, y, {x, weight, bias, residual}, saving(x, weight, mean, invstd, norm.has_relu ? y : Tensor()),
                 [norm](const Saved& s, const Tensor& g) { return grad_mode() ? differentiable_backward(norm, s, g) : fused_backward(norm, s, g); });
 }
 
@@ -118,8 +131,10 @@ int64_t positions(const Tensor& x) {
 }
 
 Norm batch_norm_of(const char* name, const Tensor& x, bool has_relu, double eps) {
-  const int64_t channels = x.size(1), spatial = positions(x);
-  return {name, Statistics::of_channels, {x.size(0), channels, spatial, 1, eps}, {{x.size(0), channels, spatial}, {1, channels, 1}, {1, channels, 1}, {channels}}, has_relu};
+  const int64_t channels = x.size(1);
+  Shape along_channels = Shape::filled(x.rank(), 1);
+  along_channels[1] = channels;
+  return {name, Statistics::of_channels, {x.size(0), channels, positions(x), 1, eps}, {x.shape(), along_channels, along_channels, {channels}}, has_relu};
 }
 
 void overwrite(const Tensor& target, const Tensor& value) {
@@ -136,53 +151,64 @@ void update_running(const Norm& norm, const Tensor& running_mean, const Tensor& 
   if (running_var) overwrite(running_var, lerp(running_var, variance, momentum));
 }
 
-Tensor batch_norm_train(const Norm& norm, const Tensor& x_any, const Tensor& weight_any, const Tensor& bias, const Tensor& running_mean, const Tensor& running_var,
-                        double momentum) {
+Tensor batch_norm_train(const Norm& norm, const Tensor& x_any, const Tensor& residual_any, const Tensor& weight_any, const Tensor& bias, const Tensor& running_mean,
+                        const Tensor& running_var, double momentum) {
   check<ValueError>(norm.geometry.n * norm.geometry.spatial != 1, norm.name, ": training needs more than one value a channel, x is ", x_any.shape(),
                     "; use a larger batch, or training = false");
-  const Tensor x = contiguous(x_any), weight = weight_any ? contiguous(weight_any) : Tensor(), shift = bias ? contiguous(bias.detach()) : Tensor();
+  const Tensor x = laid_out(x_any), weight = contiguous_or_none(weight_any), shift = contiguous_or_none(bias ? bias.detach() : bias);
+  const Tensor residual = residual_any ? laid_out_as(x, residual_any) : residual_any;
   const TensorOptions options(detail::wide_dtype(x), x.device());
-  const Tensor y = empty_like(x), mean = empty({norm.geometry.channels}, options), invstd = empty({norm.geometry.channels}, options);
-  table_of(x).batch_norm_train(queue_of(x), norm.geometry, norm.has_relu, x.view(), view_or_none(weight), view_or_none(shift), y.mutable_view(), mean.mutable_view(),
-                               invstd.mutable_view());
+  const Tensor y = detail::empty_for(x.shape(), detail::options_of(x), {x});
+  const Tensor mean = empty({norm.geometry.channels}, options), invstd = empty({norm.geometry.channels}, options);
+  table_of(x).batch_norm_train(queue_of(x), norm.geometry, norm.has_relu, x.view(), view_or_none(residual), view_or_none(weight), view_or_none(shift), y.mutable_view(),
+                               mean.mutable_view(), invstd.mutable_view());
   update_running(norm, running_mean, running_var, mean, invstd, momentum);
-  return record_norm(norm, y, x, weight, bias, mean, invstd);
+  return record_norm(norm, y, x, weight, bias, residual, mean, invstd);
 }
 
 // With fixed statistics: y = scale * (x - mean) + bias, linear in x.
-Tensor batch_norm_eval(const Norm& norm, const Tensor& x_any, const Tensor& weight, const Tensor& bias, const Tensor& running_mean, const Tensor& running_var) {
-  const Tensor x = contiguous(x_any), scale = weight ? contiguous(weight.detach()) : Tensor(), shift = bias ? contiguous(bias.detach()) : Tensor();
-  const Tensor mean = contiguous(running_mean.detach()), variance = contiguous(running_var.detach()), y = empty_like(x);
-  table_of(x).batch_norm_eval(queue_of(x), norm.geometry, norm.has_relu, x.view(), view_or_none(scale), view_or_none(shift), mean.view(), variance.view(),
-                              y.mutable_view());
+Tensor batch_norm_eval(const Norm& norm, const Tensor& x_any, const Tensor& residual_any, const Tensor& weight, const Tensor& bias, const Tensor& running_mean,
+                       const Tensor& running_var) {
+  const Tensor x = laid_out(x_any), scale = contiguous_or_none(weight ? weight.detach() : weight), shift = contiguous_or_none(bias ? bias.detach() : bias);
+  const Tensor residual = residual_any ? laid_out_as(x, residual_any) : residual_any;
+  const Tensor mean = contiguous(running_mean.detach()), variance = contiguous(running_var.detach());
+  const Tensor y = detail::empty_for(x.shape(), detail::options_of(x), {x});
+  table_of(x).batch_norm_eval(queue_of(x), norm.geometry, norm.has_relu, x.view(), view_or_none(residual), view_or_none(scale), view_or_none(shift), mean.view(),
+                              variance.view(), y.mutable_view());
   // Copies: a later batch may change the running statistics before the backward pass comes.
-  const bool is_recorded = should_record({x, weight, bias});
+  const bool is_recorded = should_record({x, weight, bias, residual});
   const Tensor mean_then = is_recorded ? clone(mean) : Tensor(), variance_then = is_recorded ? clone(variance) : Tensor();
-  return record(norm.name, y, {x, weight, bias}, saving(weight && weight.requires_grad() ? x : Tensor(), weight, mean_then, variance_then, norm.has_relu ? y : Tensor()),
+  return record(norm.name, y, {x, weight, bias, residual},
+                saving(weight && weight.requires_grad() ? x : Tensor(), weight, mean_then, variance_then, norm.has_relu ? y : Tensor()),
                 [norm](const Saved& s, const Tensor& gradient) {
-                  const Tensor g = reshape(detail::widened(norm.has_relu ? stop_at_relu(gradient, s[4]) : gradient), norm.layout.x);
+                  const Tensor let_through = norm.has_relu ? stop_at_relu(gradient, s[4]) : gradient, g = detail::widened(let_through);
                   const Tensor invstd = reshape(rsqrt(s[3] + norm.geometry.eps), norm.layout.weight);
                   Tensor dx, dweight, dbias;
-                  if (s.needs(0)) dx = to(reshape(g * (s[1] ? invstd * reshape(s[1], norm.layout.weight) : invstd), gradient.shape()), gradient.dtype());
+                  if (s.needs(0)) dx = to(g * (s[1] ? invstd * reshape(s[1], norm.layout.weight) : invstd), gradient.dtype());
                   if (s.needs(1)) {
-                    const Tensor normal = (reshape(detail::widened(s[0]), norm.layout.x) - reshape(s[2], norm.layout.weight)) * invstd;
+                    const Tensor normal = (detail::widened(s[0]) - reshape(s[2], norm.layout.weight)) * invstd;
                     dweight = reshape(sum_to(g * normal, norm.layout.weight), norm.layout.parameter);
                   }
                   if (s.needs(2)) dbias = reshape(sum_to(g, norm.layout.weight), norm.layout.parameter);
-                  return grads(dx, dweight, dbias);
+                  return grads(dx, dweight, dbias, s.needs(3) ? let_through : Tensor());
                 });
 }
 
-Tensor batch_norm(const char* name, bool has_relu, const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& running_mean, const Tensor& running_var,
-                  bool training, double momentum, double eps) {
+Tensor batch_norm(const char* name, bool has_relu, const Tensor& x, const Tensor& residual, const Tensor& weight, const Tensor& bias, const Tensor& running_mean,
+                  const Tensor& running_var, bool training, double momentum, double eps) {
   if (needs_wider(x, {weight, bias, running_mean, running_var})) {
     const Tensor mean = detail::widened(running_mean), variance = detail::widened(running_var);
-    const Tensor y = batch_norm(name, has_relu, as_computed(x), detail::widened(weight), detail::widened(bias), mean, variance, training, momentum, eps);
+    const Tensor y = batch_norm(name, has_relu, as_computed(x), residual ? as_computed(residual) : residual, detail::widened(weight), detail::widened(bias), mean, variance,
+                                training, momentum, eps);
     if (training && detail::is_half(running_mean)) overwrite(running_mean, mean);
     if (training && detail::is_half(running_var)) overwrite(running_var, variance);
     return to(y, x.dtype());
   }
   check_x(name, x, 2);
+  if (residual) {
+    check<ShapeError>(residual.shape() == x.shape(), name, ": residual must have x's shape ", x.shape(), ", got ", residual.shape());
+    detail::check_alike(name, "residual", residual, "x", x);
+  }
   const Shape channels{x.size(1)};
   check_argument(name, "weight", x, weight, channels);
   check_argument(name, "bias", x, bias, channels);
@@ -194,15 +220,15 @@ Tensor batch_norm(const char* name, bool has_relu, const Tensor& x, const Tensor
     check<ValueError>(running_mean.is_meta() || running_mean.storage() != running_var.storage() || running_mean.offset() != running_var.offset(), name,
                       ": running_mean and running_var are the same memory; give each a tensor of its own");
   check<ValueError>(eps >= 0, name, ": eps must not be negative, got ", eps);
-  if (training) return batch_norm_train(norm, x, weight, bias, running_mean, running_var, momentum);
+  if (training) return batch_norm_train(norm, x, residual, weight, bias, running_mean, running_var, momentum);
   check<ValueError>(running_mean.defined() && running_var.defined(), name, ": without training, running_mean and running_var must be given");
-  return batch_norm_eval(norm, x, weight, bias, running_mean, running_var);
+  return batch_norm_eval(norm, x, residual, weight, bias, running_mean, running_var);
 }
 
 // --- statistics of each sample ---
 
 Tensor sample_norm(const Norm& norm, const Tensor& x_any, const Tensor& weight_any, const Tensor& bias) {
-  const Tensor x = contiguous(x_any), weight = weight_any ? contiguous(weight_any) : Tensor(), shift = bias ? contiguous(bias.detach()) : Tensor();
+  const Tensor x = contiguous(x_any), weight = contiguous_or_none(weight_any), shift = contiguous_or_none(bias ? bias.detach() : bias);
   const TensorOptions options(detail::wide_dtype(x), x.device());
   const Shape statistics{norm.geometry.n, norm.geometry.groups};
   const bool is_recorded = should_record({x, weight, bias});
@@ -210,7 +236,7 @@ Tensor sample_norm(const Norm& norm, const Tensor& x_any, const Tensor& weight_a
   const KernelTable& t = table_of(x);
   (norm.statistics == Statistics::of_groups ? t.group_norm : t.layer_norm)(queue_of(x), norm.geometry, x.view(), view_or_none(weight), view_or_none(shift),
                                                                            y.mutable_view(), mutable_view_or_none(mean), mutable_view_or_none(invstd));
-  return record_norm(norm, y, x, weight, bias, mean, invstd);
+  return record_norm(norm, y, x, weight, bias, {}, mean, invstd);
 }
 
 Tensor group_norm(const char* name, const Tensor& x, int64_t groups, const Tensor& weight, const Tensor& bias, double eps) {
@@ -226,12 +252,18 @@ Tensor group_norm(const char* name, const Tensor& x, int64_t groups, const Tenso
 
 Tensor batch_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& running_mean, const Tensor& running_var, bool training, double momentum,
                   double eps) {
-  return batch_norm("batch_norm", false, x, weight, bias, running_mean, running_var, training, momentum, eps);
+  return batch_norm("batch_norm", false, x, {}, weight, bias, running_mean, running_var, training, momentum, eps);
 }
 
 Tensor batch_norm_relu(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& running_mean, const Tensor& running_var, bool training,
                        double momentum, double eps) {
-  return batch_norm("batch_norm_relu", true, x, weight, bias, running_mean, running_var, training, momentum, eps);
+  return batch_norm("batch_norm_relu", true, x, {}, weight, bias, running_mean, running_var, training, momentum, eps);
+}
+
+Tensor batch_norm_add_relu(const Tensor& x, const Tensor& residual, const Tensor& weight, const Tensor& bias, const Tensor& running_mean, const Tensor& running_var,
+                           bool training, double momentum, double eps) {
+  detail::check_defined("batch_norm_add_relu", "residual", residual);
+  return batch_norm("batch_norm_add_relu", true, x, residual, weight, bias, running_mean, running_var, training, momentum, eps);
 }
 
 Tensor layer_norm(const Tensor& x, const Shape& normalized_shape, const Tensor& weight, const Tensor& bias, double eps) {

@@ -12,9 +12,13 @@ namespace fovea {
 // be there. ValueError when training on a single value a channel.   Source: Ioffe & Szegedy 2015.
 Tensor batch_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& running_mean, const Tensor& running_var, bool training,
                   double momentum = 0.1, double eps = 1e-5);
+// x [n, channels, h, w] may be channels-last (autograd/shape.h): the result is then, and its gradients are.
 // relu(batch_norm(...)) in one pass over memory.
 Tensor batch_norm_relu(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& running_mean, const Tensor& running_var, bool training,
                        double momentum = 0.1, double eps = 1e-5);
+// relu(batch_norm(...) + residual) in one pass over memory, the end of a residual block. residual: of x's shape and dtype.   Source: He et al. 2016.
+Tensor batch_norm_add_relu(const Tensor& x, const Tensor& residual, const Tensor& weight, const Tensor& bias, const Tensor& running_mean, const Tensor& running_var,
+                           bool training, double momentum = 0.1, double eps = 1e-5);
 
 // Statistics over the last axes, which must have the sizes `normalized_shape`; weight and bias have that shape.   Source: Ba, Kiros & Hinton 2016.
 Tensor layer_norm(const Tensor& x, const Shape& normalized_shape, const Tensor& weight = {}, const Tensor& bias = {}, double eps = 1e-5);

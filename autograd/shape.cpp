@@ -365,6 +365,17 @@ Tensor clone(const Tensor& x) {
 
 Tensor contiguous(const Tensor& x) { return check_defined("contiguous", "x", x).is_contiguous() ? x : clone(x); }
 
+bool is_channels_last(const Tensor& x) { return check_defined("is_channels_last", "x", x).rank() == 4 && x.view().is_channels_last(); }
+
+Tensor channels_last(const Tensor& x) {
+  check_defined("channels_last", "x", x);
+  check<ShapeError>(x.rank() == 4, "channels_last: takes x [n, channels, h, w], got ", x.shape());
+  if (is_channels_last(x)) return x;
+  Tensor y = empty_channels_last(x.shape(), detail::options_of(x));
+  copy_into(x, y);
+  return record("channels_last", y, {x}, saving(), [](const Saved&, const Tensor& g) { return grads(g); });
+}
+
 Tensor concat(const std::vector<Tensor>& tensors, int64_t axis) {
   check<ValueError>(!tensors.empty(), "concat: takes at least one tensor");
   for (const Tensor& t : tensors) check_defined("concat", "a part", t);
@@ -461,7 +472,7 @@ Tensor triu(const Tensor& x, int64_t diagonal) { return triangle("triu", x, diag
 Tensor to(const Tensor& x, DType dtype) {
   check_defined("to", "x", x);
   if (x.dtype() == dtype) return x;
-  Tensor y = empty_like(x, dtype);
+  Tensor y = detail::empty_for(x.shape(), {dtype, x.device()}, {x});
   copy_into(x, y);
   if (!is_floating(x.dtype()) || !is_floating(dtype)) return y;      // no gradient goes through integers
   const DType source = x.dtype();

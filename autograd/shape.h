@@ -31,7 +31,12 @@ Tensor flatten(const Tensor& x, int64_t first_axis = 0, int64_t last_axis = -1);
 
 // --- copies ---
 Tensor contiguous(const Tensor& x);                                   // x itself if it is contiguous already
-Tensor clone(const Tensor& x);
+Tensor clone(const Tensor& x);                                        // as contiguous
+
+// Channels-last: the memory of a tensor [n, channels, h, w] lies as [n, h, w, channels], as tensor cores want it; shapes, indices and values are what they were. Elementwise
+// operations, to(x, dtype) and batch norm keep that layout, on the CPU as on CUDA; operations that need contiguous memory copy.
+bool is_channels_last(const Tensor& x);                               // true as well of a contiguous [n, channels, h, w] with one channel, or one place
+Tensor channels_last(const Tensor& x);                                // x itself if it is channels-last already; ShapeError unless it has four axes
 Tensor concat(const std::vector<Tensor>& tensors, int64_t axis = 0);
 Tensor stack(const std::vector<Tensor>& tensors, int64_t axis = 0);   // along a new axis
 Tensor repeat(const Tensor& x, const std::vector<int64_t>& times);    // tiles x, times[i] copies along axis i

@@ -151,14 +151,16 @@ struct KernelTable {
   void (*adaptive_avg_pool_backward)(Queue, const AdaptivePoolGeometry&, const ConstView& dy, const View& dx);
 
   // --- normalisation (norm.cpp, group_norm.cpp): contiguous; gamma, beta and any gradient may be absent; mean and invstd (1/sqrt(var+eps)) are float32 or wider.
-  //     Beside a half x, everything with a value a channel is float32: gamma, beta and their gradients, mean, invstd, variance ---
-  void (*batch_norm_train)(Queue, const NormGeometry&, bool has_relu, const ConstView& x, const ConstView& gamma, const ConstView& beta,
+  //     Beside a half x, everything with a value a channel is float32: gamma, beta and their gradients, mean, invstd, variance.
+  //     Batch norm, y = relu(norm(x) + residual): the residual may be absent, the ReLU left out. x, residual, y, dy, dx and dresidual are either all contiguous or
+  //     all channels-last ---
+  void (*batch_norm_train)(Queue, const NormGeometry&, bool has_relu, const ConstView& x, const ConstView& residual, const ConstView& gamma, const ConstView& beta,
                            const View& y, const View& mean, const View& invstd);                            // biased variance inside
-  void (*batch_norm_eval)(Queue, const NormGeometry&, bool has_relu, const ConstView& x, const ConstView& gamma, const ConstView& beta,
+  void (*batch_norm_eval)(Queue, const NormGeometry&, bool has_relu, const ConstView& x, const ConstView& residual, const ConstView& gamma, const ConstView& beta,
                           const ConstView& mean, const ConstView& variance, const View& y);
-  // y is read only when has_relu (dy counts where y > 0).
+  // y is read only when has_relu (dy counts where y > 0); dresidual is dy where it counts.
   void (*batch_norm_backward)(Queue, const NormGeometry&, bool has_relu, const ConstView& dy, const ConstView& x, const ConstView& y, const ConstView& gamma,
-                              const ConstView& mean, const ConstView& invstd, const View& dx, const View& dgamma, const View& dbeta);
+                              const ConstView& mean, const ConstView& invstd, const View& dx, const View& dresidual, const View& dgamma, const View& dbeta);
   void (*group_norm)(Queue, const NormGeometry&, const ConstView& x, const ConstView& gamma, const ConstView& beta,
                      const View& y, const View& mean, const View& invstd);                                  // mean, invstd [n, groups] (may be absent); gamma, beta [channels]
   void (*group_norm_backward)(Queue, const NormGeometry&, const ConstView& dy, const ConstView& x, const ConstView& gamma,

@@ -126,6 +126,20 @@ struct BasicView {
     }
     return true;
   }
+
+  // [n, channels, ...] whose channels lie innermost in memory (NHWC), in one dense run. What has one channel or one place is contiguous as well.
+  bool is_channels_last() const { return strides_are_channels_last(shape, strides); }
+
+  static bool strides_are_channels_last(const Shape& shape, const Strides& strides) {
+    if (shape.rank() < 3) return false;
+    Shape memory_shape = shape;
+    Strides memory_strides = strides;
+    memory_shape.erase(1);
+    memory_shape.push_back(shape[1]);
+    memory_strides.erase(1);
+    memory_strides.push_back(strides[1]);
+    return strides_are_contiguous(memory_shape, memory_strides);
+  }
 };
 
 struct ConstView : BasicView<const void*> {

@@ -36,16 +36,24 @@ double BatchNorm::next_momentum() const {
   return options_.momentum ? *options_.momentum : 1.0 / static_cast<double>(num_batches_tracked.item<int64_t>() + 1);
 }
 
-Tensor BatchNorm::forward(const Tensor& x) { return normalize(x, false); }
-Tensor BatchNorm::forward_relu(const Tensor& x) { return normalize(x, true); }
+Tensor BatchNorm::forward(const Tensor& x) { return normalize(x, {}, false); }
+Tensor BatchNorm::forward_relu(const Tensor& x) { return normalize(x, {}, true); }
 
-Tensor BatchNorm::normalize(const Tensor& x, bool has_relu) {
+Tensor BatchNorm::forward_add_relu(const Tensor& x, const Tensor& residual) {
+  check<ValueError>(residual.defined(), type_name(), ": residual is an undefined tensor");
+  return normalize(x, residual, true);
+}
+
+// Under a ReLU, with a residual where there is one.
+Tensor BatchNorm::normalize(const Tensor& x, const Tensor& residual, bool has_relu) {
   check_input(x.shape());
   const bool has_statistics = running_mean.defined(), uses_batch = is_training() || !has_statistics;
   const bool is_counted = uses_batch && has_statistics && !x.is_meta();
-  const auto apply = has_relu ? batch_norm_relu : batch_norm;
-  const Tensor y = apply(x, alongside(x, weight), alongside(x, bias), alongside(x, running_mean), alongside(x, running_var), uses_batch,
-                         is_counted ? next_momentum() : 0.1, options_.eps);
+  const Tensor scale = alongside(x, weight), shift = alongside(x, bias), mean = alongside(x, running_mean), variance = alongside(x, running_var);
+  const double momentum = is_counted ? next_momentum() : 0.1, eps = options_.eps;
+  const Tensor y = residual   ? batch_norm_add_relu(x, residual, scale, shift, mean, variance, uses_batch, momentum, eps)
+                   : has_relu ? batch_norm_relu(x, scale, shift, mean, variance, uses_batch, momentum, eps)
+                              : batch_norm(x, scale, shift, mean, variance, uses_batch, momentum, eps);
   if (is_counted) {                          // once all went well
     NoGrad no_grad;
     add_(num_batches_tracked, 1);

@@ -18,6 +18,7 @@ class BatchNorm : public Module {
  public:
   Tensor forward(const Tensor& x) override;
   Tensor forward_relu(const Tensor& x);      // relu(forward(x)) in one pass over memory; Sequential uses it where a ReLU follows
+  Tensor forward_add_relu(const Tensor& x, const Tensor& residual);   // relu(forward(x) + residual) in one pass: the end of a residual block
   std::string options() const override;
   Tensor weight, bias, running_mean, running_var, num_batches_tracked;
 
@@ -28,7 +29,7 @@ class BatchNorm : public Module {
   int64_t channels() const { return channels_; }
 
  private:
-  Tensor normalize(const Tensor& x, bool has_relu);
+  Tensor normalize(const Tensor& x, const Tensor& residual, bool has_relu);
   double next_momentum() const;              // the weight of the next batch in the running statistics
 
   int64_t channels_;

@@ -81,6 +81,8 @@ bool fits(double value, DType dtype) {
   }
 }
 
+bool is_only_channels_last(const Tensor& x) { return x.rank() == 4 && !x.is_contiguous() && x.view().is_channels_last(); }
+
 void check_fits(const char* op, double value, DType dtype) { check<ValueError>(fits(value, dtype), op, ": ", value, " does not fit into ", dtype); }
 
 }  // namespace detail
@@ -105,6 +107,13 @@ Tensor empty(const Shape& shape, TensorOptions options) {
 
 Tensor empty_like(const Tensor& x) { return empty(x.shape(), {x.dtype(), x.device()}); }
 Tensor empty_like(const Tensor& x, DType dtype) { return empty(x.shape(), {dtype, x.device()}); }
+
+Tensor empty_channels_last(const Shape& shape, TensorOptions options) {
+  check<ShapeError>(shape.rank() == 4, "empty_channels_last: takes a shape [n, channels, h, w], got ", shape);
+  const Tensor memory = empty(shape, options);
+  const int64_t c = shape[1], h = shape[2], w = shape[3];
+  return Tensor(memory.storage(), shape, {h * w * c, 1, w * c, c}, 0, options.dtype);
+}
 
 Tensor full(const Shape& shape, double value, TensorOptions options) { return filled("full", shape, value, options); }
 Tensor zeros(const Shape& shape, TensorOptions options) { return filled("zeros", shape, 0, options); }

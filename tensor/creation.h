@@ -29,11 +29,14 @@ namespace detail {
 // Is the whole part of the value among the dtype's integers? Floating-point dtypes take every value, bool tells 0 from the rest.
 bool fits(double value, DType dtype);
 void check_fits(const char* op, double value, DType dtype);                    // ValueError naming `op` where it does not
+// Is x [n, channels, h, w] channels-last, and not contiguous as well, as what has one channel or one place is?
+bool is_only_channels_last(const Tensor& x);
 }  // namespace detail
 
 Tensor empty(const Shape& shape, TensorOptions options = {});                 // not initialised
 Tensor empty_like(const Tensor& x);                                            // contiguous, x's shape, dtype and device
 Tensor empty_like(const Tensor& x, DType dtype);
+Tensor empty_channels_last(const Shape& shape, TensorOptions options = {});   // [n, channels, h, w], in memory as [n, h, w, channels]
 Tensor zeros(const Shape& shape, TensorOptions options = {});
 Tensor ones(const Shape& shape, TensorOptions options = {});
 Tensor full(const Shape& shape, double value, TensorOptions options = {});     // ValueError if the value does not fit into an integer dtype

@@ -67,8 +67,8 @@ Outputs run_kernels(const NormGeometry& g, bool is_batch, bool has_relu, const T
   const Shape stats = is_batch ? Shape{g.channels} : Shape{g.n, g.groups};
   Outputs o{poisoned(x.shape(), dtype), poisoned(stats, dtype), poisoned(stats, dtype), poisoned(x.shape(), dtype), poisoned({g.channels}, dtype), poisoned({g.channels}, dtype)};
   if (is_batch) {
-    t.batch_norm_train(nullptr, g, has_relu, x.view(), gamma.view(), beta.view(), o.y.mutable_view(), o.mean.mutable_view(), o.invstd.mutable_view());
-    t.batch_norm_backward(nullptr, g, has_relu, dy.view(), x.view(), o.y.view(), gamma.view(), o.mean.view(), o.invstd.view(), o.dx.mutable_view(),
+    t.batch_norm_train(nullptr, g, has_relu, x.view(), {}, gamma.view(), beta.view(), o.y.mutable_view(), o.mean.mutable_view(), o.invstd.mutable_view());
+    t.batch_norm_backward(nullptr, g, has_relu, dy.view(), x.view(), o.y.view(), gamma.view(), o.mean.view(), o.invstd.view(), o.dx.mutable_view(), {},
                           o.dgamma.mutable_view(), o.dbeta.mutable_view());
   } else {
     t.group_norm(nullptr, g, x.view(), gamma.view(), beta.view(), o.y.mutable_view(), o.mean.mutable_view(), o.invstd.mutable_view());
@@ -205,6 +205,9 @@ TEST_CASE("gradients of the normalisations are the limits of differences, first 
       {"group_norm", [](Inputs i) { return group_norm(i[0], 2, i[1], i[2]); }, {2, 4, 3}, {4}},
       {"group_norm of rows", [](Inputs i) { return group_norm(i[0], 2, i[1], i[2]); }, {2, 8}, {8}},
       {"instance_norm", [](Inputs i) { return instance_norm(i[0], i[1], i[2]); }, {2, 4, 3}, {4}},
+      {"batch_norm, channels-last", [](Inputs i) { return batch_norm(channels_last(i[0]), i[1], i[2], {}, {}, true); }, {3, 4, 2, 2}, {4}},
+      {"batch_norm_add_relu", [](Inputs i) { return batch_norm_add_relu(i[0], square(i[0]), i[1], i[2], {}, {}, true); }, {3, 4, 5}, {4}},
+      {"batch_norm_add_relu, fixed statistics", [&](Inputs i) { return batch_norm_add_relu(i[0], i[0], i[1], i[2], mean, var, false); }, {2, 4, 3}, {4}},
       {"batch_norm of a transposed view", [](Inputs i) { return batch_norm(transpose(i[0], 0, 1), i[1], i[2], {}, {}, true); }, {4, 3, 2}, {4}},
   };
   for (const auto& op : operations) {
@@ -229,6 +232,27 @@ TEST_CASE("batch_norm_relu is relu of batch_norm, with the same gradients") {
   for (size_t i = 0; i < fused.size(); ++i) CHECK(distance(fused[i], separate[i]) < 1e-6);
 }
 
+TEST_CASE("batch_norm_add_relu is relu of batch_norm plus a residual, in either layout and for one residual of another layout") {
+  for (const bool is_training : {true, false}) {
+    const auto run = [&](bool is_fused, bool x_is_last, bool residual_is_last) {
+      Tensor x = random_tensor({3, 4, 5, 2}, DType::float32, 3), w = random_tensor({4}, DType::float32, 4), b = random_tensor({4}, DType::float32, 5);
+      Tensor r = random_tensor({3, 4, 5, 2}, DType::float32, 7);
+      for (Tensor* t : {&x, &w, &b, &r}) t->set_requires_grad();
+      const Tensor mean = full({4}, 0.1), var = full({4}, 1.3), in = x_is_last ? channels_last(x) : x, residual = residual_is_last ? channels_last(r) : r;
+      const Tensor y = is_fused ? batch_norm_add_relu(in, residual, w, b, mean, var, is_training) : relu(batch_norm(in, w, b, mean, var, is_training) + residual);
+      CHECK(is_channels_last(y) == (x_is_last || (residual_is_last && !is_fused)));
+      y.backward(random_tensor({3, 4, 5, 2}, DType::float32, 6));
+      return std::vector<Tensor>{contiguous(y), contiguous(x.grad()), w.grad(), b.grad(), contiguous(r.grad()), mean, var};
+    };
+    const auto separate = run(false, false, false);
+    for (const bool x_is_last : {false, true})
+      for (const bool residual_is_last : {false, true}) {
+        const auto fused = run(true, x_is_last, residual_is_last);
+        for (size_t i = 0; i < fused.size(); ++i) CHECK(distance(fused[i], separate[i]) < 2e-6);
+      }
+  }
+}
+
 TEST_CASE("batch_norm: a later batch does not disturb an earlier one's backward pass") {
   Tensor x = random_tensor({3, 2, 4}, DType::float64, 3), w = ones({2}, f64);
   x.set_requires_grad();
@@ -246,6 +270,9 @@ TEST_CASE("normalisations refuse what does not fit, and leave the running statis
   CHECK(error_of<ShapeError>([&] { batch_norm(x, ones({2}, f64), {}, mean, var, true); }) == "batch_norm: weight must be [3] for x [1,3], got [2]");
   CHECK(error_of<DTypeError>([&] { batch_norm(x, ones({3}), {}, mean, var, true); }).find("weight is float32 but x is float64") != std::string::npos);
   CHECK(error_of<ValueError>([&] { batch_norm(x, {}, {}, {}, {}, false); }).find("running_mean") != std::string::npos);
+  CHECK(error_of<ShapeError>([&] { batch_norm_add_relu(ones({2, 3}), ones({1, 3}), {}, {}, {}, {}, true); }) ==
+        "batch_norm_add_relu: residual must have x's shape [2,3], got [1,3]");
+  CHECK(error_of<ValueError>([&] { batch_norm_add_relu(ones({2, 3}), {}, {}, {}, {}, {}, true); }).find("residual is an undefined tensor") != std::string::npos);
   CHECK(error_of<ShapeError>([&] { group_norm(x, 2); }).find("do not divide") != std::string::npos);
   CHECK(error_of<ShapeError>([&] { layer_norm(x, {4}); }) == "layer_norm: the last axes of x [1,3] must be [4]");
   CHECK(error_of<DTypeError>([&] { layer_norm(zeros({2, 3}, DType::int64), {3}); }).find("int64") != std::string::npos);

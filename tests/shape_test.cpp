@@ -4,7 +4,9 @@
 #include <string>
 #include <vector>
 
+#include <fovea/autograd/activations.h>
 #include <fovea/autograd/backward.h>
+#include <fovea/autograd/elementwise.h>
 #include <fovea/autograd/shape.h>
 #include <fovea/tensor/creation.h>
 
@@ -152,4 +154,30 @@ TEST_CASE("moving to a device that is not there says so") {
   CHECK_THROWS_AS(to(zeros({2}), Device::cuda()), DeviceError);
   CHECK(contains(error_of<DeviceError>([] { to(zeros({2}, Device::meta()), Device::cpu()); }), "no data"));
   CHECK(to(zeros({2}), Device::meta()).is_meta());
+}
+
+TEST_CASE("channels_last: the same elements in another order of memory, which elementwise operations keep") {
+  const Tensor x = to(arange(2 * 3 * 4 * 5), DType::float32), image = reshape(x, {2, 3, 4, 5}), y = channels_last(image);
+  CHECK(y.shape() == image.shape());
+  CHECK(y.strides() == Strides{60, 1, 15, 3});
+  CHECK(y.to_vector<float>() == image.to_vector<float>());
+  CHECK(is_channels_last(y));
+  CHECK(!is_channels_last(image));
+  CHECK(channels_last(y).is_same(y));
+  CHECK(contiguous(y).is_contiguous());
+
+  const Tensor bias = reshape(to(arange(3), DType::float32), {1, 3, 1, 1});
+  const std::vector<Tensor> results = {relu(y), y + image, image * y, y + bias, bias - y, where(gt(y, 50.0), y, 0.0), to(y, DType::float16), gt(image, y)};
+  for (const Tensor& kept : results) CHECK(is_channels_last(kept));
+  CHECK((y + bias).to_vector<float>() == (image + bias).to_vector<float>());
+  CHECK((image * y).to_vector<float>() == (image * image).to_vector<float>());
+  CHECK(relu(image).is_contiguous());
+
+  const Tensor both = zeros({2, 1, 4, 5});                                   // one channel: channels-last and contiguous at once
+  CHECK(is_channels_last(both));
+  CHECK(channels_last(both).is_same(both));
+  CHECK(relu(both).is_contiguous());
+  CHECK(!is_channels_last(zeros({2, 3, 4})));
+  CHECK(!is_channels_last(permute(zeros({2, 3, 5, 4}), {0, 1, 3, 2})));
+  CHECK_THROWS_WITH_AS(channels_last(zeros({2, 3})), "channels_last: takes x [n, channels, h, w], got [2,3]", ShapeError);
 }

@@ -93,7 +93,7 @@ void forward(const NormGeometry& g, const ConstView& x, const ConstView& gamma, 
       for (int64_t c = 0; c < group_channels; ++c) {
         const double scale = inverse * static_cast<double>(value_or<T>(gamma, first_channel + c, 1));
         const double shift = static_cast<double>(value_or<T>(beta, first_channel + c, 0)) + (static_cast<double>(center) - m.mean) * scale;
-        affine_run(d, in + c * g.spatial, out + c * g.spatial, g.spatial, center, static_cast<T>(scale), static_cast<T>(shift), false);
+        affine_run(d, in + c * g.spatial, static_cast<const T*>(nullptr), out + c * g.spatial, g.spatial, center, static_cast<T>(scale), static_cast<T>(shift), false);
       }
     }
   });

@@ -1,7 +1,7 @@
-// Batch norm over x [n, channels, spatial], with a ReLU on top if asked: y = gamma * (x - mean_c) / sqrt(var_c + eps) + beta
-// (Ioffe & Szegedy 2015, algorithm 1; var is the biased variance over n and spatial), and its backward pass
-//     dx = gamma * invstd * (g - mean(g) - xhat * mean(g * xhat)),  dgamma = sum(g * xhat),  dbeta = sum(g),  g = dy where the ReLU let y through.
-// Layout: contiguous. Overwrites its outputs. Statistics: Note [Variance without cancellation] in norm_runs.h; sums in the element's type over at most 4096
+// Batch norm over x [n, channels, spatial], y = gamma * (x - mean_c) / sqrt(var_c + eps) + beta (Ioffe & Szegedy 2015, algorithm 1; var is the biased variance over n
+// and spatial), with a residual added and a ReLU on top if asked, and its backward pass
+//     dx = gamma * invstd * (g - mean(g) - xhat * mean(g * xhat)),  dgamma = sum(g * xhat),  dbeta = sum(g),  g = dresidual = dy where the ReLU let y through.
+// Layout: contiguous, or channels-last, which is rows of features. Overwrites its outputs. Statistics: Note [Variance without cancellation] in norm_runs.h; sums in the element's type over at most 4096
 // elements, in float64 beyond, in an order that the shape alone decides: deterministic, whatever the number of threads.
 // Floor: forward reads and writes x once, backward reads dy, x (and y under a ReLU) once and writes dx, as long as a channel fits into the second-level cache.
 #include <algorithm>
@@ -53,6 +53,8 @@ Sums sum_units(int64_t units, bool is_split, const F& sum_range) {
   return total;
 }
 
+template <class T> T* at_offset(T* p, int64_t offset) { return p ? p + offset : nullptr; }       // of a tensor that may not be there
+
 // Runs f(channel, is_split) for all channels: channels beside each other where there are many, one after the other and each split where there are few.
 template <class F>
 void for_each_channel(const NormGeometry& g, const Units& units, const F& f) {
@@ -76,7 +78,7 @@ void apply_units(int64_t units, bool is_split, const F& apply_range) {
 // --- planes: spatial > 1 ---
 
 template <class T>
-void train_planes(const NormGeometry& g, bool has_relu, const ConstView& x, const ConstView& gamma, const ConstView& beta, const View& y, const View& mean,
+void train_planes(const NormGeometry& g, bool has_relu, const ConstView& x, const ConstView& residual, const ConstView& gamma, const ConstView& beta, const View& y, const View& mean,
                   const View& invstd) {
   const hn::ScalableTag<T> d;
   const Units units{g.n, g.channels, g.spatial};
@@ -94,7 +96,7 @@ void train_planes(const NormGeometry& g, bool has_relu, const ConstView& x, cons
     const double shift = static_cast<double>(value_or<T>(beta, c, 0)) + (static_cast<double>(center) - m.mean) * scale;      // makes up for center's rounding
     apply_units(units.count(), is_split, [&](int64_t begin, int64_t end) HWY_ATTR {
       units.walk(c, begin, end, [&](int64_t offset, int64_t length) HWY_ATTR {
-        affine_run(d, x.as<T>() + offset, y.as<T>() + offset, length, center, static_cast<T>(scale), static_cast<T>(shift), has_relu);
+        affine_run(d, x.as<T>() + offset, at_offset(residual.as<T>(), offset), y.as<T>() + offset, length, center, static_cast<T>(scale), static_cast<T>(shift), has_relu);
       });
     });
   });
@@ -102,7 +104,7 @@ void train_planes(const NormGeometry& g, bool has_relu, const ConstView& x, cons
 
 template <class T>
 void backward_planes(const NormGeometry& g, const ConstView& dy, const ConstView& x, const T* y, const ConstView& gamma, const ConstView& mean,
-                     const ConstView& invstd, const View& dx, const View& dgamma, const View& dbeta) {
+                     const ConstView& invstd, const View& dx, const View& dresidual, const View& dgamma, const View& dbeta) {
   const hn::ScalableTag<T> d;
   const Units units{g.n, g.channels, g.spatial};
   const double count = static_cast<double>(g.n * g.spatial);
@@ -112,24 +114,25 @@ void backward_planes(const NormGeometry& g, const ConstView& dy, const ConstView
     const GradientSums sums = sum_units<GradientSums>(units.count(), is_split, [&](int64_t begin, int64_t end) HWY_ATTR {
       GradientSums total;
       units.walk(c, begin, end, [&](int64_t offset, int64_t length) HWY_ATTR {
-        total.add(gradient_sums(d, dy.as<T>() + offset, x.as<T>() + offset, y ? y + offset : nullptr, length, center));
+        total.add(gradient_sums(d, dy.as<T>() + offset, x.as<T>() + offset, at_offset(y, offset), length, center));
       });
       return total;
     });
     if (dgamma) dgamma.as<T>()[c] = static_cast<T>(sums.dy_deviation * inverse);
     if (dbeta) dbeta.as<T>()[c] = static_cast<T>(sums.dy);
-    if (!dx) return;
+    if (!dx && !dresidual) return;
     const T scale = static_cast<T>(inverse * static_cast<double>(value_or<T>(gamma, c, 1)));
     const T mean_g = static_cast<T>(sums.dy / count), slope = static_cast<T>(sums.dy_deviation * inverse * inverse / count);
     apply_units(units.count(), is_split, [&](int64_t begin, int64_t end) HWY_ATTR {
       units.walk(c, begin, end, [&](int64_t offset, int64_t length) HWY_ATTR {
-        gradient_run(d, dy.as<T>() + offset, x.as<T>() + offset, y ? y + offset : nullptr, dx.as<T>() + offset, length, center, scale, mean_g, slope);
+        gradient_run(d, dy.as<T>() + offset, x.as<T>() + offset, at_offset(y, offset), at_offset(dx.as<T>(), offset), at_offset(dresidual.as<T>(), offset), length, center,
+                     scale, mean_g, slope);
       });
     });
   });
 }
 
-// --- columns: spatial == 1, x [n, channels]. A block of columns is walked row by row; sums in float64, of deviations from the first row. ---
+// --- columns: spatial == 1, x [n, channels], which a channels-last x is too, with a row for each place. A block of columns is walked row by row; sums in float64, of deviations from the first row. ---
 
 template <class F>
 void for_each_column_block(const NormGeometry& g, const F& f) {
@@ -140,7 +143,7 @@ void for_each_column_block(const NormGeometry& g, const F& f) {
 }
 
 template <class T>
-void train_columns(const NormGeometry& g, bool has_relu, const ConstView& x, const ConstView& gamma, const ConstView& beta, const View& y, const View& mean,
+void train_columns(const NormGeometry& g, bool has_relu, const ConstView& x, const ConstView& residual, const ConstView& gamma, const ConstView& beta, const View& y, const View& mean,
                    const View& invstd) {
   for_each_column_block(g, [&](int64_t first, int64_t width) HWY_ATTR {
     double sum[column_block] = {}, squares[column_block] = {}, scale[column_block], center[column_block], shift[column_block];
@@ -165,9 +168,11 @@ void train_columns(const NormGeometry& g, bool has_relu, const ConstView& x, con
     }
     for (int64_t i = 0; i < g.n; ++i) {
       const T* row = origin + i * g.channels;
+      const T* carried = at_offset(residual.as<T>(), i * g.channels + first);
       T* out = y.as<T>() + i * g.channels + first;
       for (int64_t j = 0; j < width; ++j) {
-        const T v = static_cast<T>((static_cast<double>(row[j]) - center[j]) * scale[j] + shift[j]);
+        const double normal = (static_cast<double>(row[j]) - center[j]) * scale[j] + shift[j];
+        const T v = static_cast<T>(carried ? normal + static_cast<double>(carried[j]) : normal);
         out[j] = has_relu && v < 0 ? T(0) : v;
       }
     }
@@ -176,7 +181,7 @@ void train_columns(const NormGeometry& g, bool has_relu, const ConstView& x, con
 
 template <class T>
 void backward_columns(const NormGeometry& g, const ConstView& dy, const ConstView& x, const T* y, const ConstView& gamma, const ConstView& mean,
-                      const ConstView& invstd, const View& dx, const View& dgamma, const View& dbeta) {
+                      const ConstView& invstd, const View& dx, const View& dresidual, const View& dgamma, const View& dbeta) {
   const hn::ScalableTag<T> d;
   for_each_column_block(g, [&](int64_t first, int64_t width) HWY_ATTR {
     double sum[column_block] = {}, product[column_block] = {}, scale[column_block];
@@ -185,7 +190,7 @@ void backward_columns(const NormGeometry& g, const ConstView& dy, const ConstVie
     const T* inverse = invstd.as<T>() + first;
     const auto read_row = [&](int64_t at) HWY_ATTR {
       for_each_vector(d, width, [&](int64_t j, int64_t count) HWY_ATTR {
-        store_some(d, load_gradient(d, dy.as<T>() + at, y ? y + at : nullptr, j, count), upstream + j, count);
+        store_some(d, load_gradient(d, dy.as<T>() + at, at_offset(y, at), j, count), upstream + j, count);
       });
     };
     for (int64_t i = 0; i < g.n; ++i) {
@@ -206,11 +211,13 @@ void backward_columns(const NormGeometry& g, const ConstView& dy, const ConstVie
       sum[j] /= count;
       product[j] *= k * k / count;
     }
-    for (int64_t i = 0; dx && i < g.n; ++i) {
-      const T* row = x.as<T>() + i * g.channels + first;
-      T* out = dx.as<T>() + i * g.channels + first;
-      read_row(i * g.channels + first);
-      for (int64_t j = 0; j < width; ++j) {
+    for (int64_t i = 0; (dx || dresidual) && i < g.n; ++i) {
+      const int64_t at = i * g.channels + first;
+      const T* row = x.as<T>() + at;
+      read_row(at);
+      if (dresidual) std::copy(upstream, upstream + width, dresidual.as<T>() + at);
+      T* out = at_offset(dx.as<T>(), at);
+      for (int64_t j = 0; out && j < width; ++j) {
         const double deviation = static_cast<double>(row[j]) - static_cast<double>(center[j]);
         out[j] = static_cast<T>(scale[j] * (static_cast<double>(upstream[j]) - sum[j] - deviation * product[j]));
       }
@@ -219,7 +226,7 @@ void backward_columns(const NormGeometry& g, const ConstView& dy, const ConstVie
 }
 
 template <class T>
-void eval_planes(const NormGeometry& g, bool has_relu, const ConstView& x, const ConstView& gamma, const ConstView& beta, const ConstView& mean,
+void eval_planes(const NormGeometry& g, bool has_relu, const ConstView& x, const ConstView& residual, const ConstView& gamma, const ConstView& beta, const ConstView& mean,
                  const ConstView& variance, const View& y) {
   const hn::ScalableTag<T> d;
   parallel_for(g.n * g.channels, std::max<int64_t>(1, 16384 / std::max<int64_t>(g.spatial, 1)), [&](int64_t begin, int64_t end) HWY_ATTR {
@@ -227,13 +234,13 @@ void eval_planes(const NormGeometry& g, bool has_relu, const ConstView& x, const
       const int64_t c = plane % g.channels;
       const double inverse = 1.0 / std::sqrt(static_cast<double>(variance.as<T>()[c]) + g.eps);
       const T scale = static_cast<T>(inverse * static_cast<double>(value_or<T>(gamma, c, 1)));
-      affine_run(d, x.as<T>() + plane * g.spatial, y.as<T>() + plane * g.spatial, g.spatial, mean.as<T>()[c], scale, value_or<T>(beta, c, 0), has_relu);
+      affine_run(d, x.as<T>() + plane * g.spatial, at_offset(residual.as<T>(), plane * g.spatial), y.as<T>() + plane * g.spatial, g.spatial, mean.as<T>()[c], scale, value_or<T>(beta, c, 0), has_relu);
     }
   });
 }
 
 template <class T>
-void eval_columns(const NormGeometry& g, bool has_relu, const ConstView& x, const ConstView& gamma, const ConstView& beta, const ConstView& mean,
+void eval_columns(const NormGeometry& g, bool has_relu, const ConstView& x, const ConstView& residual, const ConstView& gamma, const ConstView& beta, const ConstView& mean,
                   const ConstView& variance, const View& y) {
   for_each_column_block(g, [&](int64_t first, int64_t width) HWY_ATTR {
     T scale[column_block], shift[column_block];
@@ -245,37 +252,52 @@ void eval_columns(const NormGeometry& g, bool has_relu, const ConstView& x, cons
     }
     for (int64_t i = 0; i < g.n; ++i) {
       const T* row = x.as<T>() + i * g.channels + first;
+      const T* carried = at_offset(residual.as<T>(), i * g.channels + first);
       T* out = y.as<T>() + i * g.channels + first;
       for (int64_t j = 0; j < width; ++j) {
-        const T v = (row[j] - center[j]) * scale[j] + shift[j];
+        const T normal = (row[j] - center[j]) * scale[j] + shift[j], v = carried ? normal + carried[j] : normal;
         out[j] = has_relu && v < 0 ? T(0) : v;
       }
     }
   });
 }
 
-void batch_norm_train(Queue, const NormGeometry& g, bool has_relu, const ConstView& x, const ConstView& gamma, const ConstView& beta, const View& y,
-                      const View& mean, const View& invstd) {
+// Calls f(geometry, whether x is walked by columns).
+template <class F>
+void by_layout(const NormGeometry& g, const ConstView& x, const F& f) {
+  const bool is_channels_last = !x.is_contiguous();
+  if (is_channels_last) f(NormGeometry{g.n * g.spatial, g.channels, 1, 1, g.eps}, true);
+  else f(g, g.spatial == 1);
+}
+
+void batch_norm_train(Queue, const NormGeometry& geometry, bool has_relu, const ConstView& x, const ConstView& residual, const ConstView& gamma, const ConstView& beta,
+                      const View& y, const View& mean, const View& invstd) {
   dispatch_real(x.dtype, "batch_norm", [&](auto zero) {
     using T = decltype(zero);
-    (g.spatial == 1 ? train_columns<T> : train_planes<T>)(g, has_relu, x, gamma, beta, y, mean, invstd);
+    by_layout(geometry, x, [&](const NormGeometry& g, bool is_columns) {
+      (is_columns ? train_columns<T> : train_planes<T>)(g, has_relu, x, residual, gamma, beta, y, mean, invstd);
+    });
   });
 }
 
-void batch_norm_eval(Queue, const NormGeometry& g, bool has_relu, const ConstView& x, const ConstView& gamma, const ConstView& beta, const ConstView& mean,
-                     const ConstView& variance, const View& y) {
+void batch_norm_eval(Queue, const NormGeometry& geometry, bool has_relu, const ConstView& x, const ConstView& residual, const ConstView& gamma, const ConstView& beta,
+                     const ConstView& mean, const ConstView& variance, const View& y) {
   dispatch_real(x.dtype, "batch_norm", [&](auto zero) {
     using T = decltype(zero);
-    (g.spatial == 1 ? eval_columns<T> : eval_planes<T>)(g, has_relu, x, gamma, beta, mean, variance, y);
+    by_layout(geometry, x, [&](const NormGeometry& g, bool is_columns) {
+      (is_columns ? eval_columns<T> : eval_planes<T>)(g, has_relu, x, residual, gamma, beta, mean, variance, y);
+    });
   });
 }
 
-void batch_norm_backward(Queue, const NormGeometry& g, bool has_relu, const ConstView& dy, const ConstView& x, const ConstView& y, const ConstView& gamma,
-                         const ConstView& mean, const ConstView& invstd, const View& dx, const View& dgamma, const View& dbeta) {
+void batch_norm_backward(Queue, const NormGeometry& geometry, bool has_relu, const ConstView& dy, const ConstView& x, const ConstView& y, const ConstView& gamma,
+                         const ConstView& mean, const ConstView& invstd, const View& dx, const View& dresidual, const View& dgamma, const View& dbeta) {
   dispatch_real(x.dtype, "batch_norm_backward", [&](auto zero) {
     using T = decltype(zero);
     const T* mask = has_relu ? y.as<T>() : nullptr;
-    (g.spatial == 1 ? backward_columns<T> : backward_planes<T>)(g, dy, x, mask, gamma, mean, invstd, dx, dgamma, dbeta);
+    by_layout(geometry, x, [&](const NormGeometry& g, bool is_columns) {
+      (is_columns ? backward_columns<T> : backward_planes<T>)(g, dy, x, mask, gamma, mean, invstd, dx, dresidual, dgamma, dbeta);
+    });
   });
 }
 

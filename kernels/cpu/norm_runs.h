@@ -100,18 +100,20 @@ T value_or(const ConstView& view, int64_t i, T otherwise) {
   return view ? view.as<T>()[i] : otherwise;
 }
 
-// y = scale * (x - center) + shift, and max(., 0) with NaN kept
+// y = scale * (x - center) + shift (+ residual, unless null), and max(., 0) with NaN kept
 template <class D, class T = hn::TFromD<D>>
-HWY_INLINE void affine_run(D d, const T* x, T* y, int64_t n, T center, T scale, T shift, bool has_relu) {
-  const auto c = hn::Set(d, center), a = hn::Set(d, scale), b = hn::Set(d, shift), zero = hn::Zero(d);
-  if (has_relu) {
+HWY_INLINE void affine_run(D d, const T* x, const T* residual, T* y, int64_t n, T center, T scale, T shift, bool has_relu) {
+  const auto c = hn::Set(d, center), a = hn::Set(d, scale), b = hn::Set(d, shift);
+  const auto least = has_relu ? hn::Zero(d) : hn::Neg(hn::Inf(d));
+  const auto floor = [&](hn::Vec<D> v) HWY_ATTR { return hn::IfThenElse(hn::Lt(v, least), least, v); };
+  if (residual) {
     for_each_vector(d, n, [&](int64_t i, int64_t count) HWY_ATTR {
       const auto v = hn::MulAdd(hn::Sub(load_some(d, x + i, count), c), a, b);
-      store_some(d, hn::IfThenZeroElse(hn::Lt(v, zero), v), y + i, count);
+      store_some(d, floor(hn::Add(v, load_some(d, residual + i, count))), y + i, count);
     });
   } else {
     for_each_vector(d, n, [&](int64_t i, int64_t count) HWY_ATTR {
-      store_some(d, hn::MulAdd(hn::Sub(load_some(d, x + i, count), c), a, b), y + i, count);
+      store_some(d, floor(hn::MulAdd(hn::Sub(load_some(d, x + i, count), c), a, b)), y + i, count);
     });
   }
 }
@@ -134,12 +136,15 @@ HWY_INLINE GradientSums gradient_sums(D d, const T* dy, const T* x, const T* y, 
   return {static_cast<double>(sum_lanes(d, s)), static_cast<double>(sum_lanes(d, q))};
 }
 
-// dx = scale * (g - mean_g - (x - mean) * slope)
+// dx = scale * (g - mean_g - (x - mean) * slope), and dresidual = g; either may be null.
 template <class D, class T = hn::TFromD<D>>
-HWY_INLINE void gradient_run(D d, const T* dy, const T* x, const T* y, T* dx, int64_t n, T mean, T scale, T mean_g, T slope) {
+HWY_INLINE void gradient_run(D d, const T* dy, const T* x, const T* y, T* dx, T* dresidual, int64_t n, T mean, T scale, T mean_g, T slope) {
   const auto center = hn::Set(d, mean), a = hn::Set(d, scale), m = hn::Set(d, mean_g), k = hn::Set(d, slope);
   for_each_vector(d, n, [&](int64_t i, int64_t count) HWY_ATTR {
-    const auto g = load_gradient(d, dy, y, i, count), deviation = hn::Sub(load_some(d, x + i, count), center);
+    const auto g = load_gradient(d, dy, y, i, count);
+    if (dresidual) store_some(d, g, dresidual + i, count);
+    if (!dx) return;
+    const auto deviation = hn::Sub(load_some(d, x + i, count), center);
     store_some(d, hn::Mul(a, hn::Sub(hn::Sub(g, m), hn::Mul(deviation, k))), dx + i, count);
   });
 }

@@ -26,12 +26,12 @@ struct Groups {
 };
 
 template <int pack, class T>
-__global__ __launch_bounds__(team_threads, 2) void group_norm_kernel(Walk walk, Groups groups, double eps, const T* x, const T* gamma, const T* beta, T* y, Accumulate<T>* mean,
+__global__ __launch_bounds__(team_threads, 2) void group_norm_kernel(Walk walk, Groups groups, double eps, const T* x, const Accumulate<T>* gamma, const Accumulate<T>* beta, T* y,
+                                                                   Accumulate<T>* mean,
                                                                    Accumulate<T>* invstd, const Moments* partial) {
   using A = Accumulate<T>;
   walk.for_each_channel([&](int64_t group, bool exists) {
-    const Moments m = join_channel(walk, group, exists, partial,
-                                   [&](int64_t begin, int64_t end) { return lane_moments<pack>(walk, x, group, begin, end); }, JoinMoments{});
+    const Moments m = join_channel(walk, group, exists, partial, FindMoments<pack, T>{x});
     if (!exists) return;
     const double inverse = 1.0 / sqrt(m.variance() + eps);
     const A center = static_cast<A>(m.mean), scale = static_cast<A>(inverse);
@@ -47,7 +47,7 @@ __global__ __launch_bounds__(team_threads, 2) void group_norm_kernel(Walk walk, 
           for (int j = 0; j < pack; ++j) {
             const int64_t c = groups.channel(group, at.position, j);
             const A normal = (widen(values[j]) - center) * scale + rest;
-            values[j] = narrow<T>(normal * (gamma ? widen(gamma[c]) : A(1)) + (beta ? widen(beta[c]) : A(0)));
+            values[j] = narrow<T>(normal * value_or(gamma, c, A(1)) + value_or(beta, c, A(0)));
           }
           store_pack<T, pack>(y + at.offset, 0, values);
         });
@@ -60,9 +60,10 @@ template <class T>
 struct Backward {
   using A = Accumulate<T>;
   Groups groups;
-  const T *dy, *x, *gamma;
-  const A *mean, *invstd;
-  T *dx, *dgamma, *dbeta;
+  const T *dy, *x;
+  const A *gamma, *mean, *invstd;
+  T* dx;
+  A *dgamma, *dbeta;
 
   template <int pack>
   __device__ GradientPacks<T, pack> load(const Place& at) const {
@@ -73,7 +74,7 @@ struct Backward {
   }
   // dy * gamma
   __device__ A scaled(T gradient, int64_t group, const Place& at, int j) const {
-    return gamma ? widen(gradient) * widen(gamma[groups.channel(group, at.position, j)]) : widen(gradient);
+    return gamma ? widen(gradient) * gamma[groups.channel(group, at.position, j)] : widen(gradient);
   }
 
   // Over a group, for dx: sums of g and of g * (x - mean).
@@ -104,20 +105,26 @@ struct Backward {
 };
 
 template <int pack, class T>
-__global__ __launch_bounds__(team_threads, 2) void group_norm_sums_kernel(Walk walk, Backward<T> b, GradientSums* partial) {
-  walk.for_each_channel([&](int64_t group, bool exists) {
-    const GradientSums sums = join_lanes<GradientSums>(
-        walk, exists, walk.begin(), walk.end(), [&](int64_t begin, int64_t end) { return b.template group_sums<pack>(walk, group, begin, end); }, JoinSums{});
-    if (exists && walk.team.lane() == 0) partial[group * walk.splits + blockIdx.y] = sums;
-  });
-}
+struct FindGroupSums {
+  using Partial = GradientSums;
+  using Join = JoinSums;
+  Backward<T> b;
+  __device__ GradientSums operator()(const Walk& walk, int64_t group, int64_t begin, int64_t end) const { return b.template group_sums<pack>(walk, group, begin, end); }
+};
+
+template <int pack, class T>
+struct FindChannelSums {
+  using Partial = GradientSums;
+  using Join = JoinSums;
+  Backward<T> b;
+  __device__ GradientSums operator()(const Walk& walk, int64_t channel, int64_t begin, int64_t end) const { return b.template channel_sums<pack>(walk, channel, begin, end); }
+};
 
 template <int pack, class T>
 __global__ __launch_bounds__(team_threads, 2) void group_norm_backward_kernel(Walk walk, Backward<T> b, const GradientSums* partial) {
   using A = Accumulate<T>;
   walk.for_each_channel([&](int64_t group, bool exists) {
-    const GradientSums sums = join_channel(
-        walk, group, exists, partial, [&](int64_t begin, int64_t end) { return b.template group_sums<pack>(walk, group, begin, end); }, JoinSums{});
+    const GradientSums sums = join_channel(walk, group, exists, partial, FindGroupSums<pack, T>{b});
     if (!exists) return;
     const double inverse = static_cast<double>(b.invstd[group]), count = static_cast<double>(walk.elements());
     const A center = b.mean[group], scale = b.invstd[group], mean_g = static_cast<A>(sums.gradient / count);
@@ -134,23 +141,12 @@ __global__ __launch_bounds__(team_threads, 2) void group_norm_backward_kernel(Wa
 }
 
 template <int pack, class T>
-__global__ __launch_bounds__(team_threads, 2) void group_norm_affine_sums_kernel(Walk walk, Backward<T> b, GradientSums* partial) {
-  walk.for_each_channel([&](int64_t channel, bool exists) {
-    const GradientSums sums = join_lanes<GradientSums>(
-        walk, exists, walk.begin(), walk.end(), [&](int64_t begin, int64_t end) { return b.template channel_sums<pack>(walk, channel, begin, end); }, JoinSums{});
-    if (exists && walk.team.lane() == 0) partial[channel * walk.splits + blockIdx.y] = sums;
-  });
-}
-
-template <int pack, class T>
 __global__ __launch_bounds__(team_threads, 2) void group_norm_affine_kernel(Walk walk, Backward<T> b, const GradientSums* partial) {
-  using A = Accumulate<T>;
   walk.for_each_channel([&](int64_t channel, bool exists) {
-    const GradientSums sums = join_channel(
-        walk, channel, exists, partial, [&](int64_t begin, int64_t end) { return b.template channel_sums<pack>(walk, channel, begin, end); }, JoinSums{});
+    const GradientSums sums = join_channel(walk, channel, exists, partial, FindChannelSums<pack, T>{b});
     if (!exists || walk.team.lane() != 0) return;
-    if (b.dgamma) b.dgamma[channel] = narrow<T>(static_cast<A>(sums.product));
-    if (b.dbeta) b.dbeta[channel] = narrow<T>(static_cast<A>(sums.gradient));
+    if (b.dgamma) b.dgamma[channel] = static_cast<Accumulate<T>>(sums.product);
+    if (b.dbeta) b.dbeta[channel] = static_cast<Accumulate<T>>(sums.gradient);
   });
 }
 
@@ -168,65 +164,49 @@ Walk walk_groups(const NormGeometry& g, int pack) {
 
 Walk walk_channels(const NormGeometry& g, int pack) { return {g.channels, g.n, g.spatial, g.channels * g.spatial, pack}; }
 
-// Calls f with T and the number of elements of an access. A pack must lie within a group, and within a channel where those have more than one element.
-template <class F, class... Pointers>
-void with_pack(const char* op, const NormGeometry& g, DType dtype, const F& f, const Pointers*... pointers) {
-  dispatch_floating(dtype, op, [&](auto zero) {
-    constexpr int full = full_pack<decltype(zero)>;
-    const int64_t run = g.spatial == 1 ? group_elements(g) : g.spatial;
-    if (run % full == 0 && all_aligned(pointers...)) f(zero, std::integral_constant<int, full>{});
-    else f(zero, std::integral_constant<int, 1>{});
-  });
-}
+// A pack must lie within a group, and within a channel where those have more than one element.
+int64_t run_of(const NormGeometry& g) { return g.spatial == 1 ? group_elements(g) : g.spatial; }
 
 void group_norm(Queue queue, const NormGeometry& g, const ConstView& x, const ConstView& gamma, const ConstView& beta, const View& y, const View& mean,
                 const View& invstd) {
-  with_pack("group_norm", g, x.dtype, [&](auto zero, auto pack) {
+  with_pack("group_norm", x.dtype, run_of(g), [&](auto zero, auto pack) {
     using T = decltype(zero);
     using A = Accumulate<T>;
-    check_statistics<T>("group_norm", mean, invstd);
+    check_of_channels<T>("group_norm", {gamma, beta, mean, invstd});
     const Walk walk = walk_groups(g, pack.value);
-    const auto finish = [&](const Moments* partial) {
-      launch(queue, "group_norm", walk.template grid<Moments>(), group_norm_kernel<pack.value, T>, walk, Groups(g), g.eps, x.as<T>(), gamma.as<T>(), beta.as<T>(),
+    with_partials(queue, "group_norm_moments", walk, FindMoments<pack.value, T>{x.as<T>()}, [&](const Moments* partial) {
+      launch(queue, "group_norm", walk.template grid<Moments>(), group_norm_kernel<pack.value, T>, walk, Groups(g), g.eps, x.as<T>(), gamma.as<A>(), beta.as<A>(),
              y.as<T>(), mean.as<A>(), invstd.as<A>(), partial);
-    };
-    if (walk.splits == 1) return finish(nullptr);
-    const DeviceScratch partial(walk.template partial_bytes<Moments>(), queue);
-    launch(queue, "group_norm_moments", walk.template grid<Moments>(), moments_kernel<pack.value, T>, walk, x.as<T>(), partial.as<Moments>());
-    finish(partial.as<Moments>());
+    });
   }, x.data, y.data);
 }
 
 template <int pack, class T>
 void backward_x(Queue queue, const NormGeometry& g, const Backward<T>& b) {
   const Walk walk = walk_groups(g, pack);
-  const auto finish = [&](const GradientSums* partial) {
+  with_partials(queue, "group_norm_sums", walk, FindGroupSums<pack, T>{b}, [&](const GradientSums* partial) {
     launch(queue, "group_norm_backward", walk.grid<GradientSums>(), group_norm_backward_kernel<pack, T>, walk, b, partial);
-  };
-  if (walk.splits == 1) return finish(nullptr);
-  const DeviceScratch partial(walk.partial_bytes<GradientSums>(), queue);
-  launch(queue, "group_norm_sums", walk.grid<GradientSums>(), group_norm_sums_kernel<pack, T>, walk, b, partial.as<GradientSums>());
-  finish(partial.as<GradientSums>());
+  });
 }
 
 template <int pack, class T>
 void backward_affine(Queue queue, const NormGeometry& g, const Backward<T>& b) {
-  Walk walk = walk_channels(g, pack);
-  if (walk.splits == 1) return launch(queue, "group_norm_affine", walk.grid<GradientSums>(), group_norm_affine_kernel<pack, T>, walk, b, nullptr);
-  const DeviceScratch partial(walk.partial_bytes<GradientSums>(), queue);
-  launch(queue, "group_norm_affine_sums", walk.grid<GradientSums>(), group_norm_affine_sums_kernel<pack, T>, walk, b, partial.as<GradientSums>());
-  Grid grid = walk.grid<GradientSums>();
-  grid.blocks.y = 1;                         // nothing is left to split
-  launch(queue, "group_norm_affine", grid, group_norm_affine_kernel<pack, T>, walk, b, partial.as<GradientSums>());
+  const Walk walk = walk_channels(g, pack);
+  with_partials(queue, "group_norm_affine_sums", walk, FindChannelSums<pack, T>{b}, [&](const GradientSums* partial) {
+    Grid grid = walk.grid<GradientSums>();
+    grid.blocks.y = 1;                       // nothing is left to split
+    launch(queue, "group_norm_affine", grid, group_norm_affine_kernel<pack, T>, walk, b, partial);
+  });
 }
 
 void group_norm_backward(Queue queue, const NormGeometry& g, const ConstView& dy, const ConstView& x, const ConstView& gamma, const ConstView& mean,
                          const ConstView& invstd, const View& dx, const View& dgamma, const View& dbeta) {
-  with_pack("group_norm_backward", g, x.dtype, [&](auto zero, auto pack) {
+  const char* const op = "group_norm_backward";
+  with_pack(op, x.dtype, run_of(g), [&](auto zero, auto pack) {
     using T = decltype(zero);
     using A = Accumulate<T>;
-    check_statistics<T>("group_norm_backward", mean, invstd);
-    const Backward<T> b{Groups(g), dy.as<T>(), x.as<T>(), gamma.as<T>(), mean.as<A>(), invstd.as<A>(), dx.as<T>(), dgamma.as<T>(), dbeta.as<T>()};
+    check_of_channels<T>(op, {gamma, mean, invstd, dgamma, dbeta});
+    const Backward<T> b{Groups(g), dy.as<T>(), x.as<T>(), gamma.as<A>(), mean.as<A>(), invstd.as<A>(), dx.as<T>(), dgamma.as<A>(), dbeta.as<A>()};
     if (b.dx) backward_x<pack.value>(queue, g, b);
     if (!b.dgamma && !b.dbeta) return;
     if (g.spatial == 1) backward_affine<1>(queue, g, b);

@@ -1,97 +1,81 @@
-// Batch norm over x [n, channels, spatial], with a ReLU on top if asked: y = gamma * (x - mean_c) / sqrt(var_c + eps) + beta
-// (Ioffe & Szegedy 2015, algorithm 1; var is the biased variance over n and spatial), and its backward pass
-//     dx = gamma * invstd * (g - mean(g) - xhat * mean(g * xhat)),  dgamma = sum(g * xhat),  dbeta = sum(g),  g = dy where the ReLU let y through.
-// Layout: contiguous. Overwrites its outputs. float32, float64, and the half types in float32; statistics are float32 or float64. Sums: Notes in norm_walk.h;
-// their order depends on the shape alone: deterministic.
-// Floor: forward two reads and one write of x, backward two reads of dy and x (and y under a ReLU) and one write; the second read is free where a channel stays in the cache.
+// Batch norm over x [n, channels, spatial], y = gamma * (x - mean_c) / sqrt(var_c + eps) + beta (Ioffe & Szegedy 2015, algorithm 1; var is
+// the biased variance over n and spatial), with a residual added and a ReLU on top if asked, and its backward pass
+//     dx = gamma * invstd * (g - mean(g) - xhat * mean(g * xhat)),  dgamma = sum(g * xhat),  dbeta = sum(g),
+//     g = dresidual = dy where the ReLU let y through.
+// Layout: contiguous here; channels-last tensors and rows of features go to norm_columns.cu. Overwrites its outputs. float32, float64, and the
+// half types in float32; statistics are float32 or float64. Sums: Notes in norm_walk.h; their order depends on the shape alone: deterministic.
+// Floor: forward two reads of x, one of the residual and one write, backward two reads of dy and x (and y under a ReLU) and one write (two with a
+// residual); the second read is free where a channel stays in the cache.
 #include <fovea/kernels/table.h>
 
+#include <fovea/kernels/cuda/norm_columns.h>
 #include <fovea/kernels/cuda/norm_walk.h>
 
 namespace fovea::kernels::cuda {
 namespace {
 
-// y = (x - center) * scale + shift over a block's share of a channel.
-template <class A>
-struct Affine {
-  A center, scale, shift;
-  bool has_relu;
-
-  __device__ A operator()(A x) const {
-    const A y = (x - center) * scale + shift;
-    return has_relu && y < 0 ? A(0) : y;
-  }
+template <class T, int pack>
+struct ForwardPacks {
+  Pack<T, pack> x, residual;
 };
 
+// y = relu(affine(x) + residual) over a block's share of a channel.
 template <int pack, class T>
-__device__ void apply(const Walk& walk, int64_t channel, const Affine<Accumulate<T>>& affine, const T* x, T* y) {
-  walk.for_each_pack<pack>(
-      channel, walk.begin(), walk.end(), [&](const Place& at) { return load_pack<T, pack>(x + at.offset, 0); },
-      [&](Pack<T, pack> values, const Place& at) {
+__device__ void apply(const Walk& walk, int64_t channel, const Affine<Accumulate<T>>& affine, const NormForward<T>& f) {
+  const auto load = [&](const Place& at) {
+    ForwardPacks<T, pack> packs = {};
+    packs.x = load_pack<T, pack>(f.x + at.offset, 0);
+    if (f.residual) packs.residual = load_pack<T, pack>(f.residual + at.offset, 0);
+    return packs;
+  };
+  walk.for_each_pack<pack>(channel, walk.begin(), walk.end(), load, [&](const ForwardPacks<T, pack>& packs, const Place& at) {
+    Pack<T, pack> y;
 #pragma unroll
-        for (int j = 0; j < pack; ++j) values[j] = narrow<T>(affine(widen(values[j])));
-        store_pack<T, pack>(y + at.offset, 0, values);
-      });
-}
-
-template <int pack, class T>
-__global__ __launch_bounds__(team_threads, 2) void batch_norm_kernel(Walk walk, double eps, bool has_relu, const T* x, const T* gamma, const T* beta, T* y, Accumulate<T>* mean,
-                                                                   Accumulate<T>* invstd, const Moments* partial) {
-  using A = Accumulate<T>;
-  walk.for_each_channel([&](int64_t channel, bool exists) {
-    const Moments m = join_channel(walk, channel, exists, partial,
-                                   [&](int64_t begin, int64_t end) { return lane_moments<pack>(walk, x, channel, begin, end); }, JoinMoments{});
-    if (!exists) return;
-    const double inverse = 1.0 / sqrt(m.variance() + eps), scale = inverse * value_or(gamma, channel, 1);
-    const A center = static_cast<A>(m.mean);
-    const double shift = value_or(beta, channel, 0) + (static_cast<double>(center) - m.mean) * scale;       // makes up for center's rounding
-    if (blockIdx.y == 0 && walk.team.lane() == 0) {
-      mean[channel] = center;
-      invstd[channel] = static_cast<A>(inverse);
-    }
-    apply<pack>(walk, channel, Affine<A>{center, static_cast<A>(scale), static_cast<A>(shift), has_relu}, x, y);
+    for (int j = 0; j < pack; ++j) y[j] = f.result(affine(widen(packs.x[j])), packs.residual[j]);
+    store_pack<T, pack>(f.y + at.offset, 0, y);
   });
 }
 
 template <int pack, class T>
-__global__ __launch_bounds__(team_threads, 2) void batch_norm_eval_kernel(Walk walk, double eps, bool has_relu, const T* x, const T* gamma, const T* beta, const Accumulate<T>* mean,
-                                                                        const Accumulate<T>* variance, T* y) {
-  using A = Accumulate<T>;
+__global__ __launch_bounds__(team_threads, 2) void batch_norm_kernel(Walk walk, NormForward<T> f, BatchStatistics<T> statistics,
+                                                                    const Moments* partial) {
   walk.for_each_channel([&](int64_t channel, bool exists) {
+    const Moments m = join_channel(walk, channel, exists, partial, FindMoments<pack, T>{f.x});
     if (!exists) return;
-    const double scale = 1.0 / sqrt(static_cast<double>(variance[channel]) + eps) * value_or(gamma, channel, 1);
-    apply<pack>(walk, channel, Affine<A>{mean[channel], static_cast<A>(scale), static_cast<A>(value_or(beta, channel, 0)), has_relu}, x, y);
+    apply<pack>(walk, channel, statistics.affine(f, channel, m.mean, m.variance(), blockIdx.y == 0 && walk.team.lane() == 0), f);
+  });
+}
+
+template <int pack, class T>
+__global__ __launch_bounds__(team_threads, 2) void batch_norm_eval_kernel(Walk walk, NormForward<T> f, KnownStatistics<T> statistics) {
+  walk.for_each_channel([&](int64_t channel, bool exists) {
+    if (exists) apply<pack>(walk, channel, statistics.affine(f, channel), f);
   });
 }
 
 // --- backward ---
 
-template <class T>
-struct Backward {
-  using A = Accumulate<T>;
-  const T *dy, *x, *y;                       // y: null without a ReLU
-  const T* gamma;
-  const A *mean, *invstd;
-  T *dx, *dgamma, *dbeta;
+template <int pack, class T>
+__device__ GradientPacks<T, pack> load_gradients(const NormBackward<T>& b, int64_t offset) {
+  GradientPacks<T, pack> packs = {};
+  packs.dy = load_pack<T, pack>(b.dy + offset, 0);
+  packs.x = load_pack<T, pack>(b.x + offset, 0);
+  if (b.y) packs.y = load_pack<T, pack>(b.y + offset, 0);
+  return packs;
+}
 
-  template <int pack>
-  __device__ GradientPacks<T, pack> load(const Place& at) const {
-    GradientPacks<T, pack> packs;
-    packs.dy = load_pack<T, pack>(dy + at.offset, 0);
-    packs.x = load_pack<T, pack>(x + at.offset, 0);
-    if (y) packs.y = load_pack<T, pack>(y + at.offset, 0);
-    return packs;
-  }
-  template <int pack>
-  __device__ A gradient(const GradientPacks<T, pack>& packs, int j) const { return y && widen(packs.y[j]) <= 0 ? A(0) : widen(packs.dy[j]); }
-
-  template <int pack>
-  __device__ GradientSums sums(const Walk& walk, int64_t channel, int64_t begin, int64_t end) const {
-    const A center = mean[channel];
+template <int pack, class T>
+struct FindSums {
+  using Partial = GradientSums;
+  using Join = JoinSums;
+  NormBackward<T> b;
+  __device__ GradientSums operator()(const Walk& walk, int64_t channel, int64_t begin, int64_t end) const {
+    using A = Accumulate<T>;
+    const A center = b.mean[channel];
     return lane_sums<pack, A>(
-        walk, channel, begin, end, [&](const Place& at) { return load<pack>(at); },
+        walk, channel, begin, end, [&](const Place& at) { return load_gradients<pack>(b, at.offset); },
         [&](const GradientPacks<T, pack>& packs, const Place&, int j, A& sum, A& product) {
-          const A g = gradient(packs, j);
+          const A g = b.gradient(packs.dy[j], packs.y[j]);
           sum += g;
           product += g * (widen(packs.x[j]) - center);
         });
@@ -99,36 +83,24 @@ struct Backward {
 };
 
 template <int pack, class T>
-__global__ __launch_bounds__(team_threads, 2) void batch_norm_sums_kernel(Walk walk, Backward<T> b, GradientSums* partial) {
+__global__ __launch_bounds__(team_threads, 2) void batch_norm_backward_kernel(Walk walk, NormBackward<T> b, const GradientSums* partial) {
   walk.for_each_channel([&](int64_t channel, bool exists) {
-    const GradientSums sums = join_lanes<GradientSums>(
-        walk, exists, walk.begin(), walk.end(), [&](int64_t begin, int64_t end) { return b.template sums<pack>(walk, channel, begin, end); }, JoinSums{});
-    if (exists && walk.team.lane() == 0) partial[channel * walk.splits + blockIdx.y] = sums;
-  });
-}
-
-template <int pack, class T>
-__global__ __launch_bounds__(team_threads, 2) void batch_norm_backward_kernel(Walk walk, Backward<T> b, const GradientSums* partial) {
-  using A = Accumulate<T>;
-  walk.for_each_channel([&](int64_t channel, bool exists) {
-    const GradientSums sums = join_channel(
-        walk, channel, exists, partial, [&](int64_t begin, int64_t end) { return b.template sums<pack>(walk, channel, begin, end); }, JoinSums{});
+    const GradientSums sums = join_channel(walk, channel, exists, partial, FindSums<pack, T>{b});
     if (!exists) return;
-    const double inverse = static_cast<double>(b.invstd[channel]), count = static_cast<double>(walk.elements());
-    if (blockIdx.y == 0 && walk.team.lane() == 0) {
-      if (b.dgamma) b.dgamma[channel] = narrow<T>(static_cast<A>(sums.product * inverse));
-      if (b.dbeta) b.dbeta[channel] = narrow<T>(static_cast<A>(sums.gradient));
-    }
-    if (!b.dx) return;
-    const A center = b.mean[channel], scale = static_cast<A>(inverse * value_or(b.gamma, channel, 1)), mean_g = static_cast<A>(sums.gradient / count);
-    const A slope = static_cast<A>(sums.product * inverse * inverse / count);
+    const Slope<Accumulate<T>> slope = b.slope(channel, sums, blockIdx.y == 0 && walk.team.lane() == 0);
+    if (!b.dx && !b.dresidual) return;
     walk.for_each_pack<pack>(
-        channel, walk.begin(), walk.end(), [&](const Place& at) { return b.template load<pack>(at); },
+        channel, walk.begin(), walk.end(), [&](const Place& at) { return load_gradients<pack>(b, at.offset); },
         [&](const GradientPacks<T, pack>& packs, const Place& at) {
-          Pack<T, pack> out;
+          Pack<T, pack> dx, dresidual;
 #pragma unroll
-          for (int j = 0; j < pack; ++j) out[j] = narrow<T>(scale * (b.gradient(packs, j) - mean_g - (widen(packs.x[j]) - center) * slope));
-          store_pack<T, pack>(b.dx + at.offset, 0, out);
+          for (int j = 0; j < pack; ++j) {
+            const Accumulate<T> g = b.gradient(packs.dy[j], packs.y[j]);
+            dx[j] = narrow<T>(slope(g, widen(packs.x[j])));
+            dresidual[j] = narrow<T>(g);
+          }
+          if (b.dx) store_pack<T, pack>(b.dx + at.offset, 0, dx);
+          if (b.dresidual) store_pack<T, pack>(b.dresidual + at.offset, 0, dresidual);
         });
   });
 }
@@ -137,68 +109,54 @@ __global__ __launch_bounds__(team_threads, 2) void batch_norm_backward_kernel(Wa
 
 Walk walk_of(const NormGeometry& g, int pack) { return {g.channels, g.n, g.spatial, g.channels * g.spatial, pack}; }
 
-// Calls f with the type that x is computed in and the number of elements of an access: as many as fill it, where planes split into that many.
-template <class F, class... Pointers>
-void with_pack(const char* op, DType dtype, int64_t run, const F& f, const Pointers*... pointers) {
-  dispatch_floating(dtype, op, [&](auto zero) {
-    constexpr int full = full_pack<decltype(zero)>;
-    if (run % full == 0 && all_aligned(pointers...)) f(zero, std::integral_constant<int, full>{});
-    else f(zero, std::integral_constant<int, 1>{});
-  });
-}
+// Whether neighbours in memory belong to different channels.
+bool is_by_columns(const NormGeometry& g, const ConstView& x) { return g.channels > 1 && (g.spatial == 1 || !x.is_contiguous()); }
 
-void batch_norm_train(Queue queue, const NormGeometry& g, bool has_relu, const ConstView& x, const ConstView& gamma, const ConstView& beta, const View& y,
-                      const View& mean, const View& invstd) {
+void batch_norm_train(Queue queue, const NormGeometry& g, bool has_relu, const ConstView& x, const ConstView& residual, const ConstView& gamma,
+                      const ConstView& beta, const View& y, const View& mean, const View& invstd) {
+  if (is_by_columns(g, x)) return batch_norm_train_columns(queue, g, has_relu, x, residual, gamma, beta, y, mean, invstd);
   with_pack("batch_norm", x.dtype, g.spatial, [&](auto zero, auto pack) {
     using T = decltype(zero);
-    using A = Accumulate<T>;
-    check_statistics<T>("batch_norm", mean, invstd);
+    const NormForward<T> f("batch_norm", has_relu, x, residual, gamma, beta, y);
+    const BatchStatistics<T> statistics("batch_norm", g.eps, mean, invstd);
     const Walk walk = walk_of(g, pack.value);
-    const auto finish = [&](const Moments* partial) {
-      launch(queue, "batch_norm", walk.template grid<Moments>(), batch_norm_kernel<pack.value, T>, walk, g.eps, has_relu, x.as<T>(), gamma.as<T>(), beta.as<T>(),
-             y.as<T>(), mean.as<A>(), invstd.as<A>(), partial);
-    };
-    if (walk.splits == 1) return finish(nullptr);
-    const DeviceScratch partial(walk.template partial_bytes<Moments>(), queue);
-    launch(queue, "batch_norm_moments", walk.template grid<Moments>(), moments_kernel<pack.value, T>, walk, x.as<T>(), partial.as<Moments>());
-    finish(partial.as<Moments>());
-  }, x.data, y.data);
+    with_partials(queue, "batch_norm_moments", walk, FindMoments<pack.value, T>{f.x}, [&](const Moments* partial) {
+      launch(queue, "batch_norm", walk.template grid<Moments>(), batch_norm_kernel<pack.value, T>, walk, f, statistics, partial);
+    });
+  }, x.data, residual.data, y.data);
 }
 
-void batch_norm_eval(Queue queue, const NormGeometry& g, bool has_relu, const ConstView& x, const ConstView& gamma, const ConstView& beta, const ConstView& mean,
-                     const ConstView& variance, const View& y) {
+void batch_norm_eval(Queue queue, const NormGeometry& g, bool has_relu, const ConstView& x, const ConstView& residual, const ConstView& gamma,
+                     const ConstView& beta, const ConstView& mean, const ConstView& variance, const View& y) {
+  if (is_by_columns(g, x)) return batch_norm_eval_columns(queue, g, has_relu, x, residual, gamma, beta, mean, variance, y);
   with_pack("batch_norm", x.dtype, g.spatial, [&](auto zero, auto pack) {
     using T = decltype(zero);
-    using A = Accumulate<T>;
-    check_statistics<T>("batch_norm", mean, variance);
+    const NormForward<T> f("batch_norm", has_relu, x, residual, gamma, beta, y);
+    const KnownStatistics<T> statistics("batch_norm", g.eps, mean, variance);
     const Walk walk = walk_of(g, pack.value);
-    launch(queue, "batch_norm_eval", walk.template grid<Moments>(), batch_norm_eval_kernel<pack.value, T>, walk, g.eps, has_relu, x.as<T>(), gamma.as<T>(), beta.as<T>(),
-           mean.as<A>(), variance.as<A>(), y.as<T>());
-  }, x.data, y.data);
+    launch(queue, "batch_norm_eval", walk.template grid<Moments>(), batch_norm_eval_kernel<pack.value, T>, walk, f, statistics);
+  }, x.data, residual.data, y.data);
 }
 
-void batch_norm_backward(Queue queue, const NormGeometry& g, bool has_relu, const ConstView& dy, const ConstView& x, const ConstView& y, const ConstView& gamma,
-                         const ConstView& mean, const ConstView& invstd, const View& dx, const View& dgamma, const View& dbeta) {
-  const void* const mask = has_relu ? y.data : nullptr;
+void batch_norm_backward(Queue queue, const NormGeometry& g, bool has_relu, const ConstView& dy, const ConstView& x, const ConstView& y,
+                         const ConstView& gamma, const ConstView& mean, const ConstView& invstd, const View& dx, const View& dresidual,
+                         const View& dgamma, const View& dbeta) {
+  const ConstView mask = has_relu ? y : ConstView();
+  if (is_by_columns(g, x)) return batch_norm_backward_columns(queue, g, dy, x, mask, gamma, mean, invstd, dx, dresidual, dgamma, dbeta);
   with_pack("batch_norm_backward", x.dtype, g.spatial, [&](auto zero, auto pack) {
     using T = decltype(zero);
-    using A = Accumulate<T>;
-    check_statistics<T>("batch_norm_backward", mean, invstd);
+    const NormBackward<T> b(g, dy, x, mask, gamma, mean, invstd, dx, dresidual, dgamma, dbeta);
     const Walk walk = walk_of(g, pack.value);
-    const Backward<T> b{dy.as<T>(), x.as<T>(), static_cast<const T*>(mask), gamma.as<T>(), mean.as<A>(), invstd.as<A>(), dx.as<T>(), dgamma.as<T>(), dbeta.as<T>()};
-    const auto finish = [&](const GradientSums* partial) {
+    with_partials(queue, "batch_norm_sums", walk, FindSums<pack.value, T>{b}, [&](const GradientSums* partial) {
       launch(queue, "batch_norm_backward", walk.template grid<GradientSums>(), batch_norm_backward_kernel<pack.value, T>, walk, b, partial);
-    };
-    if (walk.splits == 1) return finish(nullptr);
-    const DeviceScratch partial(walk.template partial_bytes<GradientSums>(), queue);
-    launch(queue, "batch_norm_sums", walk.template grid<GradientSums>(), batch_norm_sums_kernel<pack.value, T>, walk, b, partial.as<GradientSums>());
-    finish(partial.as<GradientSums>());
-  }, dy.data, x.data, mask, dx.data);
+    });
+  }, dy.data, x.data, mask.data, dx.data, dresidual.data);
 }
 
 }  // namespace
 
 void add_batch_norm(KernelTable& t) {
+  t.computes_half.add(Family::norm);         // group_norm.cu's too
   t.batch_norm_train = batch_norm_train;
   t.batch_norm_eval = batch_norm_eval;
   t.batch_norm_backward = batch_norm_backward;

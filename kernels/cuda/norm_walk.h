@@ -11,6 +11,7 @@
 #pragma once
 
 #include <algorithm>
+#include <initializer_list>
 
 #include <fovea/kernels/cuda/core/launch.h>
 #include <fovea/kernels/cuda/core/numeric.h>
@@ -166,10 +167,32 @@ __device__ Partial join_lanes(const Walk& walk, bool exists, int64_t begin, int6
   return team_reduce(walk.team, exists ? find(begin, end) : Partial{}, join, scratch);
 }
 
-// The whole channel's: from the partial results [channels, splits] of an earlier kernel, or found here where there are none.
-template <class Partial, class Join, class Find>
-__device__ Partial join_channel(const Walk& walk, int64_t channel, bool exists, const Partial* partial, const Find& find, const Join& join) {
-  if (!partial) return join_lanes<Partial>(walk, exists, 0, walk.elements(), find, join);
+// The functors below find one lane's partial result among the elements [begin, end) of a channel, and say how two of them are joined.
+template <int pack, class T>
+struct FindMoments {
+  using Partial = Moments;
+  using Join = JoinMoments;
+  const T* x;
+  __device__ Moments operator()(const Walk& walk, int64_t channel, int64_t begin, int64_t end) const { return lane_moments<pack>(walk, x, channel, begin, end); }
+};
+
+// Leaves partial results [channels, splits].
+template <class Find>
+__global__ __launch_bounds__(team_threads, 2) void partial_kernel(Walk walk, Find find, typename Find::Partial* partial) {
+  using Partial = typename Find::Partial;
+  walk.for_each_channel([&](int64_t channel, bool exists) {
+    const auto of_lane = [&](int64_t begin, int64_t end) { return find(walk, channel, begin, end); };
+    const Partial joined = join_lanes<Partial>(walk, exists, walk.begin(), walk.end(), of_lane, typename Find::Join{});
+    if (exists && walk.team.lane() == 0) partial[channel * walk.splits + blockIdx.y] = joined;
+  });
+}
+
+// The whole channel's: from the partial results of that kernel, or found here where there are none.
+template <class Find>
+__device__ typename Find::Partial join_channel(const Walk& walk, int64_t channel, bool exists, const typename Find::Partial* partial, const Find& find) {
+  using Partial = typename Find::Partial;
+  const typename Find::Join join{};
+  if (!partial) return join_lanes<Partial>(walk, exists, 0, walk.elements(), [&](int64_t begin, int64_t end) { return find(walk, channel, begin, end); }, join);
   const auto joined = [&](int64_t begin, int64_t end) {
     Partial total{};
     for (int64_t split = begin + walk.team.lane(); split < end; split += walk.team.lanes) total = join(total, partial[channel * walk.splits + split]);
@@ -178,13 +201,14 @@ __device__ Partial join_channel(const Walk& walk, int64_t channel, bool exists, 
   return join_lanes<Partial>(walk, exists, 0, walk.splits, joined, join);
 }
 
-template <int pack, class T>
-__global__ __launch_bounds__(team_threads, 2) void moments_kernel(Walk walk, const T* x, Moments* partial) {
-  walk.for_each_channel([&](int64_t channel, bool exists) {
-    const Moments m = join_lanes<Moments>(walk, exists, walk.begin(), walk.end(),
-                                          [&](int64_t begin, int64_t end) { return lane_moments<pack>(walk, x, channel, begin, end); }, JoinMoments{});
-    if (exists && walk.team.lane() == 0) partial[channel * walk.splits + blockIdx.y] = m;
-  });
+// Calls finish(partial results) after a kernel `name` that has left them, where channels are split over blocks; finish(nullptr) otherwise.
+template <class Find, class Finish>
+void with_partials(Queue queue, const char* name, const Walk& walk, const Find& find, const Finish& finish) {
+  using Partial = typename Find::Partial;
+  if (walk.splits == 1) return finish(nullptr);
+  const DeviceScratch partial(walk.template partial_bytes<Partial>(), queue);
+  launch(queue, name, walk.template grid<Partial>(), partial_kernel<Find>, walk, find, partial.as<Partial>());
+  finish(partial.as<Partial>());
 }
 
 // A channel's gradient and x (and under a ReLU, y), as they come from memory.
@@ -211,20 +235,34 @@ __device__ GradientSums lane_sums(const Walk& walk, int64_t channel, int64_t beg
   return total;
 }
 
-// Whether all of these can be read or written in packs of 16 bytes; those that are not there do not matter.
-template <class... Pointers>
-bool all_aligned(const Pointers*... pointers) { return (is_aligned(pointers) && ...); }
-
 // Element c of an optional parameter.
-template <class T>
-__device__ inline double value_or(const T* values, int64_t c, double otherwise) { return values ? static_cast<double>(widen(values[c])) : otherwise; }
+template <class A>
+__device__ inline A value_or(const A* values, int64_t c, A otherwise) { return values ? values[c] : otherwise; }
 
-// The statistics of T are kept in float32 or float64.
+// Whether all of these can be read or written in packs of so many bytes; those that are not there do not matter.
+template <class... Pointers>
+bool all_aligned(size_t bytes, const Pointers*... pointers) { return (is_aligned(pointers, bytes) && ...); }
+
+// Calls f with the type behind `dtype` and the number of elements of an access: as many as 16 bytes hold, or 8 bytes of a half type, where runs of `run` elements split
+// into them; one otherwise.
+template <class F, class... Pointers>
+void with_pack(const char* op, DType dtype, int64_t run, const F& f, const Pointers*... pointers) {
+  dispatch_floating(dtype, op, [&](auto zero) {
+    using T = decltype(zero);
+    constexpr int full = full_pack<T>, some = is_half<T> ? 4 : 1;
+    if (run % full == 0 && all_aligned(16, pointers...)) f(zero, std::integral_constant<int, full>{});
+    else if (run % some == 0 && all_aligned(some * sizeof(T), pointers...)) f(zero, std::integral_constant<int, some>{});
+    else f(zero, std::integral_constant<int, 1>{});
+  });
+}
+
+// What there is one of for each channel is float32 or float64 beside values of T; some may be absent.
 template <class T>
-void check_statistics(const char* op, const ConstView& mean, const ConstView& other) {
+void check_of_channels(const char* op, std::initializer_list<ConstView> all) {
   constexpr DType expected = dtype_of<Accumulate<T>>;
-  for (const ConstView* v : {&mean, &other})
-    check<DTypeError>(!*v || v->dtype == expected, op, ": the statistics of ", name_of(dtype_of<T>), " values are ", name_of(expected), ", got ", name_of(v->dtype));
+  for (const ConstView& v : all)
+    check<DTypeError>(!v || v.dtype == expected, op, ": statistics and parameters beside ", name_of(dtype_of<T>), " values are ", name_of(expected), ", got ",
+                      name_of(v.dtype));
 }
 
 }  // namespace fovea::kernels::cuda

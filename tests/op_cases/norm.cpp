@@ -1,4 +1,5 @@
 #include <fovea/autograd/norm.h>
+#include <fovea/autograd/shape.h>
 
 #include "samples.h"
 
@@ -13,6 +14,12 @@ Sample with_statistics(const Shape& x, bool is_large = false) {
   return {{{x}, {channels, 0.4, 1.6}, {channels}, {channels, -0.5, 0.5, Kind::constants}, {channels, 0.5, 2, Kind::constants}}, is_large};
 }
 
+// The same, each with a residual at the end.
+std::vector<Sample> with_residuals(std::vector<Sample> samples) {
+  for (Sample& s : samples) s.inputs.push_back({s.inputs[0].shape});
+  return samples;
+}
+
 }  // namespace
 
 Rows norm_operations() {
@@ -25,6 +32,11 @@ Rows norm_operations() {
       {"batch_norm/evaluation", [](const Args& x) { return batch_norm(x[0], x[1], x[2], x[3], x[4], false); }, statistics},
       {"batch_norm_relu/training", [](const Args& x) { return batch_norm_relu(x[0], x[1], x[2], {}, {}, true); }, of_channels},
       {"batch_norm_relu/evaluation", [](const Args& x) { return batch_norm_relu(x[0], x[1], x[2], x[3], x[4], false); }, statistics},
+      {"batch_norm_add_relu/training", [](const Args& x) { return batch_norm_add_relu(x[0], x[3], x[1], x[2], {}, {}, true); }, with_residuals(of_channels)},
+      {"batch_norm_add_relu/evaluation", [](const Args& x) { return batch_norm_add_relu(x[0], x[5], x[1], x[2], x[3], x[4], false); }, with_residuals(statistics)},
+      {"batch_norm_add_relu/channels last",
+       [](const Args& x) { return batch_norm_add_relu(channels_last(x[0]), x[3], x[1], x[2], {}, {}, true); },
+       with_residuals({scaled({2, 3, 2, 2}, {3}), scaled({3, 2, 1, 3}, {2}), scaled({6, 16, 13, 9}, {16}, true)})},
       {"layer_norm", [](const Args& x) { return layer_norm(x[0], x[1].shape(), x[1], x[2]); },
        {scaled({2, 5}, {5}), scaled({2, 2, 3}, {2, 3}), scaled({3, 4, 2}, {2}), scaled({0, 3}, {3}), scaled({40, 3, 77}, {77}, true)}},
       {"layer_norm/plain", [](const Args& x) { return layer_norm(x[0], {x[0].size(-1)}); }, bare},

@@ -34,6 +34,7 @@ Rows shape_operations() {
       {"flatten", [](const Args& x) { return flatten(x[0], 1); }, stacks},
       {"contiguous", [](const Args& x) { return contiguous(transpose(x[0])); }, matrices},
       {"clone", [](const Args& x) { return clone(x[0]); }, matrices},
+      {"channels_last", [](const Args& x) { return channels_last(x[0]); }, one_input({{2, 3, 2, 2}, {1, 4, 3, 1}, {0, 2, 3, 3}, {3, 17, 9, 20}})},
       {"concat", [](const Args& x) { return concat({x[0], x[1], x[0]}); }, pairs},
       {"concat/last axis", [](const Args& x) { return concat({transpose(x[0]), transpose(x[1])}, -1); }, pairs},
       {"stack", [](const Args& x) { return stack({x[0], x[0], x[0]}, 1); }, matrices},
