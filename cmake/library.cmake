@@ -51,7 +51,7 @@ endif()
 if(FOVEA_CUDA)
   # Constexpr functions (sizes, conversions of half types) are called from kernels too. Nothing is assumed that would make kernels' arithmetic less exact.
   # The dialect is named here because CMake 3.25 knows none of nvcc's newer than C++17.
-  target_compile_options(fovea PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20;--expt-relaxed-constexpr>)
+  target_compile_options(fovea PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20;--expt-relaxed-constexpr$<$<BOOL:${FOVEA_PTXAS_REPORT}>:;-Xptxas=-v>>)
   set_target_properties(fovea PROPERTIES CUDA_RUNTIME_LIBRARY Static)
   target_link_libraries(fovea PRIVATE CUDA::cudart_static CUDA::cublas)
 endif()

@@ -4,6 +4,7 @@ option(FOVEA_BUILD_FUZZERS "Build the fuzzers of the file readers (needs clang)"
 option(FOVEA_BUILD_BENCHMARKS "Build the benchmarks (needs Google Benchmark)" OFF)
 option(FOVEA_CUDA "Build the CUDA backend (needs nvcc and cuBLAS)" OFF)
 set(FOVEA_CUDA_ARCHITECTURES "80;90" CACHE STRING "CUDA architectures to build for, as in CMAKE_CUDA_ARCHITECTURES")
+option(FOVEA_PTXAS_REPORT "Let ptxas say how many registers each kernel takes, for tests/check_registers.sh" OFF)
 option(FOVEA_HOST_CUDA "Build the CUDA backend for tests without a GPU: its kernels run over a model of CUDA on the CPU" OFF)
 option(FOVEA_INSTALL "Make the install target" ${PROJECT_IS_TOP_LEVEL})
 option(FOVEA_WARNINGS_AS_ERRORS "Treat compiler warnings as errors" OFF)

@@ -239,7 +239,7 @@ __global__ void __launch_bounds__(512) states_in_block(Samples<T> s) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(row_threads) gradient(Samples<T> s) {
+__global__ void __launch_bounds__(row_threads, 1) gradient(Samples<T> s) {
   RowMemory<T>& memory = shared<RowMemory<T>>();
   const int64_t t = blockIdx.x, b = blockIdx.y, length = s.target_lengths[b], states = 2 * length + 1;
   if (t >= s.input_lengths[b]) return;       // the same for the whole block

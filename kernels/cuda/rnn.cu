@@ -88,7 +88,7 @@ __device__ T run_cell(const T* recurrent, T* gate, int64_t hidden, T h, T* c, T*
 }
 
 template <class T, RnnCell cell>
-__global__ void __launch_bounds__(step_threads) forward_step(ForwardStep<T> s) {
+__global__ void __launch_bounds__(step_threads, 1) forward_step(ForwardStep<T> s) {
   constexpr int gates = gates_of<cell>;
   ForwardTile<T, gates>& tile = shared<ForwardTile<T, gates>>();
   const int thread = static_cast<int>(threadIdx.x), d = static_cast<int>(blockIdx.z);
@@ -188,7 +188,7 @@ __device__ T run_cell_backward(const T* gate, int64_t hidden, T kept, T c_previo
 }
 
 template <class T, RnnCell cell>
-__global__ void __launch_bounds__(step_threads) backward_step(BackwardStep<T> s) {
+__global__ void __launch_bounds__(step_threads, 1) backward_step(BackwardStep<T> s) {
   constexpr int gates = gates_of<cell>;
   BackwardTile<T>& tile = shared<BackwardTile<T>>();
   const int thread = static_cast<int>(threadIdx.x), d = static_cast<int>(blockIdx.z);
@@ -252,13 +252,13 @@ __global__ void __launch_bounds__(step_threads) backward_step(BackwardStep<T> s)
 
 // to[i] = from[i], or zero where there is no `from`.
 template <class T>
-__global__ void copy_or_zero(const T* from, T* to, int64_t count) {
+__global__ void __launch_bounds__(256) copy_or_zero(const T* from, T* to, int64_t count) {
   for (int64_t i = global_thread(); i < count; i += global_threads()) to[i] = from ? from[i] : T(0);
 }
 
 // to[b, :] = dgates of the step that sample b of direction d begins with.
 template <class T>
-__global__ void gather_first(const T* dgates, const int64_t* lengths, int direction, int64_t time, int64_t batch, int64_t rows, T* to) {
+__global__ void __launch_bounds__(256) gather_first(const T* dgates, const int64_t* lengths, int direction, int64_t time, int64_t batch, int64_t rows, T* to) {
   for (int64_t i = global_thread(); i < batch * rows; i += global_threads()) {
     const int64_t sample = i / rows, length = lengths ? lengths[sample] : time;
     const int64_t t = direction == 0 ? 0 : length - 1;
