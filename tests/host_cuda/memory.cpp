@@ -1,7 +1,9 @@
-// Device memory is a range of addresses that nobody may touch, except while a Window is open: kernels and copies open one, host code that follows a device pointer
-// gets a SIGSEGV and a sentence. An allocation lies at the end of its pages, as near as CUDA's alignment of 256 bytes allows, and pages that are never opened stand
+// Device memory is a range of addresses that nobody may touch. While a Window shows a device, the first access to an allocation of it is a fault that opens the
+// allocation, and the access is tried again: work pays for what it touches, however much is allocated. Without one, host code that follows a device pointer gets a
+// SIGSEGV and a sentence. An allocation lies at the end of its pages, as near as CUDA's alignment of 256 bytes allows, and pages that are never opened stand
 // around it; what is left over of its own pages holds a pattern that is checked after every kernel. Fresh memory is filled with 0xff (NaN, -1). A freed range of
 // addresses is not used again before the whole arena has been, so that a stale pointer is caught too.
+#include <pthread.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <ucontext.h>
@@ -52,6 +54,7 @@ NO_SANITIZE const char* find_damage(const char* begin, const char* end) {
 struct Block {
   Allocation allocation;
   char *pages, *pages_end;               // that may be opened
+  bool is_open = false;
 };
 
 struct Freed {
@@ -64,9 +67,10 @@ struct Arena {
   std::map<char*, Block> blocks;         // by their pages
   std::vector<Freed> freed;              // the latest few, for messages
   std::map<char*, Allocation> pinned;
-  int window = closed;                   // the device whose memory may be touched
+  std::vector<Block*> open;
+  int window = Window::none;             // the device whose memory `user` may touch
+  pthread_t user = {};
   size_t used[16] = {};
-  static constexpr int closed = -2, all = -1;
 };
 // Never destroyed: the destructors of other statics may still free device memory.
 Arena& arena() {
@@ -109,15 +113,36 @@ char* find_place(Arena& a, size_t bytes) {
   return nullptr;
 }
 
-void set_access(const Block& b, bool open) { mprotect(b.pages, static_cast<size_t>(b.pages_end - b.pages), open ? PROT_READ | PROT_WRITE : PROT_NONE); }
+void set_access(Block& b, bool open) {
+  mprotect(b.pages, static_cast<size_t>(b.pages_end - b.pages), open ? PROT_READ | PROT_WRITE : PROT_NONE);
+  b.is_open = open;
+}
 
-bool is_seen(int window, const Block& b) { return window == Arena::all || window == b.allocation.device; }
+void close_all(Arena& a) {
+  for (Block* b : a.open) set_access(*b, false);
+  a.open.clear();
+}
 
-void move_window(int window) {
+// The allocation in whose pages an address is, or nullptr.
+Block* block_of(const void* address) {
   Arena& a = arena();
-  for (const auto& [pages, b] : a.blocks)
-    if (is_seen(a.window, b) != is_seen(window, b)) set_access(b, is_seen(window, b));
-  a.window = window;
+  char* p = static_cast<char*>(const_cast<void*>(address));
+  auto it = a.blocks.upper_bound(p);
+  if (it == a.blocks.begin()) return nullptr;
+  Block& found = std::prev(it)->second;
+  return p < found.pages_end ? &found : nullptr;
+}
+
+// Whether an access that failed may be tried again now. Called by the handler of SIGSEGV; that it allocates is no harm, as it was not the allocator of the host that
+// followed a device pointer.
+bool open_for_access(const void* address) {
+  Arena& a = arena();
+  if (a.window == Window::none || !pthread_equal(a.user, pthread_self())) return false;
+  Block* b = block_of(address);
+  if (!b || b->is_open || (a.window != Window::all && a.window != b->allocation.device)) return false;
+  set_access(*b, true);
+  a.open.push_back(b);
+  return true;
 }
 
 // ---- SIGSEGV ----
@@ -128,6 +153,7 @@ alignas(16) char signal_stack[64 << 10];
 
 void handle_fault(int signal, siginfo_t* info, void* context) {
   ucontext_t* c = static_cast<ucontext_t*>(context);
+  if (open_for_access(info->si_addr)) return;
   if (in_kernel()) {
     int is_write = -1;
 #if defined(__x86_64__)
@@ -150,7 +176,7 @@ void handle_fault(int signal, siginfo_t* info, void* context) {
   sigaction(signal, &previous_action[signal == SIGSEGV ? 0 : 1], nullptr);
 }
 
-// Test frameworks put their own handlers in place for each test, so this is looked after whenever a window is closed.
+// Test frameworks put their own handlers in place for each test, so this is looked after whenever a window is opened.
 void install_handler() {
   for (int i = 0; i < 2; ++i) {
     struct sigaction now;
@@ -220,7 +246,7 @@ char* allocate_device(size_t bytes, int device) {
   fill_guard(end, b.pages_end);
   poison(b.pages, static_cast<size_t>(b.allocation.begin - b.pages));
   poison(end, static_cast<size_t>(b.pages_end - end));
-  if (!is_seen(a.window, b)) set_access(b, false);
+  set_access(b, false);
   a.blocks.emplace(b.pages, b);
   a.next = b.pages_end;
   a.used[device] += rounded;
@@ -233,7 +259,8 @@ bool free_device(void* pointer) {
   const Allocation* found = find_device(pointer);
   if (!found || found->begin != pointer) return false;
   auto it = std::prev(a.blocks.upper_bound(found->begin));
-  const Block b = it->second;
+  Block b = it->second;
+  std::erase(a.open, &it->second);
   unpoison(b.pages, static_cast<size_t>(b.pages_end - b.pages));
   set_access(b, false);
   madvise(b.pages, static_cast<size_t>(b.pages_end - b.pages), MADV_DONTNEED);
@@ -245,12 +272,8 @@ bool free_device(void* pointer) {
 }
 
 const Allocation* find_device(const void* address) {
-  Arena& a = arena();
-  char* p = static_cast<char*>(const_cast<void*>(address));
-  auto it = a.blocks.upper_bound(p);
-  if (it == a.blocks.begin()) return nullptr;
-  const Allocation& found = std::prev(it)->second.allocation;
-  return p >= found.begin && p < found.begin + found.bytes ? &found : nullptr;
+  const Block* b = block_of(address);
+  return b && address >= b->allocation.begin && address < b->allocation.begin + b->allocation.bytes ? &b->allocation : nullptr;
 }
 
 bool is_device_range(const void* address) { return address >= arena().begin && address < arena().end; }
@@ -314,24 +337,29 @@ std::string describe_address(const void* address) {
   return text("address ", address, ", which is not device memory");
 }
 
-Window::Window(int device) {
+Window::Window() {
   if (!arena().begin) reserve(arena());
   install_handler();
-  move_window(device);
+  arena().user = pthread_self();
 }
-Window::~Window() { move_window(Arena::closed); }
+Window::~Window() { show(none); }
+
+void Window::show(int device) {
+  Arena& a = arena();
+  if (a.window == device) return;
+  close_all(a);
+  a.window = device;
+}
 
 void check_guards(const std::function<std::string()>& culprit) {
-  Arena& a = arena();
-  for (auto& [pages, b] : a.blocks) {
-    if (!is_seen(a.window, b)) continue;
-    char *begin = b.allocation.begin, *end = begin + b.allocation.bytes;
-    const char* damage = find_damage(b.pages, begin);
-    if (!damage) damage = find_damage(end, b.pages_end);
+  for (const Block* b : arena().open) {
+    char *begin = b->allocation.begin, *end = begin + b->allocation.bytes;
+    const char* damage = find_damage(b->pages, begin);
+    if (!damage) damage = find_damage(end, b->pages_end);
     if (!damage) continue;
     const std::string where = describe_device_address(damage);
-    fill_guard(b.pages, begin);
-    fill_guard(end, b.pages_end);
+    fill_guard(b->pages, begin);
+    fill_guard(end, b->pages_end);
     throw Failure(cudaErrorIllegalAddress, culprit() + ": wrote to " + where + seed_note());
   }
 }
