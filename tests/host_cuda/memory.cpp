@@ -35,15 +35,21 @@ size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
 // Filled in whole words from an address that is a multiple of two.
 NO_SANITIZE void fill_guard(char* begin, char* end) {
-  for (char* p = begin; p < end; ++p) *p = static_cast<char>(guard_pattern >> (8 * (reinterpret_cast<uintptr_t>(p) % 8)));
+  char* p = begin;
+  for (; p < end && reinterpret_cast<uintptr_t>(p) % 8; ++p) *p = static_cast<char>(guard_pattern >> (8 * (reinterpret_cast<uintptr_t>(p) % 8)));
+  for (; p + 8 <= end; p += 8) *reinterpret_cast<uint64_t*>(p) = guard_pattern;
+  for (; p < end; ++p) *p = static_cast<char>(guard_pattern >> (8 * (reinterpret_cast<uintptr_t>(p) % 8)));
 }
 // The first byte that was changed, or nullptr.
 NO_SANITIZE const char* find_damage(const char* begin, const char* end) {
   const char* p = begin;
   for (; p < end && reinterpret_cast<uintptr_t>(p) % 8; ++p)
     if (*p != static_cast<char>(guard_pattern >> (8 * (reinterpret_cast<uintptr_t>(p) % 8)))) return p;
-  for (; p + 8 <= end; p += 8)
-    if (*reinterpret_cast<const uint64_t*>(p) != guard_pattern) break;
+  for (; p + 64 <= end; p += 64) {       // eight words at a time: most of the pages of a small allocation are guards
+    uint64_t difference = 0;
+    for (int i = 0; i < 8; ++i) difference |= reinterpret_cast<const uint64_t*>(p)[i] ^ guard_pattern;
+    if (difference) break;
+  }
   for (; p < end; ++p)
     if (*p != static_cast<char>(guard_pattern >> (8 * (reinterpret_cast<uintptr_t>(p) % 8)))) return p;
   return nullptr;
@@ -54,7 +60,7 @@ NO_SANITIZE const char* find_damage(const char* begin, const char* end) {
 struct Block {
   Allocation allocation;
   char *pages, *pages_end;               // that may be opened
-  bool is_open = false;
+  bool is_open = false, is_filled = false;
 };
 
 struct Freed {
@@ -118,9 +124,13 @@ void set_access(Block& b, bool open) {
   b.is_open = open;
 }
 
-void close_all(Arena& a) {
-  for (Block* b : a.open) set_access(*b, false);
-  a.open.clear();
+// What nobody has touched yet costs nothing: memory is filled when it is opened for the first time.
+NO_SANITIZE void fill(Block& b) {
+  char *begin = b.allocation.begin, *end = begin + b.allocation.bytes;
+  fill_guard(b.pages, begin);
+  std::memset(begin, 0xff, b.allocation.bytes);
+  fill_guard(end, b.pages_end);
+  b.is_filled = true;
 }
 
 // The allocation in whose pages an address is, or nullptr.
@@ -133,14 +143,17 @@ Block* block_of(const void* address) {
   return p < found.pages_end ? &found : nullptr;
 }
 
+bool is_shown(int window, const Block& b) { return window == Window::all || window == b.allocation.device; }
+
 // Whether an access that failed may be tried again now. Called by the handler of SIGSEGV; that it allocates is no harm, as it was not the allocator of the host that
 // followed a device pointer.
 bool open_for_access(const void* address) {
   Arena& a = arena();
   if (a.window == Window::none || !pthread_equal(a.user, pthread_self())) return false;
   Block* b = block_of(address);
-  if (!b || b->is_open || (a.window != Window::all && a.window != b->allocation.device)) return false;
+  if (!b || b->is_open || !is_shown(a.window, *b)) return false;
   set_access(*b, true);
+  if (!b->is_filled) fill(*b);
   a.open.push_back(b);
   return true;
 }
@@ -238,15 +251,10 @@ char* allocate_device(size_t bytes, int device) {
   if (bytes > device_memory_size() || a.used[device] + rounded > device_memory_size()) return nullptr;
   char* place = find_place(a, pages);
   if (!place) return nullptr;
-  Block b{{place + pages - rounded, bytes, device}, place, place + pages};
-  set_access(b, true);
+  const Block b{{place + pages - rounded, bytes, device}, place, place + pages};
   char* end = b.allocation.begin + bytes;
-  std::memset(b.allocation.begin, 0xff, bytes);
-  fill_guard(b.pages, b.allocation.begin);
-  fill_guard(end, b.pages_end);
   poison(b.pages, static_cast<size_t>(b.allocation.begin - b.pages));
   poison(end, static_cast<size_t>(b.pages_end - end));
-  set_access(b, false);
   a.blocks.emplace(b.pages, b);
   a.next = b.pages_end;
   a.used[device] += rounded;
@@ -259,11 +267,10 @@ bool free_device(void* pointer) {
   const Allocation* found = find_device(pointer);
   if (!found || found->begin != pointer) return false;
   auto it = std::prev(a.blocks.upper_bound(found->begin));
-  Block b = it->second;
-  std::erase(a.open, &it->second);
+  const Block b = it->second;
+  if (b.is_open) throw std::logic_error("host_cuda: memory is freed while work that touches it runs");
   unpoison(b.pages, static_cast<size_t>(b.pages_end - b.pages));
-  set_access(b, false);
-  madvise(b.pages, static_cast<size_t>(b.pages_end - b.pages), MADV_DONTNEED);
+  if (b.is_filled) madvise(b.pages, static_cast<size_t>(b.pages_end - b.pages), MADV_DONTNEED);
   a.used[b.allocation.device] -= round_up(b.allocation.bytes, alignment);
   if (a.freed.size() >= 256) a.freed.erase(a.freed.begin());
   a.freed.push_back({b.allocation.begin, b.allocation.bytes});
@@ -346,9 +353,11 @@ Window::~Window() { show(none); }
 
 void Window::show(int device) {
   Arena& a = arena();
-  if (a.window == device) return;
-  close_all(a);
   a.window = device;
+  std::erase_if(a.open, [&](Block* b) {
+    if (!is_shown(device, *b)) set_access(*b, false);
+    return !b->is_open;
+  });
 }
 
 void check_guards(const std::function<std::string()>& culprit) {
