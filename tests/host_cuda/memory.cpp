@@ -14,6 +14,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <utility>
 #include <vector>
 
 #include "model.h"
@@ -61,6 +62,7 @@ struct Block {
   Allocation allocation;
   char *pages, *pages_end;               // that may be opened
   bool is_open = false, is_filled = false;
+  Block* next_open = nullptr;
 };
 
 struct Freed {
@@ -73,7 +75,7 @@ struct Arena {
   std::map<char*, Block> blocks;         // by their pages
   std::vector<Freed> freed;              // the latest few, for messages
   std::map<char*, Allocation> pinned;
-  std::vector<Block*> open;
+  Block* open = nullptr;                 // a list through the blocks: the handler of SIGSEGV adds to it, and must not allocate
   int window = Window::none;             // the device whose memory `user` may touch
   pthread_t user = {};
   size_t used[16] = {};
@@ -124,11 +126,13 @@ void set_access(Block& b, bool open) {
   b.is_open = open;
 }
 
-// What nobody has touched yet costs nothing: memory is filled when it is opened for the first time.
+// What nobody has touched yet costs nothing: memory is filled when it is opened for the first time. Volatile, so that it does not become a call of memset, which the
+// thread sanitizer would take for an access of the kernel's thread that has come first.
 NO_SANITIZE void fill(Block& b) {
-  char *begin = b.allocation.begin, *end = begin + b.allocation.bytes;
+  char *begin = b.allocation.begin, *end = begin + b.allocation.bytes, *p = begin;
   fill_guard(b.pages, begin);
-  std::memset(begin, 0xff, b.allocation.bytes);
+  for (; p + 8 <= end; p += 8) *reinterpret_cast<volatile uint64_t*>(p) = ~uint64_t{0};
+  for (; p < end; ++p) *static_cast<volatile char*>(p) = static_cast<char>(0xff);
   fill_guard(end, b.pages_end);
   b.is_filled = true;
 }
@@ -145,8 +149,7 @@ Block* block_of(const void* address) {
 
 bool is_shown(int window, const Block& b) { return window == Window::all || window == b.allocation.device; }
 
-// Whether an access that failed may be tried again now. Called by the handler of SIGSEGV; that it allocates is no harm, as it was not the allocator of the host that
-// followed a device pointer.
+// Whether an access that failed may be tried again now. Called by the handler of SIGSEGV.
 bool open_for_access(const void* address) {
   Arena& a = arena();
   if (a.window == Window::none || !pthread_equal(a.user, pthread_self())) return false;
@@ -154,7 +157,8 @@ bool open_for_access(const void* address) {
   if (!b || b->is_open || !is_shown(a.window, *b)) return false;
   set_access(*b, true);
   if (!b->is_filled) fill(*b);
-  a.open.push_back(b);
+  b->next_open = a.open;
+  a.open = b;
   return true;
 }
 
@@ -354,14 +358,16 @@ Window::~Window() { show(none); }
 void Window::show(int device) {
   Arena& a = arena();
   a.window = device;
-  std::erase_if(a.open, [&](Block* b) {
-    if (!is_shown(device, *b)) set_access(*b, false);
-    return !b->is_open;
-  });
+  Block* all = std::exchange(a.open, nullptr);
+  while (Block* b = all) {
+    all = b->next_open;
+    if (is_shown(device, *b)) b->next_open = std::exchange(a.open, b);
+    else set_access(*b, false);
+  }
 }
 
 void check_guards(const std::function<std::string()>& culprit) {
-  for (const Block* b : arena().open) {
+  for (const Block* b = arena().open; b; b = b->next_open) {
     char *begin = b->allocation.begin, *end = begin + b->allocation.bytes;
     const char* damage = find_damage(b->pages, begin);
     if (!damage) damage = find_damage(end, b->pages_end);
