@@ -86,7 +86,7 @@ Tensor apply_picks(Tensor x, const std::vector<AxisPick>& picks) {
     x = permute(x, order);
   }
   checked_numel(result, "index");
-  Tensor positions = zeros(result, DType::int64);           // the allocator says so where there is no room
+  Tensor positions = zeros(result, {DType::int64, Device::cpu()});      // the allocator says so where there is no room
   int64_t* linear = positions.mutable_data<int64_t>();
   const int64_t length = positions.numel();
   int64_t merged = 1;

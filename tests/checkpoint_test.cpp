@@ -8,6 +8,7 @@
 #include <random>
 
 #include <fovea/autograd/elementwise.h>
+#include <fovea/autograd/inplace.h>
 #include <fovea/autograd/reduce.h>
 #include <fovea/autograd/shape.h>
 #include <fovea/data/loader.h>
@@ -20,6 +21,7 @@
 #include <fovea/optim/optimizers.h>
 #include <fovea/optim/schedule.h>
 
+#include "devices.h"
 #include "file_cases.h"
 #include "temporary_folder.h"
 
@@ -37,7 +39,7 @@ struct Run {
   int64_t step = 0;
 
   static data::DatasetPtr dataset() {
-    Tensor images = empty({20, 1, 3, 4}, DType::uint8);
+    Tensor images = empty({20, 1, 3, 4}, {DType::uint8, Device::cpu()});
     for (int64_t i = 0; i < images.numel(); ++i) images.mutable_data<uint8_t>()[i] = static_cast<uint8_t>(i * 37 % 251);
     std::vector<int64_t> labels(20);
     for (size_t i = 0; i < labels.size(); ++i) labels[i] = static_cast<int64_t>(i % 4);
@@ -47,10 +49,8 @@ struct Run {
   explicit Run(uint64_t seed) : loader(dataset(), {.batch_size = 6, .shuffle = true, .workers = 2, .seed = 3}) {
     manual_seed(seed);
     for (const auto& [name, parameter] : model.named_parameters()) {
-      const Tensor value = randn(parameter.shape());
-      Tensor target = parameter;
       NoGrad no_grad;
-      std::copy_n(value.data<float>(), value.numel(), target.mutable_data<float>());
+      copy_(parameter, randn(parameter.shape()));
     }
   }
 
@@ -60,7 +60,7 @@ struct Run {
       if (!batch) batch = loader.next();
       optimizer.set_lr(schedule(step++));
       optimizer.zero_grad();
-      const Tensor y = model(flatten(batch->images, 1));
+      const Tensor y = model(flatten(testing::on_default_device(batch->images), 1));
       mean(y * y).backward();
       clip_grad_norm(optimizer.parameters(), 0.5);
       optimizer.step();
@@ -248,7 +248,7 @@ TEST_CASE("checkpoint: what does not fit is named with path and reason, and noth
   CHECK_THROWS_WITH_AS(read_checkpoint(with(fine, {{"stray", zeros({1})}})), doctest::Contains("unexpected tensor \"stray\""), FileError);
 }
 
-TEST_CASE("checkpoint: kill -9 at any moment leaves a whole checkpoint, and the next save works") {
+TEST_CASE("checkpoint: kill -9 at any moment leaves a whole checkpoint, and the next save works" * testing::of_the_cpu()) {
   const TemporaryFolder folder;
   const std::string path = folder / "c";
   layers::Linear model(300, 100);
@@ -281,7 +281,7 @@ TEST_CASE("checkpoint: kill -9 at any moment leaves a whole checkpoint, and the 
   CHECK(!std::filesystem::exists(path + ".partial"));
 }
 
-TEST_CASE("checkpoint: on a full disk saving is an error that says so, and the old checkpoint stays") {
+TEST_CASE("checkpoint: on a full disk saving is an error that says so, and the old checkpoint stays" * testing::of_the_cpu()) {
   const TemporaryFolder folder;
   const std::string path = folder / "c";
   layers::Linear model(100, 50);

@@ -21,6 +21,7 @@
 #include <fovea/tensor/creation.h>
 #include <fovea/tensor/npy.h>
 
+#include "devices.h"
 #include "messages.h"
 
 using namespace fovea;
@@ -218,7 +219,7 @@ void check_against(const Batch& batch, void (*reference)(const Batch&, int64_t, 
 
 }  // namespace
 
-TEST_CASE_TEMPLATE("ctc: the loss is the sum over every path, for every blank and target", T, float, double) {
+TEST_CASE_TEMPLATE("ctc: the loss is the sum over every path, for every blank and target" * of_the_cpu(), T, float, double) {
   const double tolerance = sizeof(T) == 4 ? 2e-6 : 1e-13;
   for (int64_t time = 1; time <= 5; ++time)
     for (int64_t classes = 2; classes <= 4; ++classes)
@@ -233,7 +234,7 @@ TEST_CASE_TEMPLATE("ctc: the loss is the sum over every path, for every blank an
         }
 }
 
-TEST_CASE_TEMPLATE("ctc: published probabilities", T, float, double) {
+TEST_CASE_TEMPLATE("ctc: published probabilities" * of_the_cpu(), T, float, double) {
   const double tolerance = sizeof(T) == 4 ? 1e-6 : 1e-14;
   // Columns a, b, blank; p(a) = .64 (Scheidl's example). ln 0 = -infinity is a valid score.
   const std::vector<double> row = {std::log(0.4), -infinity, std::log(0.6), std::log(0.4), -infinity, std::log(0.6)};
@@ -245,7 +246,7 @@ TEST_CASE_TEMPLATE("ctc: published probabilities", T, float, double) {
   CHECK(std::exp(-run_kernel<T>(one_sample(3, 3, uniform, {1, 1}, 0)).losses[0]) == doctest::Approx(1.0 / 27).epsilon(tolerance));
 }
 
-TEST_CASE_TEMPLATE("ctc: losses and gradients are PyTorch's", T, float, double) {
+TEST_CASE_TEMPLATE("ctc: losses and gradients are PyTorch's" * of_the_cpu(), T, float, double) {
   const double tolerance = sizeof(T) == 4 ? 2e-6 : 1e-9;
   Batch batch{{5, 3, 4, 2, 0, false}, {}, {1, 1, 2, 3, 3, 0}, {5, 4, 3}, {2, 2, 1}};
   for (int i = 0; i < 60; ++i) batch.logits.push_back(3 * std::sin(0.7 * i + 0.1 * (i % 4)));
@@ -261,7 +262,7 @@ TEST_CASE_TEMPLATE("ctc: losses and gradients are PyTorch's", T, float, double) 
   CHECK(worst_difference(result.gradient, gradient) <= std::max(tolerance, 1e-10));
 }
 
-TEST_CASE_TEMPLATE("ctc: agrees with log-space recursion in long double, long and peaky alike", T, float, double) {
+TEST_CASE_TEMPLATE("ctc: agrees with log-space recursion in long double, long and peaky alike" * of_the_cpu(), T, float, double) {
   const bool is_float = sizeof(T) == 4;
   for (const double spread : {0.5, 5.0, 60.0}) {
     CAPTURE(spread);
@@ -271,7 +272,7 @@ TEST_CASE_TEMPLATE("ctc: agrees with log-space recursion in long double, long an
   }
 }
 
-TEST_CASE("ctc: a path that looks hopeless for a long time is not lost") {
+TEST_CASE("ctc: a path that looks hopeless for a long time is not lost" * of_the_cpu()) {
   // For 300 steps the label is e^-200 a step; then it has to be there. Its probability leaves the range of both float32 and float64.
   std::vector<double> logits;
   for (int t = 0; t < 600; ++t) {
@@ -284,7 +285,7 @@ TEST_CASE("ctc: a path that looks hopeless for a long time is not lost") {
   CHECK(run_kernel<float>(batch).losses[0] > 30000);
 }
 
-TEST_CASE("ctc: targets longer than the input allows cost infinity and give no gradient") {
+TEST_CASE("ctc: targets longer than the input allows cost infinity and give no gradient" * of_the_cpu()) {
   Batch batch = random_batch(4, {5, 3, 6, 4, 0, false}, 1.0);
   batch.targets = {1, 1, 2, 2, 1, 2, 3, 4, 1, 2, 3, 3};
   batch.input_lengths = {5, 4, 5};
@@ -300,7 +301,7 @@ TEST_CASE("ctc: targets longer than the input allows cost infinity and give no g
   }
 }
 
-TEST_CASE("ctc: inputs and targets of no length") {
+TEST_CASE("ctc: inputs and targets of no length" * of_the_cpu()) {
   Batch batch = random_batch(5, {3, 4, 4, 2, 0, false}, 1.0);
   batch.input_lengths = {0, 0, 3, 3};
   batch.target_lengths = {0, 1, 0, 1};
@@ -317,7 +318,7 @@ TEST_CASE("ctc: inputs and targets of no length") {
   CHECK(no_time.losses == std::vector<double>{0, infinity});
 }
 
-TEST_CASE("ctc: a gradient row sums to zero, steps past the end have none, and the loss alone is the same loss") {
+TEST_CASE("ctc: a gradient row sums to zero, steps past the end have none, and the loss alone is the same loss" * of_the_cpu()) {
   const Batch batch = random_batch(6, {50, 7, 23, 12, 22, false}, 3.0);
   const Result result = run_kernel<float>(batch);
   for (int64_t b = 0; b < batch.g.batch; ++b) {
@@ -335,7 +336,7 @@ TEST_CASE("ctc: a gradient row sums to zero, steps past the end have none, and t
   CHECK(run_kernel<float>(batch, false).losses == result.losses);
 }
 
-TEST_CASE("ctc: a sample's result does not depend on the batch around it nor on the number of threads") {
+TEST_CASE("ctc: a sample's result does not depend on the batch around it nor on the number of threads" * of_the_cpu()) {
   const Batch batch = random_batch(7, {40, 9, 30, 10, 3, false}, 2.0);
   const Result together = run_kernel<float>(batch);
   for (int64_t b = 0; b < batch.g.batch; ++b) {
@@ -359,7 +360,7 @@ TEST_CASE("ctc: a sample's result does not depend on the batch around it nor on 
   set_num_threads(threads);
 }
 
-TEST_CASE_TEMPLATE("ctc: a NaN reaches the loss of its sample and no other", T, float, double) {
+TEST_CASE_TEMPLATE("ctc: a NaN reaches the loss of its sample and no other" * of_the_cpu(), T, float, double) {
   Batch batch = random_batch(8, {6, 3, 19, 2, 0, false}, 1.0);
   batch.input_lengths = {6, 6, 4};
   batch.target_lengths = {2, 2, 2};
@@ -456,8 +457,9 @@ TEST_CASE("ctc_loss: one target of many labels among many samples costs infinity
     if (b != 5) CHECK(losses[b] == doctest::Approx(expected));
   // mean divides by the whole length, not by what was kept of the target; a wrong label far behind is still found
   CHECK(ctc_loss(logits, targets, steps, target_lengths, {.zero_infinity = true}).item() == doctest::Approx(expected * (batch - 1) / batch));
-  Tensor wrong = clone(targets);
+  Tensor wrong = testing::on_cpu(targets);
   wrong.mutable_data<int64_t>()[longest] = 7;
+  wrong = testing::on_default_device(wrong);
   CHECK(contains(error_of([&] { ctc_loss(logits, wrong, steps, target_lengths); }), str("label ", longest - 5, " of sample 5 is 7")));
 }
 

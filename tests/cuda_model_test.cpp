@@ -3,6 +3,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cstdio>
+#include <cstdlib>
 #include <functional>
 #include <numeric>
 #include <string>
@@ -313,7 +315,7 @@ TEST_CASE("planted: a kernel without its barrier" * doctest::skip()) {
 
 // That it reports nothing else shows in all other tests of this program.
 TEST_CASE("model: the thread sanitizer names a kernel without its barrier" * doctest::skip(!host_cuda::has_thread_sanitizer())) {
-  const std::string said = said_by_child([] { execl("/proc/self/exe", "test_cuda_model", "--no-skip", "--test-case=planted:*", nullptr); });
+  const std::string said = said_by_child([] { execl("/proc/self/exe", "test_cuda_model", "--no-skip", "--test-case=planted: a kernel without*", nullptr); });
   CHECK_CONTAINS(said, "ThreadSanitizer: data race");
   CHECK_CONTAINS(said, "in tree_sum<false>");
 }
@@ -648,6 +650,35 @@ TEST_CASE("model: host code that follows a device pointer dies with a sentence")
     _exit(*static_cast<volatile int*>(y.get() + 2));
   });
   CHECK_CONTAINS(said, "host code touched device memory: byte 8 of an allocation of 12 bytes on device 0");
+}
+
+TEST_CASE("model: a function of the host that runs in a stream may not touch device memory, though kernels before it have") {
+  const Buffer<int> y(std::vector<int>{1, 2, 3});
+  const std::string said = said_by_child([&] {
+    signal(SIGSEGV, SIG_DFL);
+    launch(nullptr, "write_at", {1, 1}, write_at, y.get(), int64_t{1});
+    cudaLaunchHostFunc(nullptr, [](void* p) { _exit(*static_cast<volatile int*>(p)); }, y.get() + 1);
+    cudaDeviceSynchronize();
+  });
+  CHECK_CONTAINS(said, "host code touched device memory: byte 4 of an allocation of 12 bytes on device 0");
+}
+
+// Run by the next test, in a process with two devices. The copy before the kernel may touch both of them.
+TEST_CASE("planted: a kernel that touches the memory of another device" * doctest::skip()) {
+  const Buffer<int> first(std::vector<int>{1, 2, 3});
+  REQUIRE(cudaSetDevice(1) == cudaSuccess);
+  const Buffer<int> second(size_t{3});
+  CHECK(cudaMemcpyAsync(second.get(), first.get(), 12, cudaMemcpyDeviceToDevice, nullptr) == cudaSuccess);
+  std::fprintf(stderr, "%s\n", complaint({1, 1}, write_at, first.get(), int64_t{1}).c_str());
+  CHECK(complaint({1, 1}, write_at, second.get(), int64_t{1}) == "");
+}
+
+TEST_CASE("model: a kernel that touches the memory of another device is an error") {
+  const std::string said = said_by_child([] {
+    setenv("FOVEA_HOST_CUDA_DEVICES", "2", 1);
+    execl("/proc/self/exe", "test_cuda_model", "--no-skip", "--test-case=planted: a kernel that touches*", nullptr);
+  });
+  CHECK_CONTAINS(said, "wrote to byte 4 of an allocation of 12 bytes on device 0");
 }
 
 // ---- streams ----

@@ -9,10 +9,12 @@
 #include <fovea/tensor/elements.h>
 #include <fovea/tensor/file.h>
 
+#include "devices.h"
+
 // 0, 1, 2, ... in row-major order, minus 3 where the type has a sign; bool holds true where that is odd.
 inline fovea::Tensor counting(const fovea::Shape& shape, fovea::DType dtype) {
   using namespace fovea;
-  Tensor x = empty(shape, dtype);
+  Tensor x = empty(shape, {dtype, Device::cpu()});
   dispatch(dtype, [&](auto zero) {
     using T = decltype(zero);
     T* values = x.mutable_data<T>();
@@ -22,7 +24,7 @@ inline fovea::Tensor counting(const fovea::Shape& shape, fovea::DType dtype) {
       else values[i] = static_cast<T>(static_cast<float>(i - 3));
     }
   });
-  return x;
+  return testing::on_default_device(x);
 }
 
 // The same dtype, shape and bytes; the NaN of one is the NaN of the other.
@@ -30,5 +32,7 @@ inline void check_identical(const fovea::Tensor& x, const fovea::Tensor& expecte
   CHECK(x.dtype() == expected.dtype());
   CHECK(x.shape() == expected.shape());
   REQUIRE(x.nbytes() == expected.nbytes());
-  if (x.nbytes() > 0) CHECK(std::memcmp(fovea::bytes_of(x).data(), fovea::bytes_of(expected).data(), static_cast<size_t>(x.nbytes())) == 0);
+  if (x.nbytes() == 0) return;
+  const fovea::Tensor bytes = fovea::testing::on_cpu(x), expected_bytes = fovea::testing::on_cpu(expected);
+  CHECK(std::memcmp(fovea::bytes_of(bytes).data(), fovea::bytes_of(expected_bytes).data(), static_cast<size_t>(x.nbytes())) == 0);
 }

@@ -6,6 +6,7 @@
 #include <fovea/autograd/image.h>
 #include <fovea/autograd/shape.h>
 
+#include "devices.h"
 #include "tensor_helpers.h"
 
 using namespace fovea;
@@ -16,9 +17,7 @@ namespace {
 using Inputs = const std::vector<Tensor>&;
 
 Tensor pattern(const Shape& shape) {
-  Tensor x = empty(shape, DType::float64);
-  for (int64_t i = 0; i < x.numel(); ++i) x.mutable_data<double>()[i] = static_cast<double>(i * 11 % 17 - 6) / 2;
-  return x;
+  return filled<double>(shape, [](int64_t i) { return static_cast<double>(i * 11 % 17 - 6) / 2; });
 }
 
 const InterpolateOptions bilinear{ResizeMode::bilinear, false}, aligned{ResizeMode::bilinear, true};

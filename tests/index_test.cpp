@@ -6,6 +6,7 @@
 #include <fovea/autograd/index.h>
 #include <fovea/autograd/shape.h>
 
+#include "devices.h"
 #include "tensor_helpers.h"
 
 using namespace fovea;
@@ -15,9 +16,7 @@ namespace {
 
 Tensor random_indices(const Shape& shape, int64_t size, unsigned seed = 7) {
   std::mt19937 generator(seed);
-  Tensor index = empty(shape, DType::int64);
-  for (int64_t i = 0; i < index.numel(); ++i) index.mutable_data<int64_t>()[i] = static_cast<int64_t>(generator() % static_cast<uint64_t>(size));
-  return index;
+  return filled<int64_t>(shape, [&](int64_t) { return generator() % static_cast<uint64_t>(size); });
 }
 
 // The last two axes swapped, as a view.
@@ -39,7 +38,7 @@ void for_each(const Shape& shape, const F& f) {
 
 }  // namespace
 
-TEST_CASE("gather and scatter_add kernels agree with plain loops along every axis, contiguous or not") {
+TEST_CASE("gather and scatter_add kernels agree with plain loops along every axis, contiguous or not" * of_the_cpu()) {
   const auto& t = kernels::cpu_table();
   for (const int axis : {0, 1, 2}) {
     for (const Shape& x_shape : {Shape{3, 4, 5}, Shape{2, 70, 130}, Shape{1, 1, 1}}) {
@@ -68,7 +67,7 @@ TEST_CASE("gather and scatter_add kernels agree with plain loops along every axi
   }
 }
 
-TEST_CASE("index_select and index_add kernels agree with plain loops, for every dtype they take") {
+TEST_CASE("index_select and index_add kernels agree with plain loops, for every dtype they take" * of_the_cpu()) {
   const auto& t = kernels::cpu_table();
   for (const DType dtype : {DType::float32, DType::float64, DType::int32, DType::int64, DType::uint8}) {
     for (const int axis : {0, 1, 2}) {
@@ -93,7 +92,7 @@ TEST_CASE("index_select and index_add kernels agree with plain loops, for every 
   }
 }
 
-TEST_CASE("scatter_add does not depend on the number of threads") {
+TEST_CASE("scatter_add does not depend on the number of threads" * of_the_cpu()) {
   const Tensor index = random_indices({5000, 70}, 13), source = random_tensor({5000, 70}, DType::float32);
   const auto run = [&](int threads) {
     Threads scope(threads);
@@ -104,7 +103,7 @@ TEST_CASE("scatter_add does not depend on the number of threads") {
   CHECK(run(1) == run(4));
 }
 
-TEST_CASE("first_out_of_range finds the first offender in row-major order") {
+TEST_CASE("first_out_of_range finds the first offender in row-major order" * of_the_cpu()) {
   const auto& t = kernels::cpu_table();
   Tensor index = random_indices({4, 5, 6}, 10);
   CHECK(t.first_out_of_range(nullptr, 10, index.view()) == -1);

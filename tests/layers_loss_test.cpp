@@ -6,6 +6,7 @@
 
 #include <fovea/fovea.h>
 
+#include "devices.h"
 #include "messages.h"
 
 using namespace fovea;
@@ -16,7 +17,7 @@ namespace {
 
 const NamedTensors& values() {
   static const NamedTensors tensors =
-      load_safetensors(std::string(FOVEA_SOURCE_DIR) + "/tests/golden/layers/losses.values.safetensors").tensors;
+      on_default_device(load_safetensors(std::string(FOVEA_SOURCE_DIR) + "/tests/golden/layers/losses.values.safetensors").tensors);
   return tensors;
 }
 

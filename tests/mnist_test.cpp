@@ -6,6 +6,8 @@
 
 #include <fovea/fovea.h>
 
+#include "devices.h"
+
 using namespace fovea;
 
 namespace {
@@ -25,7 +27,7 @@ double accuracy(layers::Sequential& net, const data::DatasetPtr& digits, const d
   data::DataLoader loader(digits, {.batch_size = 250, .transform = normalised});
   int64_t right = 0;
   while (auto batch = loader.next()) {
-    const std::vector<int64_t> guesses = argmax(net(batch->images), 1).to_vector<int64_t>(), labels = batch->labels.to_vector<int64_t>();
+    const std::vector<int64_t> guesses = argmax(net(testing::on_default_device(batch->images)), 1).to_vector<int64_t>(), labels = batch->labels.to_vector<int64_t>();
     for (size_t i = 0; i < guesses.size(); ++i) right += guesses[i] == labels[i];
   }
   net.train();
@@ -53,7 +55,7 @@ TEST_CASE("mnist: a small convolutional network reads at least 98.5 % of the tes
   for (int64_t step = 0; step < steps; ++step) {
     auto batch = loader.next();
     if (!batch) batch = loader.next();                       // the next epoch
-    const Tensor loss = cross_entropy(net(batch->images), batch->labels);
+    const Tensor loss = cross_entropy(net(testing::on_default_device(batch->images)), testing::on_default_device(batch->labels));
     adam.zero_grad();
     loss.backward();
     adam.set_lr(schedule(step));

@@ -7,6 +7,7 @@
 #include <fovea/autograd/norm.h>
 #include <fovea/autograd/shape.h>
 
+#include "devices.h"
 #include "tensor_helpers.h"
 
 using namespace fovea;
@@ -85,7 +86,7 @@ const NormGeometry group_cases[] = {{2, 6, 35, 3}, {3, 4, 1, 2}, {2, 4, 5000, 1}
 
 }  // namespace
 
-TEST_CASE("normalisation kernels agree with double precision, at every size and dtype") {
+TEST_CASE("normalisation kernels agree with double precision, at every size and dtype" * of_the_cpu()) {
   for (const bool is_batch : {true, false}) {
     for (NormGeometry g : is_batch ? std::vector<NormGeometry>(std::begin(batch_cases), std::end(batch_cases)) : std::vector<NormGeometry>(std::begin(group_cases), std::end(group_cases))) {
       for (const bool has_relu : {false, true}) {
@@ -109,7 +110,7 @@ TEST_CASE("normalisation kernels agree with double precision, at every size and 
   }
 }
 
-TEST_CASE("batch norm: the variance survives a mean a thousand deviations away") {
+TEST_CASE("batch norm: the variance survives a mean a thousand deviations away" * of_the_cpu()) {
   for (const NormGeometry g : {NormGeometry{4, 3, 3136}, NormGeometry{512, 3, 1}}) {
     const Tensor noise = random_tensor({g.n, g.channels, g.spatial}, DType::float64, 9);
     Tensor x = empty(noise.shape());
@@ -122,7 +123,7 @@ TEST_CASE("batch norm: the variance survives a mean a thousand deviations away")
   }
 }
 
-TEST_CASE("normalisation kernels do not depend on the number of threads") {
+TEST_CASE("normalisation kernels do not depend on the number of threads" * of_the_cpu()) {
   for (const bool is_batch : {true, false}) {
     const NormGeometry g = is_batch ? NormGeometry{3, 2, 30000, 1} : NormGeometry{3, 6, 5000, 2};
     const Tensor x = random_tensor({g.n, g.channels, g.spatial}, DType::float32, 3), gamma = random_tensor({g.channels}, DType::float32, 5);
@@ -138,7 +139,7 @@ TEST_CASE("normalisation kernels do not depend on the number of threads") {
   }
 }
 
-TEST_CASE("normalisation kernels of nothing do nothing, and a NaN stays in its channel") {
+TEST_CASE("normalisation kernels of nothing do nothing, and a NaN stays in its channel" * of_the_cpu()) {
   for (const NormGeometry g : {NormGeometry{0, 3, 4}, NormGeometry{2, 3, 0}, NormGeometry{2, 0, 4}, NormGeometry{0, 3, 1}}) {
     for (const bool is_batch : {true, false}) {
       const Tensor x = empty({g.n, g.channels, g.spatial}), affine = ones({g.channels});
@@ -158,12 +159,10 @@ TEST_CASE("normalisation kernels of nothing do nothing, and a NaN stays in its c
 namespace {
 
 Tensor pattern(const Shape& shape, int64_t step, int64_t modulus, int64_t shift) {
-  Tensor x = empty(shape, DType::float64);
-  for (int64_t i = 0; i < x.numel(); ++i) x.mutable_data<double>()[i] = static_cast<double>(i * step % modulus - shift) / 2;
-  return x;
+  return filled<double>(shape, [&](int64_t i) { return static_cast<double>(i * step % modulus - shift) / 2; });
 }
 
-const TensorOptions f64(DType::float64);
+constexpr DType f64 = DType::float64;
 
 }  // namespace
 

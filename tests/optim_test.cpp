@@ -9,6 +9,7 @@
 #include <fovea/optim/schedule.h>
 #include <fovea/tensor/npz.h>
 
+#include "devices.h"
 #include "file_cases.h"
 
 using namespace fovea;
@@ -20,7 +21,7 @@ constexpr double infinity = std::numeric_limits<double>::infinity();
 constexpr double not_a_number = std::numeric_limits<double>::quiet_NaN();
 
 const NamedTensors& golden() {
-  static const NamedTensors arrays = load_npz(std::string(FOVEA_SOURCE_DIR) + "/tests/golden/optim.npz");
+  static const NamedTensors arrays = testing::on_default_device(load_npz(std::string(FOVEA_SOURCE_DIR) + "/tests/golden/optim.npz"));
   return arrays;
 }
 

@@ -6,6 +6,7 @@
 #include <fovea/autograd/pool.h>
 #include <fovea/autograd/shape.h>
 
+#include "devices.h"
 #include "tensor_helpers.h"
 
 using namespace fovea;
@@ -91,7 +92,7 @@ void check_pool(const PoolGeometry& g, bool is_max, DType dtype, double toleranc
 
 }  // namespace
 
-TEST_CASE("pooling kernels agree with plain loops") {
+TEST_CASE("pooling kernels agree with plain loops" * of_the_cpu()) {
   for (PoolGeometry g : cases) {
     for (const DType dtype : {DType::float32, DType::float64}) {
       const double tolerance = dtype == DType::float32 ? 4e-6 : 1e-14;
@@ -106,7 +107,7 @@ TEST_CASE("pooling kernels agree with plain loops") {
   }
 }
 
-TEST_CASE("max pooling hands on a NaN, and points into a window of -infinity") {
+TEST_CASE("max pooling hands on a NaN, and points into a window of -infinity" * of_the_cpu()) {
   PoolGeometry g{1, 1, 6, 40, 3, 3, 1, 1, 1, 1};
   Tensor x = full({1, 1, 6, 40}, -infinity);
   x.mutable_data<float>()[2 * 40 + 20] = static_cast<float>(quiet_nan());
@@ -122,7 +123,7 @@ TEST_CASE("max pooling hands on a NaN, and points into a window of -infinity") {
   }
 }
 
-TEST_CASE("adaptive pooling kernels agree with plain loops, windows overlapping or not") {
+TEST_CASE("adaptive pooling kernels agree with plain loops, windows overlapping or not" * of_the_cpu()) {
   const auto& t = kernels::cpu_table();
   for (const AdaptivePoolGeometry& g : {AdaptivePoolGeometry{2, 3, 7, 9, 3, 4}, AdaptivePoolGeometry{1, 2, 14, 14, 1, 1}, AdaptivePoolGeometry{1, 1, 3, 3, 5, 7}, AdaptivePoolGeometry{2, 1, 2, 50, 3, 150},
                                         AdaptivePoolGeometry{0, 2, 4, 4, 2, 2}}) {
@@ -166,7 +167,7 @@ TEST_CASE("adaptive pooling kernels agree with plain loops, windows overlapping 
   }
 }
 
-TEST_CASE("pooling kernels do not depend on the number of threads") {
+TEST_CASE("pooling kernels do not depend on the number of threads" * of_the_cpu()) {
   const PoolGeometry g{4, 8, 30, 30, 3, 3, 2, 2, 1, 1};
   const Tensor x = random_tensor({4, 8, 30, 30}, DType::float32);
   const auto run = [&](int threads) {
@@ -184,9 +185,7 @@ TEST_CASE("pooling kernels do not depend on the number of threads") {
 namespace {
 
 Tensor pattern(const Shape& shape) {
-  Tensor x = empty(shape, DType::float64);
-  for (int64_t i = 0; i < x.numel(); ++i) x.mutable_data<double>()[i] = static_cast<double>(i * 11 % 17 - 6) / 2;
-  return x;
+  return filled<double>(shape, [](int64_t i) { return static_cast<double>(i * 11 % 17 - 6) / 2; });
 }
 
 }  // namespace

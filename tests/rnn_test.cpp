@@ -6,11 +6,13 @@
 #include <string>
 #include <vector>
 
+#include <fovea/autograd/elementwise.h>
 #include <fovea/autograd/gradcheck.h>
 #include <fovea/autograd/rnn.h>
 #include <fovea/autograd/shape.h>
 #include <fovea/tensor/npz.h>
 
+#include "devices.h"
 #include "tensor_helpers.h"
 
 using namespace fovea;
@@ -40,13 +42,7 @@ std::vector<Tensor> random_weights(RnnCell cell, int64_t input, int64_t hidden, 
   std::vector<Tensor> weights;
   unsigned seed = 100;
   const auto add = [&](const Shape& shape) {
-    Tensor w = random_tensor(shape, dtype, seed++);
-    for (int64_t i = 0; i < w.numel(); ++i) {
-      const double scale = 1 / std::sqrt(static_cast<double>(hidden));
-      if (dtype == DType::float32) w.mutable_data<float>()[i] *= static_cast<float>(scale);
-      else w.mutable_data<double>()[i] *= scale;
-    }
-    weights.push_back(w);
+    weights.push_back(random_tensor(shape, dtype, seed++) * (1 / std::sqrt(static_cast<double>(hidden))));
   };
   for (int64_t layer = 0; layer < options.layers; ++layer)
     for (int64_t d = 0; d < directions; ++d) {
@@ -144,7 +140,7 @@ TEST_CASE("rnn: a padded batch equals each sequence alone, in values and gradien
 }
 
 TEST_CASE("rnn: outputs, final states and all gradients are PyTorch's, with two layers, two directions, lengths and initial states") {
-  const NamedTensors golden = load_npz(FOVEA_SOURCE_DIR "/tests/golden/rnn.npz");
+  const NamedTensors golden = testing::on_default_device(load_npz(FOVEA_SOURCE_DIR "/tests/golden/rnn.npz"));
   for (const RnnCell cell : all_cells) {
     const std::string name = cell_name(cell);
     CAPTURE(name);

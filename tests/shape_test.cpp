@@ -151,7 +151,7 @@ TEST_CASE("a gradient through a view fills the rest with zeros") {
 }
 
 TEST_CASE("moving to a device that is not there says so") {
-  CHECK_THROWS_AS(to(zeros({2}), Device::cuda()), DeviceError);
+  CHECK_THROWS_AS(to(zeros({2}), Device::cuda(99)), DeviceError);
   CHECK(contains(error_of<DeviceError>([] { to(zeros({2}, Device::meta()), Device::cpu()); }), "no data"));
   CHECK(to(zeros({2}), Device::meta()).is_meta());
 }

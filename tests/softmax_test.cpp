@@ -6,6 +6,7 @@
 #include <fovea/autograd/softmax.h>
 #include <fovea/autograd/shape.h>
 
+#include "devices.h"
 #include "tensor_helpers.h"
 
 using namespace fovea;
@@ -55,7 +56,7 @@ const AxisGeometry cases[] = {{3, 10, 1}, {1, 1, 1}, {2, 16, 1}, {5, 33, 1}, {2,
 
 }  // namespace
 
-TEST_CASE("softmax kernels agree with double precision, along every axis") {
+TEST_CASE("softmax kernels agree with double precision, along every axis" * of_the_cpu()) {
   for (const AxisGeometry& g : cases) {
     for (const bool is_log : {false, true}) {
       for (const DType dtype : {DType::float32, DType::float64}) {
@@ -72,7 +73,7 @@ TEST_CASE("softmax kernels agree with double precision, along every axis") {
   }
 }
 
-TEST_CASE("softmax: huge, infinite and NaN scores do what PyTorch does") {
+TEST_CASE("softmax: huge, infinite and NaN scores do what PyTorch does" * of_the_cpu()) {
   const AxisGeometry g{1, 4, 1};
   const auto run = [&](const std::vector<double>& scores, bool is_log) { return values(run_softmax(g, is_log, to(from_vector(scores), DType::float32))); };
   CHECK(run({1e30, 1e30, -1e30, 0}, false) == std::vector<double>{0.5, 0.5, 0, 0});
@@ -83,7 +84,7 @@ TEST_CASE("softmax: huge, infinite and NaN scores do what PyTorch does") {
   for (double v : run({1, infinity, 2, 3}, false)) CHECK(std::isnan(v));
 }
 
-TEST_CASE("cross-entropy kernel: loss and gradient agree with double precision, with smoothing, weights and ignored rows") {
+TEST_CASE("cross-entropy kernel: loss and gradient agree with double precision, with smoothing, weights and ignored rows" * of_the_cpu()) {
   for (const int64_t classes : {1, 5, 16, 83}) {
     for (const double smoothing : {0.0, 0.1}) {
       for (const bool has_weights : {false, true}) {
@@ -122,9 +123,7 @@ TEST_CASE("cross-entropy kernel: loss and gradient agree with double precision, 
 namespace {
 
 Tensor pattern(const Shape& shape, int64_t step, int64_t modulus, int64_t shift) {
-  Tensor x = empty(shape, DType::float64);
-  for (int64_t i = 0; i < x.numel(); ++i) x.mutable_data<double>()[i] = static_cast<double>(i * step % modulus - shift) / 2;
-  return x;
+  return filled<double>(shape, [&](int64_t i) { return static_cast<double>(i * step % modulus - shift) / 2; });
 }
 
 Tensor labels_of(const std::vector<int64_t>& labels) { return from_vector(labels); }

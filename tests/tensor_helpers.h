@@ -11,6 +11,7 @@
 #include <fovea/kernels/cpu/parallel.h>
 #include <fovea/tensor/creation.h>
 
+#include "devices.h"
 #include "messages.h"
 
 namespace fovea::testing {
@@ -19,12 +20,8 @@ namespace fovea::testing {
 inline Tensor random_tensor(const Shape& shape, DType dtype = DType::float64, unsigned seed = 1) {
   std::mt19937 generator(seed);
   std::normal_distribution<double> normal;
-  Tensor x = empty(shape, dtype);
-  for (int64_t i = 0; i < x.numel(); ++i) {
-    if (dtype == DType::float32) x.mutable_data<float>()[i] = static_cast<float>(normal(generator));
-    else x.mutable_data<double>()[i] = normal(generator);
-  }
-  return x;
+  const auto draw = [&](int64_t) { return normal(generator); };
+  return dtype == DType::float32 ? filled<float>(shape, draw) : filled<double>(shape, draw);
 }
 
 // Of the same numbers, a float64 leaf for gradient checks.

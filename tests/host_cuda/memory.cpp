@@ -1,7 +1,9 @@
-// Device memory is a range of addresses that nobody may touch, except while a Window is open: kernels and copies open one, host code that follows a device pointer
-// gets a SIGSEGV and a sentence. An allocation lies at the end of its pages, as near as CUDA's alignment of 256 bytes allows, and pages that are never opened stand
+// Device memory is a range of addresses that nobody may touch. While a Window shows a device, the first access to an allocation of it is a fault that opens the
+// allocation, and the access is tried again: work pays for what it touches, however much is allocated. Without one, host code that follows a device pointer gets a
+// SIGSEGV and a sentence. An allocation lies at the end of its pages, as near as CUDA's alignment of 256 bytes allows, and pages that are never opened stand
 // around it; what is left over of its own pages holds a pattern that is checked after every kernel. Fresh memory is filled with 0xff (NaN, -1). A freed range of
 // addresses is not used again before the whole arena has been, so that a stale pointer is caught too.
+#include <pthread.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <ucontext.h>
@@ -12,6 +14,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <utility>
 #include <vector>
 
 #include "model.h"
@@ -33,15 +36,21 @@ size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
 // Filled in whole words from an address that is a multiple of two.
 NO_SANITIZE void fill_guard(char* begin, char* end) {
-  for (char* p = begin; p < end; ++p) *p = static_cast<char>(guard_pattern >> (8 * (reinterpret_cast<uintptr_t>(p) % 8)));
+  char* p = begin;
+  for (; p < end && reinterpret_cast<uintptr_t>(p) % 8; ++p) *p = static_cast<char>(guard_pattern >> (8 * (reinterpret_cast<uintptr_t>(p) % 8)));
+  for (; p + 8 <= end; p += 8) *reinterpret_cast<uint64_t*>(p) = guard_pattern;
+  for (; p < end; ++p) *p = static_cast<char>(guard_pattern >> (8 * (reinterpret_cast<uintptr_t>(p) % 8)));
 }
 // The first byte that was changed, or nullptr.
 NO_SANITIZE const char* find_damage(const char* begin, const char* end) {
   const char* p = begin;
   for (; p < end && reinterpret_cast<uintptr_t>(p) % 8; ++p)
     if (*p != static_cast<char>(guard_pattern >> (8 * (reinterpret_cast<uintptr_t>(p) % 8)))) return p;
-  for (; p + 8 <= end; p += 8)
-    if (*reinterpret_cast<const uint64_t*>(p) != guard_pattern) break;
+  for (; p + 64 <= end; p += 64) {       // eight words at a time: most of the pages of a small allocation are guards
+    uint64_t difference = 0;
+    for (int i = 0; i < 8; ++i) difference |= reinterpret_cast<const uint64_t*>(p)[i] ^ guard_pattern;
+    if (difference) break;
+  }
   for (; p < end; ++p)
     if (*p != static_cast<char>(guard_pattern >> (8 * (reinterpret_cast<uintptr_t>(p) % 8)))) return p;
   return nullptr;
@@ -52,6 +61,8 @@ NO_SANITIZE const char* find_damage(const char* begin, const char* end) {
 struct Block {
   Allocation allocation;
   char *pages, *pages_end;               // that may be opened
+  bool is_open = false, is_filled = false;
+  Block* next_open = nullptr;
 };
 
 struct Freed {
@@ -64,9 +75,10 @@ struct Arena {
   std::map<char*, Block> blocks;         // by their pages
   std::vector<Freed> freed;              // the latest few, for messages
   std::map<char*, Allocation> pinned;
-  int window = closed;                   // the device whose memory may be touched
+  Block* open = nullptr;                 // a list through the blocks: the handler of SIGSEGV adds to it, and must not allocate
+  int window = Window::none;             // the device whose memory `user` may touch
+  pthread_t user = {};
   size_t used[16] = {};
-  static constexpr int closed = -2, all = -1;
 };
 // Never destroyed: the destructors of other statics may still free device memory.
 Arena& arena() {
@@ -109,15 +121,45 @@ char* find_place(Arena& a, size_t bytes) {
   return nullptr;
 }
 
-void set_access(const Block& b, bool open) { mprotect(b.pages, static_cast<size_t>(b.pages_end - b.pages), open ? PROT_READ | PROT_WRITE : PROT_NONE); }
+void set_access(Block& b, bool open) {
+  mprotect(b.pages, static_cast<size_t>(b.pages_end - b.pages), open ? PROT_READ | PROT_WRITE : PROT_NONE);
+  b.is_open = open;
+}
 
-bool is_seen(int window, const Block& b) { return window == Arena::all || window == b.allocation.device; }
+// What nobody has touched yet costs nothing: memory is filled when it is opened for the first time. Volatile, so that it does not become a call of memset, which the
+// thread sanitizer would take for an access of the kernel's thread that has come first.
+NO_SANITIZE void fill(Block& b) {
+  char *begin = b.allocation.begin, *end = begin + b.allocation.bytes, *p = begin;
+  fill_guard(b.pages, begin);
+  for (; p + 8 <= end; p += 8) *reinterpret_cast<volatile uint64_t*>(p) = ~uint64_t{0};
+  for (; p < end; ++p) *static_cast<volatile char*>(p) = static_cast<char>(0xff);
+  fill_guard(end, b.pages_end);
+  b.is_filled = true;
+}
 
-void move_window(int window) {
+// The allocation in whose pages an address is, or nullptr.
+Block* block_of(const void* address) {
   Arena& a = arena();
-  for (const auto& [pages, b] : a.blocks)
-    if (is_seen(a.window, b) != is_seen(window, b)) set_access(b, is_seen(window, b));
-  a.window = window;
+  char* p = static_cast<char*>(const_cast<void*>(address));
+  auto it = a.blocks.upper_bound(p);
+  if (it == a.blocks.begin()) return nullptr;
+  Block& found = std::prev(it)->second;
+  return p < found.pages_end ? &found : nullptr;
+}
+
+bool is_shown(int window, const Block& b) { return window == Window::all || window == b.allocation.device; }
+
+// Whether an access that failed may be tried again now. Called by the handler of SIGSEGV.
+bool open_for_access(const void* address) {
+  Arena& a = arena();
+  if (a.window == Window::none || !pthread_equal(a.user, pthread_self())) return false;
+  Block* b = block_of(address);
+  if (!b || b->is_open || !is_shown(a.window, *b)) return false;
+  set_access(*b, true);
+  if (!b->is_filled) fill(*b);
+  b->next_open = a.open;
+  a.open = b;
+  return true;
 }
 
 // ---- SIGSEGV ----
@@ -128,6 +170,7 @@ alignas(16) char signal_stack[64 << 10];
 
 void handle_fault(int signal, siginfo_t* info, void* context) {
   ucontext_t* c = static_cast<ucontext_t*>(context);
+  if (open_for_access(info->si_addr)) return;
   if (in_kernel()) {
     int is_write = -1;
 #if defined(__x86_64__)
@@ -150,7 +193,7 @@ void handle_fault(int signal, siginfo_t* info, void* context) {
   sigaction(signal, &previous_action[signal == SIGSEGV ? 0 : 1], nullptr);
 }
 
-// Test frameworks put their own handlers in place for each test, so this is looked after whenever a window is closed.
+// Test frameworks put their own handlers in place for each test, so this is looked after whenever a window is opened.
 void install_handler() {
   for (int i = 0; i < 2; ++i) {
     struct sigaction now;
@@ -212,15 +255,10 @@ char* allocate_device(size_t bytes, int device) {
   if (bytes > device_memory_size() || a.used[device] + rounded > device_memory_size()) return nullptr;
   char* place = find_place(a, pages);
   if (!place) return nullptr;
-  Block b{{place + pages - rounded, bytes, device}, place, place + pages};
-  set_access(b, true);
+  const Block b{{place + pages - rounded, bytes, device}, place, place + pages};
   char* end = b.allocation.begin + bytes;
-  std::memset(b.allocation.begin, 0xff, bytes);
-  fill_guard(b.pages, b.allocation.begin);
-  fill_guard(end, b.pages_end);
   poison(b.pages, static_cast<size_t>(b.allocation.begin - b.pages));
   poison(end, static_cast<size_t>(b.pages_end - end));
-  if (!is_seen(a.window, b)) set_access(b, false);
   a.blocks.emplace(b.pages, b);
   a.next = b.pages_end;
   a.used[device] += rounded;
@@ -234,9 +272,9 @@ bool free_device(void* pointer) {
   if (!found || found->begin != pointer) return false;
   auto it = std::prev(a.blocks.upper_bound(found->begin));
   const Block b = it->second;
+  if (b.is_open) throw std::logic_error("host_cuda: memory is freed while work that touches it runs");
   unpoison(b.pages, static_cast<size_t>(b.pages_end - b.pages));
-  set_access(b, false);
-  madvise(b.pages, static_cast<size_t>(b.pages_end - b.pages), MADV_DONTNEED);
+  if (b.is_filled) madvise(b.pages, static_cast<size_t>(b.pages_end - b.pages), MADV_DONTNEED);
   a.used[b.allocation.device] -= round_up(b.allocation.bytes, alignment);
   if (a.freed.size() >= 256) a.freed.erase(a.freed.begin());
   a.freed.push_back({b.allocation.begin, b.allocation.bytes});
@@ -245,12 +283,8 @@ bool free_device(void* pointer) {
 }
 
 const Allocation* find_device(const void* address) {
-  Arena& a = arena();
-  char* p = static_cast<char*>(const_cast<void*>(address));
-  auto it = a.blocks.upper_bound(p);
-  if (it == a.blocks.begin()) return nullptr;
-  const Allocation& found = std::prev(it)->second.allocation;
-  return p >= found.begin && p < found.begin + found.bytes ? &found : nullptr;
+  const Block* b = block_of(address);
+  return b && address >= b->allocation.begin && address < b->allocation.begin + b->allocation.bytes ? &b->allocation : nullptr;
 }
 
 bool is_device_range(const void* address) { return address >= arena().begin && address < arena().end; }
@@ -314,24 +348,33 @@ std::string describe_address(const void* address) {
   return text("address ", address, ", which is not device memory");
 }
 
-Window::Window(int device) {
+Window::Window() {
   if (!arena().begin) reserve(arena());
   install_handler();
-  move_window(device);
+  arena().user = pthread_self();
 }
-Window::~Window() { move_window(Arena::closed); }
+Window::~Window() { show(none); }
+
+void Window::show(int device) {
+  Arena& a = arena();
+  a.window = device;
+  Block* all = std::exchange(a.open, nullptr);
+  while (Block* b = all) {
+    all = b->next_open;
+    if (is_shown(device, *b)) b->next_open = std::exchange(a.open, b);
+    else set_access(*b, false);
+  }
+}
 
 void check_guards(const std::function<std::string()>& culprit) {
-  Arena& a = arena();
-  for (auto& [pages, b] : a.blocks) {
-    if (!is_seen(a.window, b)) continue;
-    char *begin = b.allocation.begin, *end = begin + b.allocation.bytes;
-    const char* damage = find_damage(b.pages, begin);
-    if (!damage) damage = find_damage(end, b.pages_end);
+  for (const Block* b = arena().open; b; b = b->next_open) {
+    char *begin = b->allocation.begin, *end = begin + b->allocation.bytes;
+    const char* damage = find_damage(b->pages, begin);
+    if (!damage) damage = find_damage(end, b->pages_end);
     if (!damage) continue;
     const std::string where = describe_device_address(damage);
-    fill_guard(b.pages, begin);
-    fill_guard(end, b.pages_end);
+    fill_guard(b->pages, begin);
+    fill_guard(end, b->pages_end);
     throw Failure(cudaErrorIllegalAddress, culprit() + ": wrote to " + where + seed_note());
   }
 }

@@ -107,12 +107,14 @@ size_t device_memory_size();
 size_t device_memory_used(int device);
 std::string describe_address(const void* address);
 
-// While a Window is open, the memory of a device (-1: of all) may be touched.
+// While one is alive, the thread that made it may touch the memory of the device that it shows: of none at first.
 class Window {
  public:
-  explicit Window(int device);
+  static constexpr int none = -2, all = -1;
+  Window();
   ~Window();
   Window(const Window&) = delete;
+  void show(int device);
 };
 // While one is alive, this thread handles signals on a stack of their own: a fiber's may be what has overflowed.
 class SignalStack {
@@ -124,7 +126,8 @@ class SignalStack {
  private:
   stack_t previous_;
 };
-void check_guards(const std::function<std::string()>& culprit);      // throws Failure
+// Looks beside the allocations that were touched since the Window shows what it shows. Throws Failure.
+void check_guards(const std::function<std::string()>& culprit);
 
 // The shared memory of the block that runs ends at a page that may not be touched.
 void* begin_shared(size_t bytes);                                   // for a launch

@@ -80,21 +80,20 @@ void drop_everything() {
   state().queued = 0;
 }
 
-void perform(const Operation& o, int device) {
+void perform(const Operation& o, int device, Window& window) {
   if (o.waits_for && !o.run) return;
   if (o.records) {
     o.records->is_done = true;
     o.records->time = Clock::now();
     return;
   }
-  if (o.is_host_code) return o.run();
-  const Window window(o.all_devices ? -1 : device);
+  window.show(o.is_host_code ? Window::none : o.all_devices ? Window::all : device);
   o.run();
-  check_guards(o.name);
+  if (!o.is_host_code) check_guards(o.name);
 }
 
 // One operation of those that may run; false when there is none.
-bool step(int bias) {
+bool step(int bias, Window& window) {
   const std::vector<Stream*> all = all_streams();
   std::vector<Stream*> able;
   for (Stream* s : all)
@@ -104,7 +103,7 @@ bool step(int bias) {
   const Operation o = std::move(chosen.queue.front());
   chosen.queue.pop_front();
   --state().queued;
-  perform(o, chosen.device);
+  perform(o, chosen.device, window);
   return true;
 }
 
@@ -152,10 +151,11 @@ cudaError_t enqueue(Stream& stream, Operation operation) {
 
 cudaError_t run_until(const std::function<bool()>& finished) {
   const SignalStack own_stack;
+  Window window;
   const int bias = static_cast<int>(chance().below(4)) % 3;
   try {
     while (!finished())
-      if (!step(chance().one_in(8) ? 0 : bias)) break;
+      if (!step(chance().one_in(8) ? 0 : bias, window)) break;
     return cudaSuccess;
   } catch (const Failure& failure) {
     drop_everything();
