@@ -3,7 +3,7 @@
 //     backward: dx = y * (dy - sum dy * y), and dx = dy - exp(y) * sum dy of the logarithm;
 //     cross-entropy with label smoothing e (Szegedy et al. 2016, section 7) and class weights w, as PyTorch defines it:
 //     loss = -(1 - e) * w[t] * logp[t] - e / classes * sum_c w[c] * logp[c];  d loss / d logits = softmax * S - G with G = -d loss / d logp, S = sum G.
-// Layout: contiguous. Overwrites its outputs. float32, float64, and the half types in float32 (weights and losses have the logits' dtype). A lane adds up its share
+// Layout: contiguous. Overwrites its outputs. float32, float64, and the half types in float32 (class weights and losses of half logits are float32). A lane adds up its share
 // in the type it computes in; lanes are joined in float64 in a fixed order: deterministic.
 // Floor: softmax one read and one write, backward two reads and one write. A warp or a block holds a row of up to `kept` elements a lane in registers; what goes
 // beyond is read again, from the second-level cache if it can.
