@@ -100,7 +100,7 @@ void set_synchronous(bool is_on);
 // The name of the latest kernel that this thread launched; "" before the first.
 const char* last_kernel();
 
-// Whether products of float32 may be computed from TF32 (10 bits of mantissa) on tensor cores: several times as fast, with about three digits. Off by default.
+// Whether products and convolutions of float32 may be computed from TF32 (10 bits of mantissa) on tensor cores: several times as fast, with about three digits. Off by default.
 void set_allow_tf32(bool is_on);
 bool allow_tf32();
 
