@@ -1,4 +1,4 @@
-// gather, scatter_add, index_select, index_add and first_out_of_range of CUDA's table against the CPU's.
+// gather, scatter_add, index_select, index_add and check_range of CUDA's table against the CPU's.
 #include <cstdint>
 
 #include "cuda_kernels.h"
@@ -195,22 +195,94 @@ TEST_CASE("cuda scatter_add: strided views, and the dtypes that cannot accumulat
                        doctest::Contains("scatter_add: cannot accumulate in bfloat16; convert with to(x, DType::float32)"), DTypeError);
 }
 
-TEST_CASE("cuda first_out_of_range: the first position in row-major order, whatever the strides") {
-  std::vector<int64_t> values(3000, 4);
-  const auto first = [&](const Shape& shape, const Strides& strides, int64_t size = 5) {
-    const DeviceTensor at(from_vector(values));
-    return testing::cuda().first_out_of_range(nullptr, size, at.view(shape, strides));
+// What check_range has found, once the device has been waited for.
+std::string reported() { return error_of<IndexError>([] { fovea::cuda::synchronize(0); }); }
+
+TEST_CASE("cuda check_range: the first position in row-major order, whatever the strides, from the next wait, once") {
+  kernels::RangeCheck range("look", "index", 0, 5, "five places");
+  const auto found = [&](const Tensor& values, const Shape& shape, const Strides& strides) {
+    const DeviceTensor at(values);
+    testing::cuda().check_range(nullptr, range, at.view(shape, strides), {});
+    return reported();
   };
-  CHECK(first({3000}, {1}) == -1);
-  CHECK(first({0}, {1}) == -1);
-  CHECK(first({}, {}) == -1);
-  CHECK(first({3000}, {1}, 4) == 0);
-  values[2900] = 5;
-  CHECK(first({3000}, {1}) == 2900);
-  values[1201] = -1;
-  CHECK(first({3000}, {1}) == 1201);
-  CHECK(first({30, 100}, {1, 30}) == 1 * 100 + 40);
-  values[0] = std::numeric_limits<int64_t>::min();
-  CHECK(first({3000}, {1}) == 0);
-  CHECK(first({}, {}) == 0);
+  const std::string late = " (found on cuda:0 by work queued earlier)";
+  for (const int64_t n : {3000, 100003}) {                   // one block, and a grid
+    CAPTURE(n);
+    Tensor values = full({n}, 4, DType::int64);
+    int64_t* v = values.mutable_data<int64_t>();
+    CHECK(found(values, {n}, {1}) == "");
+    CHECK(found(values, {0}, {1}) == "");
+    CHECK(found(values, {}, {}) == "");
+    range.high = 4;
+    CHECK(found(values, {n}, {1}) == "look: index[0] is 4, out of range [0, 4) for five places" + late);
+    range.high = 5;
+    v[2900] = 5;
+    CHECK(found(values, {n}, {1}) == "look: index[2900] is 5, out of range [0, 5) for five places" + late);
+    v[1201] = -1;
+    CHECK(found(values, {n}, {1}) == "look: index[1201] is -1, out of range [0, 5) for five places" + late);
+    CHECK(found(values, {30, n / 30}, {1, 30}) == "look: index[1,40] is -1, out of range [0, 5) for five places" + late);
+    v[0] = std::numeric_limits<int64_t>::min();
+    CHECK(contains(found(values, {n}, {1}), "index[0] is -9223372036854775808"));
+    CHECK(contains(found(values, {}, {}), "index[] is -9223372036854775808"));
+    CHECK(reported() == "");
+  }
+}
+
+TEST_CASE("cuda check_range: exceptions, forbidden values and rows of which only the first count") {
+  kernels::RangeCheck range("look", "labels", 0, 4, "4 classes");
+  const DeviceTensor labels(from_vector<int64_t>({1, 2, 9, 9, 3, 9, 0, 1, 2}, {3, 3})), lengths(from_vector<int64_t>({2, 1, 7}));
+  testing::cuda().check_range(nullptr, range, labels.view(), lengths.view());                    // 7: the whole row
+  CHECK(contains(reported(), "labels[1,0] is 9"));
+  range.has_exception = true;
+  range.exception = 9;
+  testing::cuda().check_range(nullptr, range, labels.view(), lengths.view());
+  CHECK(reported() == "");
+  range.why_forbidden = "the blank; targets must not hold blanks";
+  range.forbidden = 0;
+  testing::cuda().check_range(nullptr, range, labels.view(), lengths.view());
+  CHECK(contains(reported(), "look: labels[2,0] is 0, the blank; targets must not hold blanks"));
+}
+
+TEST_CASE("cuda check_range: of several findings the first of the stream is told") {
+  const kernels::RangeCheck first("first", "index", 0, 5, "five places"), second("second", "index", 0, 5, "five places");
+  const DeviceTensor at(from_vector<int64_t>({0, 7}));
+  testing::cuda().check_range(nullptr, first, at.view(), {});
+  testing::cuda().check_range(nullptr, second, at.view(), {});
+  CHECK(contains(reported(), "first: index[1] is 7"));
+  CHECK(reported() == "");
+  testing::cuda().check_range(nullptr, second, at.view(), {});
+  CHECK(contains(reported(), "second: index[1] is 7"));
+}
+
+TEST_CASE("cuda gather and scatter_add: an index out of range reads zero and adds nothing") {
+  const int64_t far = int64_t{1} << 40;
+  for (const int64_t columns : {5, 64}) {                    // 64: rows in packs of 16 bytes
+    const Tensor x = full({4, columns}, 3.0, DType::float32);
+    const DeviceTensor from(x), at(from_vector<int64_t>({1, -1, 4, far, 3}));
+    const DeviceTensor got = DeviceTensor::poisoned({5, columns}, DType::float32);
+    testing::cuda().index_select(nullptr, 0, from.view(), at.view(), got.view());
+    const std::vector<double> rows = got.to_host().to_vector<double>();
+    for (int64_t r = 0; r < 5; ++r) CHECK(rows[static_cast<size_t>(r * columns)] == (r == 0 || r == 4 ? 3 : 0));
+  }
+  // Few and many steps, lines and targets: every way of adding.
+  for (const Shape& shape : {Shape{6, 3}, Shape{40, 3}, Shape{40, 64}, Shape{40, 1}}) {
+    for (const bool is_shared : {false, true}) {
+      CAPTURE(shape);
+      CAPTURE(is_shared);
+      const int64_t steps = shape[0], size = 5;
+      Tensor index = zeros({steps, is_shared ? 1 : shape[1]}, DType::int64);
+      for (int64_t i = 0; i < index.numel(); ++i) index.mutable_data<int64_t>()[i] = i % 4 == 0 ? 2 : i % 4 == 1 ? -1 : i % 4 == 2 ? size : far;
+      const DeviceTensor at(index), source(ones(shape)), y(zeros({size, shape[1]}));
+      testing::cuda().scatter_add(nullptr, 0, at.view(shape, {index.size(1), is_shared ? 0 : 1}), source.view(), y.view());
+      double counted = 0;
+      for (int64_t i = 0; i < index.numel(); i += 4) ++counted;
+      const std::vector<double> sums = y.to_host().to_vector<double>();
+      double total = 0;
+      for (size_t i = 0; i < sums.size(); ++i) {
+        total += sums[i];
+        if (static_cast<int64_t>(i) / shape[1] != 2) CHECK(sums[i] == 0);
+      }
+      CHECK(total == counted * static_cast<double>(is_shared ? shape[1] : 1));
+    }
+  }
 }

@@ -14,6 +14,8 @@
 #include <utility>
 #include <vector>
 
+#include "messages.h"
+
 namespace fovea::testing {
 
 inline const kernels::KernelTable& cpu() { return kernels::cpu_table(); }

@@ -137,6 +137,38 @@ TEST_CASE("cuda ctc: peaky scores, no labels, one step, samples that cannot be")
   }
 }
 
+TEST_CASE("cuda ctc: labels and lengths out of range make their own sample's loss NaN, without a gradient, and nothing else") {
+  for (const int64_t max_target : {int64_t{4}, int64_t{260}}) {                          // in registers, in memory
+    const CtcBatch good = random_ctc({.time = 2 * max_target + 4, .batch = 8, .classes = 7, .max_target = max_target, .blank = 0}, DType::float32, 14);
+    CtcBatch b = good;
+    b.targets = copied_to(good.targets, Device::cpu()), b.input_lengths = copied_to(good.input_lengths, Device::cpu()), b.target_lengths = copied_to(good.target_lengths, Device::cpu());
+    int64_t *labels = b.targets.mutable_data<int64_t>(), *times = b.input_lengths.mutable_data<int64_t>(), *lengths = b.target_lengths.mutable_data<int64_t>();
+    for (int64_t i = 1; i < 8; ++i) times[i] = b.g.time, lengths[i] = 2;
+    CtcBatch fine = b;
+    fine.targets = copied_to(b.targets, Device::cpu()), fine.input_lengths = copied_to(b.input_lengths, Device::cpu()), fine.target_lengths = copied_to(b.target_lengths, Device::cpu());
+    labels[1 * max_target] = 7;
+    labels[2 * max_target + 1] = -1;
+    labels[3 * max_target + 1] = 0;                                                         // the blank
+    times[4] = b.g.time + 1000;
+    lengths[5] = int64_t{1} << 40;
+    lengths[6] = -3;
+    labels[7 * max_target + 2] = 1000;                                                      // past the end: nobody's business
+    const CtcResult got = on_cuda(b), want = on_cuda(fine);
+    const int64_t classes = b.g.classes;
+    for (int64_t i = 0; i < 8; ++i) {
+      CAPTURE(i);
+      const bool is_bad = i >= 1 && i <= 6;
+      const float loss = got.losses.data<float>()[i];
+      CHECK((is_bad ? std::isnan(loss) : loss == want.losses.data<float>()[i]));
+      for (int64_t t = 0; t < b.g.time; ++t)
+        for (int64_t k = 0; k < classes; ++k) {
+          const int64_t at = (t * 8 + i) * classes + k;
+          if (got.gradient.data<float>()[at] != (is_bad ? 0 : want.gradient.data<float>()[at])) FAIL_CHECK("gradient of step " << t << ", class " << k);
+        }
+    }
+  }
+}
+
 TEST_CASE("cuda ctc: a NaN reaches its own sample and no other") {
   CtcBatch b = random_ctc({.time = 10, .batch = 3, .classes = 5, .max_target = 3, .blank = 0}, DType::float32, 13);
   b.logits.mutable_data<float>()[(2 * 3 + 1) * 5 + 4] = std::numeric_limits<float>::quiet_NaN();

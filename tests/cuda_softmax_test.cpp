@@ -128,3 +128,21 @@ TEST_CASE("cuda cross_entropy: loss and gradient, with smoothing, weights and ig
           CHECK(same_bits(got_dx, dx_again.to_host()));
         }
 }
+
+TEST_CASE("cuda cross_entropy: a label out of range makes its own loss NaN, without a gradient, and nothing else") {
+  for (const DType dtype : floating)
+    for (const int64_t classes : {int64_t{6}, int64_t{1500}}) {
+      const Tensor logits = sample({4, classes}, dtype, 3);
+      const DeviceTensor x(logits), good(from_vector<int64_t>({1, 2, 3, 4})), bad(from_vector<int64_t>({1, classes, -1, 4}));
+      const DeviceTensor losses = DeviceTensor::poisoned({4}, dtype), dx = DeviceTensor::poisoned({4, classes}, dtype);
+      testing::cuda().cross_entropy(nullptr, 0.1, -100, x.view(), good.view(), absent(), losses.view(), dx.view());
+      const std::vector<double> want = losses.to_host().to_vector<double>(), want_dx = dx.to_host().to_vector<double>();
+      testing::cuda().cross_entropy(nullptr, 0.1, -100, x.view(), bad.view(), absent(), losses.view(), dx.view());
+      const std::vector<double> got = losses.to_host().to_vector<double>(), got_dx = dx.to_host().to_vector<double>();
+      for (size_t r = 0; r < 4; ++r) {
+        const bool is_bad = r == 1 || r == 2;
+        CHECK((is_bad ? std::isnan(got[r]) : got[r] == want[r]));
+        for (size_t i = r * static_cast<size_t>(classes); i < (r + 1) * static_cast<size_t>(classes); ++i) CHECK(got_dx[i] == (is_bad ? 0 : want_dx[i]));
+      }
+    }
+}

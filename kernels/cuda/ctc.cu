@@ -2,8 +2,10 @@
 //   l' = the labels with blanks around each (2L + 1 states), e_t(s) = log softmax(logits_t)(l'_s),
 //   alpha_t(s) = e_t(s) + ln( exp alpha(s) + exp alpha(s-1) + exp alpha(s-2) [if l'_s is a label and not l'_(s-2)] ), of step t - 1;  beta the same from the end,
 //   d loss / d logit_t(k) = softmax_t(k) - sum over s with l'_s = k of gamma_t(s),   gamma_t(s) ~ exp( alpha_t(s) + beta_t(s) - e_t(s) ), divided by its sum over s.
-// Layout: logits [time,batch,classes] contiguous. Overwrites losses and dlogits. Sums in the element type, for logits of a half type in float32 (and losses too); the division by gamma's own sum takes out the rounding that
-// alpha and beta have gathered on the way. Deterministic: repeated labels are added up by one thread in their order. Nothing waits for the host.
+// Layout: logits [time,batch,classes] contiguous. Overwrites losses and dlogits. Sums in the element type, for logits of a half type in float32 (and losses too); the
+// division by gamma's own sum takes out the rounding that alpha and beta have gathered on the way. Deterministic: repeated labels are added up by one thread in their order.
+// Nothing waits for the host: a sample with a length or a label out of range, or with a blank among its labels (check_range has reported it), has a loss of NaN and a
+// gradient of zero.
 //
 //   ctc_emissions  a block a row: log-sum-exp, the scores of the sample's own labels side by side, and softmax where the gradient will be
 //   ctc_states     a warp a sample and direction, states in registers (a block and memory for more than 255 labels); alpha and beta run at the same time
@@ -61,6 +63,11 @@ struct Samples {
   __device__ T* emission(int64_t b, int64_t t) const { return emissions + row(b, t) * (1 + g.max_target); }
   __device__ T* path(int direction, int64_t b, int64_t t) const { return paths[direction] + row(b, t) * (2 * g.max_target + 1); }
   __device__ int64_t target(int64_t b, int64_t i) const { return targets[b * g.max_target + i]; }
+  // Lengths that lead nowhere out of memory.
+  __device__ int64_t time(int64_t b) const { return max(int64_t{0}, min(g.time, input_lengths[b])); }
+  __device__ int64_t length(int64_t b) const { return max(int64_t{0}, min(g.max_target, target_lengths[b])); }
+  __device__ bool has_bad_length(int64_t b) const { return time(b) != input_lengths[b] || length(b) != target_lengths[b]; }
+  __device__ bool is_bad_label(int64_t label) const { return label < 0 || label >= g.classes || label == g.blank; }
 };
 
 constexpr int row_threads = 128;
@@ -92,7 +99,7 @@ struct LogAdd {
 
 template <class T>
 __global__ void __launch_bounds__(row_threads) find_repeats(Samples<T> s) {
-  const int64_t b = blockIdx.x, length = s.target_lengths[b];
+  const int64_t b = blockIdx.x, length = s.length(b);
   for (int64_t i = threadIdx.x; i < length; i += blockDim.x) {
     const int64_t label = s.target(b, i);
     int64_t next = i + 1, before = 0;
@@ -109,7 +116,7 @@ __global__ void __launch_bounds__(row_threads) emissions(Samples<T> s, Scores<L>
   const int64_t t = blockIdx.x, b = blockIdx.y, classes = s.g.classes;
   const WidenedRow<L> logits{scores.logits + (t * s.g.batch + b) * classes};
   L* dlogits = scores.dlogits ? scores.dlogits + (t * s.g.batch + b) * classes : nullptr;
-  if (t >= s.input_lengths[b]) {             // the same for the whole block
+  if (t >= s.time(b)) {                      // the same for the whole block
     for (int64_t k = threadIdx.x; dlogits && k < classes; k += blockDim.x) dlogits[k] = narrow<L>(T(0));
     return;
   }
@@ -122,7 +129,11 @@ __global__ void __launch_bounds__(row_threads) emissions(Samples<T> s, Scores<L>
   const T log_sum = top + std::log(sum);
   for (int64_t k = threadIdx.x; dlogits && k < classes; k += blockDim.x) dlogits[k] = narrow<L>(std::exp(logits[k] - top) / sum);
   T* emission = s.emission(b, t);
-  for (int64_t i = threadIdx.x; i <= s.target_lengths[b]; i += blockDim.x) emission[i] = logits[i == 0 ? s.g.blank : s.target(b, i - 1)] - log_sum;
+  const int64_t length = s.length(b);
+  for (int64_t i = threadIdx.x; i <= length; i += blockDim.x) {
+    const int64_t label = i == 0 ? s.g.blank : s.target(b, i - 1);
+    emission[i] = i > 0 && s.is_bad_label(label) ? std::numeric_limits<T>::quiet_NaN() : logits[label] - log_sum;
+  }
 }
 
 // A sample as one of the two directions sees it.
@@ -133,7 +144,7 @@ struct Mirror {
   int64_t b, time, length;
 
   __device__ Mirror(const Samples<T>& samples, int d, int64_t sample)
-      : s(samples), direction(d), b(sample), time(samples.input_lengths[sample]), length(samples.target_lengths[sample]) {}
+      : s(samples), direction(d), b(sample), time(samples.time(sample)), length(samples.length(sample)) {}
   __device__ int64_t states() const { return 2 * length + 1; }
   __device__ int64_t step(int64_t t) const { return direction == 0 ? t : time - 1 - t; }
   __device__ int64_t state(int64_t i) const { return direction == 0 ? i : states() - 1 - i; }
@@ -146,7 +157,7 @@ struct Mirror {
 
 template <class T>
 __device__ void store_loss(const Samples<T>& s, int64_t b, T log_probability) {
-  const T loss = log_probability == T(0) ? T(0) : -log_probability;
+  const T loss = s.has_bad_length(b) ? std::numeric_limits<T>::quiet_NaN() : log_probability == T(0) ? T(0) : -log_probability;
   s.raw_losses[b] = loss;
   s.losses[b] = s.g.zero_infinity && loss == infinity<T>() ? T(0) : loss;
 }
@@ -263,12 +274,15 @@ __device__ void take_off(L& place, T gamma, T emission) {
 template <class T, class L>
 __global__ void __launch_bounds__(row_threads) gradient(Samples<T> s, L* all_dlogits) {
   RowMemory<T>& memory = shared<RowMemory<T>>();
-  const int64_t t = blockIdx.x, b = blockIdx.y, length = s.target_lengths[b], states = 2 * length + 1;
-  if (t >= s.input_lengths[b]) return;       // the same for the whole block
+  const int64_t t = blockIdx.x, b = blockIdx.y, length = s.length(b), states = 2 * length + 1;
+  if (t >= s.time(b)) return;                // the same for the whole block
   L* dlogits = all_dlogits + (t * s.g.batch + b) * s.g.classes;
   const T loss = s.raw_losses[b];
   if (loss == infinity<T>() || loss != loss) {
-    const T value = loss == loss ? T(0) : std::numeric_limits<T>::quiet_NaN();
+    bool is_bad = s.has_bad_length(b);
+    for (int64_t i = threadIdx.x; i < length; i += blockDim.x) is_bad |= s.is_bad_label(s.target(b, i));
+    is_bad = __syncthreads_or(is_bad) != 0;
+    const T value = loss == loss || is_bad ? T(0) : std::numeric_limits<T>::quiet_NaN();
     for (int64_t k = threadIdx.x; k < s.g.classes; k += blockDim.x) dlogits[k] = narrow<L>(value);
     return;
   }

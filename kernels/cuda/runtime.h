@@ -78,7 +78,9 @@ class Event {
 // Both must have passed.
 double seconds_between(const Event& begin, const Event& end);
 
-// Waits for everything on all streams of a device. Errors of kernels that have failed meanwhile come out here.
+// Waits for everything on all streams of a device. Errors of kernels that have failed meanwhile come out here, and so does the IndexError for an index, a label or a length
+// out of range: no operation waits to look at them. It names the operation and the value; out of whatever waits first, the functions above and below or item(). What was
+// computed from such a value (a row of zeros, a loss of NaN without a gradient) is to be thrown away; everything else goes on as before.
 void synchronize(int device = current_device());
 
 // What kernels are given as their queue: the thread's current stream on the device, which is made CUDA's current device.
