@@ -1,7 +1,7 @@
 // Indexing along an axis: gather y[..i..] = x[..index[..i..]..], scatter_add y[..index[..i..]..] += source[..i..], and the same with one index for the whole axis
 // (index_select, index_add), plus the search for values out of range. Indices are int64; of one out of range (check_range has reported it)
 // gather and index_select read 0, and scatter_add and index_add add nothing for it.
-// Layout: any strides. gather and index_select overwrite y and move any dtype; scatter_add and index_add accumulate into y in its own dtype (not the 16-bit floats).
+// Layout: any strides. gather and index_select overwrite y and move any dtype; scatter_add and index_add accumulate into y in its own dtype, half types in float32.
 // Deterministic. Floor: one read of index and x, one write of y; rows with one index move in 16-byte accesses.
 //
 // Note [Adding without atomics]
@@ -16,6 +16,7 @@
 #include <type_traits>
 
 #include <fovea/kernels/cuda/core/launch.h>
+#include <fovea/kernels/cuda/core/numeric.h>
 #include <fovea/kernels/cuda/core/scratch.h>
 #include <fovea/kernels/cuda/core/strided.h>
 #include <fovea/kernels/cuda/core/warp.h>
@@ -109,13 +110,14 @@ void gather(Queue queue, int axis, const ConstView& x_, const ConstView& index_,
 
 // --- scatter_add ---
 
-template <class T>
+// Of source elements S into y's, or into the sums that are kept of them, T.
+template <class T, class S>
 struct Scatter {
   StridedIndex<3> lines;                     // offsets of a line in index, source and y
   int64_t steps, size;                       // of the axis: index's length, and y's
   int64_t index_step, source_step, y_step;   // along the axis
   const int64_t* index;
-  const T* source;
+  const S* source;
   T* y;
   int64_t range = 1;                         // targets of an owner
 
@@ -123,22 +125,22 @@ struct Scatter {
 };
 
 // A thread a line.
-template <class T>
-__global__ __launch_bounds__(threads, 2) void scatter_lines_kernel(Scatter<T> s) {
+template <class T, class S>
+__global__ __launch_bounds__(threads, 2) void scatter_lines_kernel(Scatter<T, S> s) {
   for (int64_t line = global_thread(); line < s.lines.numel; line += global_threads()) {
     const auto at = s.lines.offsets(line);
     for (int64_t k = 0; k < s.steps; ++k) {
       const int64_t to = s.index[at.of[0] + k * s.index_step];
       if (!is_inside(to, s.size)) continue;
       T& target = s.y[at.of[2] + to * s.y_step];
-      target = Scatter<T>::add(target, s.source[at.of[1] + k * s.source_step]);
+      target = Scatter<T, S>::add(target, widen(s.source[at.of[1] + k * s.source_step]));
     }
   }
 }
 
 // Calls take(k, target) for the steps whose target lies in [first, last), in order, with all lanes of the warp.
-template <class T, class Take>
-__device__ void for_each_hit(const Scatter<T>& s, const int64_t* index, int64_t first, int64_t last, const Take& take) {
+template <class T, class S, class Take>
+__device__ void for_each_hit(const Scatter<T, S>& s, const int64_t* index, int64_t first, int64_t last, const Take& take) {
   const int lane = static_cast<int>(threadIdx.x) % warp_size;
   for (int64_t k = 0; k < s.steps; k += warp_size) {
     const int64_t own = k + lane < s.steps ? index[(k + lane) * s.index_step] : -1;
@@ -152,8 +154,8 @@ __device__ void for_each_hit(const Scatter<T>& s, const int64_t* index, int64_t 
 }
 
 // One index for all lines. A warp owns `range` rows of y over 32 neighbouring lines.
-template <class T>
-__global__ __launch_bounds__(threads, 2) void scatter_rows_kernel(Scatter<T> s) {
+template <class T, class S>
+__global__ __launch_bounds__(threads, 2) void scatter_rows_kernel(Scatter<T, S> s) {
   const int lane = static_cast<int>(threadIdx.x) % warp_size;
   const int64_t chunks = ceil_div<int64_t>(s.lines.numel, warp_size), ranges = ceil_div(s.size, s.range);
   for (int64_t owner = global_thread() / warp_size; owner < chunks * ranges; owner += global_threads() / warp_size) {
@@ -163,25 +165,25 @@ __global__ __launch_bounds__(threads, 2) void scatter_rows_kernel(Scatter<T> s) 
     for_each_hit(s, s.index, first, min(s.size, first + s.range), [&](int64_t k, int64_t row) {
       if (!exists) return;
       T& target = s.y[at.of[2] + row * s.y_step];
-      target = Scatter<T>::add(target, s.source[at.of[1] + k * s.source_step]);
+      target = Scatter<T, S>::add(target, widen(s.source[at.of[1] + k * s.source_step]));
     });
   }
 }
 
 // An index for each line. A warp owns `range` targets of one; a single target is added up by all lanes, each the steps that it sees.
-template <class T>
-__global__ __launch_bounds__(threads, 2) void scatter_ranges_kernel(Scatter<T> s) {
+template <class T, class S>
+__global__ __launch_bounds__(threads, 2) void scatter_ranges_kernel(Scatter<T, S> s) {
   const int lane = static_cast<int>(threadIdx.x) % warp_size;
   const int64_t ranges = ceil_div(s.size, s.range);
   for (int64_t owner = global_thread() / warp_size; owner < s.lines.numel * ranges; owner += global_threads() / warp_size) {
     const auto at = s.lines.offsets(owner / ranges);
     const int64_t first = owner % ranges * s.range;
     const int64_t* index = s.index + at.of[0];
-    const T* source = s.source + at.of[1];
+    const S* source = s.source + at.of[1];
     T* y = s.y + at.of[2];
     if (s.range > 1) {
       for_each_hit(s, index, first, min(s.size, first + s.range), [&](int64_t k, int64_t target) {
-        if (lane == 0) y[target * s.y_step] = Scatter<T>::add(y[target * s.y_step], source[k * s.source_step]);
+        if (lane == 0) y[target * s.y_step] = Scatter<T, S>::add(y[target * s.y_step], widen(source[k * s.source_step]));
       });
       continue;
     }
@@ -190,7 +192,7 @@ __global__ __launch_bounds__(threads, 2) void scatter_ranges_kernel(Scatter<T> s
     bool has_any = false;
     for (int64_t k = lane; k < s.steps; k += warp_size) {
       if (index[k * s.index_step] != first) continue;
-      sum += source[k * s.source_step];
+      sum += widen(source[k * s.source_step]);
       has_any = true;
     }
     has_any = __ballot_sync(all_lanes, has_any) != 0;
@@ -222,19 +224,35 @@ bool is_shared(const StridedIndex<3>& lines) {
   return true;
 }
 
-template <class T>
+template <class T, class S = T>
 void scatter_add_as(Queue queue, int axis, const ConstView& index, const ConstView& source, const View& y) {
   constexpr int64_t most_owners = 1 << 14;
-  Scatter<T> s{lines_of(axis, index.shape, index.strides, source.strides, y.strides), index.shape[axis], y.shape[axis], index.strides[axis], source.strides[axis],
-               y.strides[axis], index.as<int64_t>(), source.as<T>(), y.as<T>()};
+  Scatter<T, S> s{lines_of(axis, index.shape, index.strides, source.strides, y.strides), index.shape[axis], y.shape[axis], index.strides[axis], source.strides[axis],
+               y.strides[axis], index.as<int64_t>(), source.as<S>(), y.as<T>()};
   const int64_t lines = s.lines.numel;
-  if (s.steps <= 8 || (lines >= 4096 && !is_shared(s.lines))) return launch(queue, "scatter_add_lines", grid_for(lines, threads), scatter_lines_kernel<T>, s);
+  if (s.steps <= 8 || (lines >= 4096 && !is_shared(s.lines))) return launch(queue, "scatter_add_lines", grid_for(lines, threads), scatter_lines_kernel<T, S>, s);
   const bool is_by_row = is_shared(s.lines) && lines >= 8;
   const int64_t per_range = is_by_row ? ceil_div<int64_t>(lines, warp_size) : lines;
   s.range = std::max<int64_t>(1, ceil_div(s.size * per_range, most_owners));
   const Grid grid = grid_for(ceil_div(s.size, s.range) * per_range * warp_size, threads);
-  if (is_by_row) launch(queue, "scatter_add_rows", grid, scatter_rows_kernel<T>, s);
-  else launch(queue, "scatter_add_ranges", grid, scatter_ranges_kernel<T>, s);
+  if (is_by_row) launch(queue, "scatter_add_rows", grid, scatter_rows_kernel<T, S>, s);
+  else launch(queue, "scatter_add_ranges", grid, scatter_ranges_kernel<T, S>, s);
+}
+
+// Half types add up in a float32 copy of y, which is rounded once all are in.
+template <class S>
+void scatter_add_half(Queue queue, int axis, const ConstView& index, const ConstView& source, const View& y) {
+  const DeviceScratch memory(y.numel() * static_cast<int64_t>(sizeof(float)), queue);
+  View sums = y;
+  sums.data = memory.data();
+  sums.dtype = DType::float32;
+  sums.strides = contiguous_strides(y.shape);
+  int device = 0;
+  check_cuda(cudaGetDevice(&device), "cuda: asking for the current device");
+  const KernelTable& table = cuda_table(device);
+  table.copy(queue, y, sums);
+  scatter_add_as<float, S>(queue, axis, index, source, sums);
+  table.copy(queue, sums, y);
 }
 
 void scatter_add(Queue queue, int axis, const ConstView& index_, const ConstView& source_, const View& y_) {
@@ -244,12 +262,14 @@ void scatter_add(Queue queue, int axis, const ConstView& index_, const ConstView
   switch (y.dtype) {
     case DType::float32: return scatter_add_as<float>(queue, axis, index, source, y);
     case DType::float64: return scatter_add_as<double>(queue, axis, index, source, y);
+    case DType::float16: return scatter_add_half<float16>(queue, axis, index, source, y);
+    case DType::bfloat16: return scatter_add_half<bfloat16>(queue, axis, index, source, y);
     case DType::int32: return scatter_add_as<int32_t>(queue, axis, index, source, y);
     case DType::int64: return scatter_add_as<int64_t>(queue, axis, index, source, y);
     case DType::uint8: return scatter_add_as<uint8_t>(queue, axis, index, source, y);
     case DType::boolean: return scatter_add_as<bool>(queue, axis, index, source, y);
-    default: fail<DTypeError>("scatter_add: cannot accumulate in ", name_of(y.dtype), "; convert with to(x, DType::float32)");
   }
+  fail<DTypeError>("scatter_add: unknown dtype ", static_cast<int>(y.dtype));
 }
 
 // --- one index for the whole axis: the same, with an index that repeats over the other axes ---
@@ -350,6 +370,7 @@ void check_range(Queue queue, const RangeCheck& check, const ConstView& values_,
 }  // namespace
 
 void add_index(KernelTable& t) {
+  t.computes_half.add(Family::index);
   t.gather = gather;
   t.scatter_add = scatter_add;
   t.index_select = index_select;

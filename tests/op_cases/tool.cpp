@@ -50,9 +50,8 @@ void write_table(const std::string& path) {
   out << "# Operations\n\nMade from the rows of `tests/op_cases.h` by `tests/golden/ops.py`; do not edit. Every row is tested against PyTorch on the CPU and on meta tensors.\n"
          "A name after a slash is a variant that has a row of its own. Gradients: *twice* means that the gradient can be differentiated again.\n"
          "Dtypes: those of the inputs that are neither indices nor truth values. float16 and bfloat16 are storage on the CPU: an operation that needs more widens its arguments\n"
-         "to float32 and rounds the result. On CUDA kernels compute on them, with sums in float32; only where terms meet at an index (`scatter_add`, `index_add`, gradients of\n"
-         "`gather` and the like) arguments are widened there too. Autocast: what an `Autocast` scope makes of the arguments: *half*, the scope's dtype; *float32*; *widest*, the\n"
-         "widest dtype among them; empty, nothing.\n";
+         "to float32 and rounds the result. On CUDA kernels compute on them, with sums in float32. Autocast: what an `Autocast` scope makes of the\n"
+         "arguments: *half*, the scope's dtype; *float32*; *widest*, the widest dtype among them; empty, nothing.\n";
   const DType dtypes[] = {DType::float32, DType::float64, DType::float16, DType::bfloat16, DType::int32, DType::int64, DType::uint8, DType::boolean};
   std::string family;
   for (const Operation& row : operations()) {
