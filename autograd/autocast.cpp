@@ -16,6 +16,7 @@ using enum AutocastPrecision;
 constexpr AutocastRule rules[] = {
     {"matmul", half},       {"linear", half},          {"conv1d", half},           {"conv2d", half},     {"conv_transpose1d", half}, {"conv_transpose2d", half},
     {"lstm", half},         {"gru", half},             {"rnn", half},              {"lstm_cell", half},  {"gru_cell", half},         {"rnn_cell", half},
+    {"dot", half},          {"outer", half},
 
     {"softmax", single},    {"log_softmax", single},   {"cross_entropy", single},  {"ctc_loss", single}, {"Loss", single},           // Loss: all of fovea::layers
     {"sum", single},        {"mean", single},          {"prod", single},           {"var", single},      {"stddev", single},         {"norm", single},

@@ -25,25 +25,41 @@ Tensor as_int64(const char* op, const char* argument, const Tensor& x) {
   return contiguous(to(x.detach(), DType::int64));
 }
 
-// Lengths of all samples, each in [0, longest].
+// Lengths of all samples, each in [0, longest]; `of_what` is there `longest` times.
 Tensor checked_lengths(const char* op, const char* argument, const Tensor& lengths, int64_t batch, int64_t longest, const char* of_what) {
   const Tensor wide = as_int64(op, argument, lengths);
   check<ShapeError>(wide.shape() == Shape{batch}, op, ": ", argument, " has shape ", wide.shape(), ", expected [", batch, "], one for each sample");
-  if (wide.is_meta()) return wide;
-  const std::vector<int64_t> values = wide.to_vector<int64_t>();
-  for (size_t b = 0; b < values.size(); ++b)
-    check<IndexError>(values[b] >= 0 && values[b] <= longest, op, ": ", argument, " of sample ", b, " is ", values[b], ", expected 0 to ", longest, ", the ", of_what);
+  table_of(wide).check_range(queue_of(wide), {op, argument, 0, longest + 1, str("the ", longest, " ", of_what)}, wide.view(), {});
   return wide;
 }
 
-// Targets as the kernel takes them: labels [batch, max_target], with zeros past each target's length, and lengths [batch].
+// Targets as the kernel takes them: labels [batch, max_target], of which those past a target's length do not matter, and lengths [batch].
 struct Targets {
   Tensor labels, lengths;
 };
 
-// From padded or concatenated labels, each of them checked. A target of more labels than there are steps is infeasible whatever it says, so time + 1 labels
-// of it are enough; that way one very long target in a large batch takes no more memory than its share of the logits.
-Targets checked_targets(const Tensor& given, const Tensor& target_lengths, const CtcGeometry& g) {
+// Note [Long targets]
+// A target of more labels than there are steps is infeasible whatever it says, so time + 1 labels of it are enough: one very long target in a large batch takes no more
+// memory than its share of the logits.
+
+kernels::RangeCheck range_of_labels(const CtcGeometry& g) {
+  kernels::RangeCheck range("ctc_loss", "targets", 0, g.classes, str(g.classes, " classes"));
+  range.why_forbidden = "the blank; targets must not hold blanks";
+  range.forbidden = g.blank;
+  return range;
+}
+
+// From padded labels, where they are: nobody waits for the device.
+Targets padded_targets(const Tensor& labels, const Tensor& lengths, const CtcGeometry& g) {
+  table_of(labels).check_range(queue_of(labels), range_of_labels(g), labels.view(), lengths.view());
+  const int64_t given = labels.size(1), columns = std::min(given, g.time + 1);
+  if (columns == given) return {labels, lengths};
+  const Tensor fitting = where(gt(lengths, given), -1, clamp_max(lengths, static_cast<double>(columns)));       // -1: a wrong length stays one
+  return {contiguous(narrow(labels, 1, 0, columns)), fitting};
+}
+
+// From labels one after the other. How much memory they want follows from the longest of them, which only the host can allocate: a read that waits for the device.
+Targets concatenated_targets(const Tensor& given, const Tensor& target_lengths, const CtcGeometry& g) {
   const Tensor labels = to(given, Device::cpu());
   const std::vector<int64_t> lengths = target_lengths.to_vector<int64_t>();
   int64_t total = 0, longest = 0;
@@ -51,20 +67,16 @@ Targets checked_targets(const Tensor& given, const Tensor& target_lengths, const
     total += length;
     longest = std::max(longest, length);
   }
-  const bool is_padded = labels.rank() == 2;
-  check<ShapeError>(is_padded || labels.size(0) == total, "ctc_loss: targets hold ", labels.size(0), " labels but target_lengths add up to ", total);
+  check<ShapeError>(labels.size(0) == total, "ctc_loss: targets hold ", labels.size(0), " labels but target_lengths add up to ", total);
+  table_of(labels).check_range(queue_of(labels), range_of_labels(g), labels.view(), {});
   const int64_t columns = std::min(longest, g.time + 1);
   Tensor rows = zeros({g.batch, columns}, {DType::int64, Device::cpu()});
   const int64_t* from = labels.data<int64_t>();
   int64_t* row = rows.mutable_data<int64_t>();
-  for (int64_t b = 0; b < g.batch; ++b, row += columns) {
-    const int64_t length = lengths[static_cast<size_t>(b)];
-    for (int64_t i = 0; i < length; ++i) {
-      check<IndexError>(from[i] >= 0 && from[i] < g.classes, "ctc_loss: label ", i, " of sample ", b, " is ", from[i], " but there are ", g.classes, " classes");
-      check<IndexError>(from[i] != g.blank, "ctc_loss: label ", i, " of sample ", b, " is ", from[i], ", the blank; targets must not hold blanks");
-    }
+  for (const int64_t length : lengths) {
     std::copy(from, from + std::min(length, columns), row);
-    from += is_padded ? labels.size(1) : length;
+    from += length;
+    row += columns;
   }
   return {to(rows, given.device()), longest > columns ? clamp_max(target_lengths, static_cast<double>(columns)) : target_lengths};
 }
@@ -93,7 +105,7 @@ Tensor ctc_loss(const Tensor& logits, const Tensor& targets, const Tensor& input
   const bool is_padded = labels.rank() == 2;
   const Tensor times = checked_lengths(op, "input_lengths", input_lengths, g.batch, g.time, "steps of logits");
   const Tensor lengths = checked_lengths(op, "target_lengths", target_lengths, g.batch, labels.size(-1), is_padded ? "columns of targets" : "labels given");
-  const Targets kept = labels.is_meta() ? Targets{labels, lengths} : checked_targets(labels, lengths, g);
+  const Targets kept = is_padded ? padded_targets(labels, lengths, g) : labels.is_meta() ? Targets{labels, lengths} : concatenated_targets(labels, lengths, g);
   g.max_target = kept.labels.size(-1);
 
   const Tensor scores = contiguous(logits);

@@ -27,7 +27,8 @@ DType common_dtype(const char* name, const Tensor& a, const Tensor& b, const cha
 }
 
 Tensor scalar_tensor(const char* name, Scalar s, TensorOptions options) {
-  if (s.is_integer && options.dtype == DType::int64) return to(from_vector(std::vector<int64_t>{s.integer}, Shape{}), options.device);
+  // Only integers that a double can't hold come from host memory: the copy can't be recorded in a graph.
+  if (!s.is_exact() && options.dtype == DType::int64) return from_vector(std::vector<int64_t>{s.integer}, Shape{}, options.device);
   check_fits(name, s.value, options.dtype);
   return scalar(s.value, options);
 }

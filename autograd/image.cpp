@@ -84,11 +84,12 @@ Tensor grid_sample(const Tensor& x_any, const Tensor& grid_any, bool align_corne
 }
 
 Tensor affine_grid(const Tensor& theta, Pair size, bool align_corners) {
-  if (detail::is_half(theta)) return to(affine_grid(detail::widened(theta), size, align_corners), theta.dtype());      // pixel positions need more digits than bfloat16 has
+  if (detail::is_half(theta)) return to(affine_grid(detail::widened(theta), size, align_corners), theta.dtype());
   detail::check_real("affine_grid", "theta", theta, Family::matmul);
   check<ShapeError>(theta.rank() == 3 && theta.size(1) == 2 && theta.size(2) == 3, "affine_grid: theta must be [n, 2, 3], got ", theta.shape());
   check<ValueError>(size.h >= 0 && size.w >= 0, "affine_grid: the size cannot be negative, got ", size);
   checked_numel({theta.size(0), size.h, size.w, 3}, "affine_grid");
+  Autocast off = Autocast::disabled();                   // pixel positions need more digits than bfloat16 has
   const TensorOptions options = options_of(theta);
   const Tensor x = expand(reshape(pixel_positions(size.w, align_corners, options), {1, size.w}), {size.h, size.w});
   const Tensor y = expand(reshape(pixel_positions(size.h, align_corners, options), {size.h, 1}), {size.h, size.w});

@@ -5,7 +5,7 @@
 #include <fovea/autograd/arguments.h>
 #include <fovea/autograd/elementwise.h>
 #include <fovea/autograd/shape.h>
-#include <fovea/tensor/coordinates.h>
+#include <fovea/kernels/coordinates.h>
 #include <fovea/tensor/creation.h>
 
 namespace fovea {
@@ -104,6 +104,7 @@ Ordered ordered(const char* name, const Tensor& x, int axis, int64_t kept, const
   return result;
 }
 
+// The operations below wait for the device: the shape of their result depends on the values.
 void check_is_readable(const char* op, const Tensor& x) {
   check_defined(op, "x", x);
   check<DeviceError>(!x.is_meta(), op, ": the shape of the result depends on the values, which a tensor on meta does not have");
@@ -118,12 +119,7 @@ Tensor checked_index(const char* op, const char* name, const Tensor& index, cons
   check<DTypeError>(dtype == DType::int64 || dtype == DType::int32 || dtype == DType::uint8, op, ": ", name, " must be int64, got ", dtype, "; convert with to(x, DType::int64)");
   check<DeviceError>(index.device() == x.device(), op, ": ", name, " is on ", index.device(), " but x is on ", x.device(), "; copy one with to()");
   const Tensor wide = to(index.detach(), DType::int64);
-  if (wide.is_meta()) return wide;
-  const int64_t position = table_of(wide).first_out_of_range(queue_of(wide), size, wide.view());
-  if (position >= 0) {
-    const int64_t value = wide.to_vector<int64_t>()[static_cast<size_t>(position)];
-    fail<IndexError>(op, ": ", name, coordinates_of(position, wide.shape()), " is ", value, ", out of range [0, ", size, ") for ", what);
-  }
+  table_of(wide).check_range(queue_of(wide), {op, name, 0, size, what}, wide.view(), {});
   return wide;
 }
 

@@ -1,5 +1,6 @@
 // Indexing by tensors of integers, masks, and order. Indices are int64 (int32 and uint8 are converted) and must lie in [0, size): IndexError naming the operation, the
-// position and the value otherwise, before anything is computed. They are not looked at on Device::meta(). Axes may be counted from the back.
+// position and the value otherwise: on the CPU before anything is computed, on CUDA from whatever waits for the device next (cuda::synchronize(), item(), ...), while what
+// such an index names reads as zero and nothing is added to it. They are not looked at on Device::meta(). Axes may be counted from the back.
 #pragma once
 
 #include <optional>
@@ -42,7 +43,7 @@ Tensor argsort(const Tensor& x, int64_t axis = -1, bool descending = false);
 Ordered topk(const Tensor& x, int64_t k, int64_t axis = -1, bool largest = true);
 
 namespace detail {
-// Checks that index (argument `name` of `op`) is of integers, on x's device and in [0, size), and returns it as int64. `what` is what it counts: "rows".
+// Checks that index (argument `name` of `op`, both literals) is of integers, on x's device and in [0, size), and returns it as int64. `what` is what it counts: "rows".
 Tensor checked_index(const char* op, const char* name, const Tensor& index, const Tensor& x, int64_t size, const std::string& what);
 }  // namespace detail
 

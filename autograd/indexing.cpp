@@ -6,7 +6,7 @@
 #include <fovea/autograd/arguments.h>
 #include <fovea/autograd/index.h>
 #include <fovea/autograd/shape.h>
-#include <fovea/tensor/coordinates.h>
+#include <fovea/kernels/coordinates.h>
 #include <fovea/tensor/creation.h>
 
 namespace fovea {

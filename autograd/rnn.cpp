@@ -145,13 +145,15 @@ void check_like(const char* op, const std::string& argument, const Tensor& t, co
   detail::check_alike(op, argument.c_str(), t, "x", x);
 }
 
-void check_lengths(const char* op, const Tensor& lengths, int64_t time, int64_t batch) {
+// The lengths as kernels take them: contiguous, each in [0, time].
+Tensor checked_lengths(const char* op, const Tensor& lengths, const Tensor& x) {
+  const int64_t time = x.size(0), batch = x.size(1);
   check<DTypeError>(lengths.dtype() == DType::int64, op, ": lengths must be int64, got ", lengths.dtype());
   check<ShapeError>(lengths.shape() == Shape{batch}, op, ": lengths has shape ", lengths.shape(), ", expected [", batch, "], one for each sample");
-  if (lengths.is_meta()) return;
-  const std::vector<int64_t> values = lengths.to_vector<int64_t>();
-  for (size_t b = 0; b < values.size(); ++b)
-    check<IndexError>(values[b] >= 0 && values[b] <= time, op, ": the length of sample ", b, " is ", values[b], " but x has ", time, " steps");
+  check<DeviceError>(lengths.device() == x.device(), op, ": lengths are on ", lengths.device(), " but x is on ", x.device(), "; copy one with to()");
+  table_of(lengths).check_range(queue_of(lengths), {op, "lengths", 0, time + 1, str("the ", time, " steps of x")}, lengths.view(), {});
+  if (lengths.device().kind == Device::Kind::cpu) return contiguous(lengths);
+  return clamp(lengths, 0.0, static_cast<double>(time));     // a wrong one is found later, and must not lead kernels out of memory until then
 }
 
 // The weights of one layer, checked, and made contiguous.
@@ -206,8 +208,7 @@ RnnResult run_layers(RnnCell cell, const Tensor& input, const std::vector<Tensor
   if (options.h0) check_like(op, "h0", options.h0, states, x);
   if (options.c0) check_like(op, "c0", options.c0, states, x);
   check<ValueError>(!options.c0 || cell == RnnCell::lstm, op, ": has no cell state, but c0 was given");
-  if (options.lengths) check_lengths(op, options.lengths, x.size(0), x.size(1));
-  const Tensor lengths = contiguous_or_undefined(options.lengths);
+  const Tensor lengths = options.lengths ? checked_lengths(op, options.lengths, x) : Tensor();
 
   std::vector<Tensor> h_n, c_n;
   for (int64_t layer = 0; layer < options.layers; ++layer) {

@@ -14,7 +14,7 @@ struct RnnOptions {
   int64_t layers = 1;
   bool bidirectional = false;
   bool batch_first = false;                  // x and output are [batch, time, ..] instead of [time, batch, ..]; the states are not concerned
-  Tensor lengths = {};                       // int64 [batch], in any order, each in [0, time]; undefined: all are `time`
+  Tensor lengths = {};                       // int64 [batch], in any order, each in [0, time]; undefined: all are `time`. On CUDA the IndexError comes from whatever waits next
   Tensor h0 = {}, c0 = {};                   // [layers * directions, batch, hidden]; undefined: zero. c0 is the LSTM's alone
   std::function<Tensor(const Tensor&)> between_layers = {};   // applied to the output of every layer but the last (dropout)
 };

@@ -109,10 +109,12 @@ Tensor checked_labels(const Tensor& logits, const Tensor& labels, int64_t classe
   const DType dtype = labels.dtype();
   check<DTypeError>(!is_floating(dtype) && dtype != DType::boolean, "cross_entropy: labels must be int64, got ", dtype, "; convert with to(labels, DType::int64)");
   check<DeviceError>(labels.device() == logits.device(), "cross_entropy: labels are on ", labels.device(), " but logits on ", logits.device(), "; copy one with to()");
-  const Tensor wide = contiguous(to(labels.detach(), DType::int64)), is_ignored = eq(wide, ignore_index);
-  if (wide.is_meta()) return wide;
-  if (classes > 0) detail::checked_index("cross_entropy", "labels", where(is_ignored, 0, wide), logits, classes, str(classes, " classes"));
-  else check<ShapeError>(labels.numel() == 0, "cross_entropy: logits ", logits.shape(), " have no classes");
+  check<ShapeError>(classes > 0 || labels.numel() == 0, "cross_entropy: logits ", logits.shape(), " have no classes");
+  const Tensor wide = contiguous(to(labels.detach(), DType::int64));
+  kernels::RangeCheck range("cross_entropy", "labels", 0, classes, str(classes, " classes"));
+  range.has_exception = true;
+  range.exception = ignore_index;
+  table_of(wide).check_range(queue_of(wide), range, wide.view(), {});
   return wide;
 }
 

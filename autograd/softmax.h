@@ -19,7 +19,8 @@ struct CrossEntropyOptions {
 };
 
 // -log softmax(logits)[label], for logits [n, classes], [n, classes, ...] or [classes] and labels of integers without the classes axis.
-// IndexError for a label that is neither in [0, classes) nor ignore_index.   Label smoothing: Szegedy et al. 2016, section 7.
+// IndexError for a label that is neither in [0, classes) nor ignore_index; on CUDA from whatever waits for the device next (cuda::synchronize(), item(), ...): until then the
+// loss of its sample is NaN and has no gradient, so that one bad label does no harm to the weights.   Label smoothing: Szegedy et al. 2016, section 7.
 Tensor cross_entropy(const Tensor& logits, const Tensor& labels, const CrossEntropyOptions& options = {});
 
 }  // namespace fovea

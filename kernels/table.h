@@ -11,6 +11,7 @@
 #pragma once
 
 #include <fovea/kernels/geometry.h>
+#include <fovea/kernels/range_check.h>
 #include <fovea/kernels/view.h>
 
 namespace fovea::kernels {
@@ -122,12 +123,15 @@ struct KernelTable {
   void (*sort)(Queue, int axis, bool is_descending, const ConstView& x, const View& values, const View& indices);
   void (*topk)(Queue, int axis, bool is_largest, const ConstView& x, const View& values, const View& indices);   // k = values.size(axis)
 
-  // --- indexing (index.cpp): index int64, already checked to be in range; any strides ---
+  // --- indexing (index.cpp): index int64, looked at by check_range before; any strides. CUDA's kernels, which run before anybody knows what check_range has found,
+  //     read 0 for an index out of range, and add nothing there. ---
   void (*gather)(Queue, int axis, const ConstView& x, const ConstView& index, const View& y);              // y[..i..] = x[..index[..i..]..]
   void (*scatter_add)(Queue, int axis, const ConstView& index, const ConstView& source, const View& y);    // accumulates into y
   void (*index_select)(Queue, int axis, const ConstView& x, const ConstView& index, const View& y);        // index 1-D
   void (*index_add)(Queue, int axis, const ConstView& index, const ConstView& source, const View& y);      // accumulates into y
-  int64_t (*first_out_of_range)(Queue, int64_t size, const ConstView& index);   // position (row-major) of the first index outside [0, size), or -1
+  // IndexError about the first value (row-major) that is not allowed: at once on the CPU, from the next wait on CUDA. values int64; with `lengths` (int64, contiguous, may be
+  // absent) only the first lengths[row] of each row along the last axis count.
+  void (*check_range)(Queue, const RangeCheck&, const ConstView& values, const ConstView& lengths);
 
   // --- matrix product (matmul.cpp): a [..,m,k], b [..,k,n], y [..,m,n], equal batch axes (zero strides broadcast), any strides; y = alpha a b + beta y.
   //     bias [n] (or null) is added; with beta == 0, y is not read. ---

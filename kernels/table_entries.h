@@ -16,7 +16,7 @@ void for_each_entry(Table& t, Visit&& visit) {
   FOVEA_ENTRY(random); FOVEA_ENTRY(dropout);
   FOVEA_ENTRY(reduce); FOVEA_ENTRY(arg_reduce); FOVEA_ENTRY(cumsum);
   FOVEA_ENTRY(sort); FOVEA_ENTRY(topk);
-  FOVEA_ENTRY(gather); FOVEA_ENTRY(scatter_add); FOVEA_ENTRY(index_select); FOVEA_ENTRY(index_add); FOVEA_ENTRY(first_out_of_range);
+  FOVEA_ENTRY(gather); FOVEA_ENTRY(scatter_add); FOVEA_ENTRY(index_select); FOVEA_ENTRY(index_add); FOVEA_ENTRY(check_range);
   FOVEA_ENTRY(matmul_workspace); FOVEA_ENTRY(matmul);
   FOVEA_ENTRY(conv2d_workspace); FOVEA_ENTRY(conv2d_forward); FOVEA_ENTRY(conv2d_backward_data); FOVEA_ENTRY(conv2d_backward_weight);
   FOVEA_ENTRY(max_pool); FOVEA_ENTRY(adaptive_max_pool); FOVEA_ENTRY(max_pool_backward); FOVEA_ENTRY(avg_pool); FOVEA_ENTRY(avg_pool_backward);

@@ -7,7 +7,7 @@
 #include <type_traits>
 #include <vector>
 
-#include <fovea/tensor/coordinates.h>
+#include <fovea/kernels/coordinates.h>
 #include <fovea/tensor/elements.h>
 #include <fovea/tensor/print.h>
 

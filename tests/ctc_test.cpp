@@ -460,19 +460,19 @@ TEST_CASE("ctc_loss: one target of many labels among many samples costs infinity
   Tensor wrong = testing::on_cpu(targets);
   wrong.mutable_data<int64_t>()[longest] = 7;
   wrong = testing::on_default_device(wrong);
-  CHECK(contains(error_of([&] { ctc_loss(logits, wrong, steps, target_lengths); }), str("label ", longest - 5, " of sample 5 is 7")));
+  CHECK(contains(error_of([&] { ctc_loss(logits, wrong, steps, target_lengths); }), str("targets[", longest, "] is 7, out of range [0, 3) for 3 classes")));
 }
 
 TEST_CASE("ctc_loss: bad labels and lengths are errors that name the sample") {
   const Example e;
   const auto with = [&](const Tensor& targets, const Tensor& inputs, const Tensor& lengths) { return error_of([&] { ctc_loss(e.logits, targets, inputs, lengths); }); };
   const auto labels = [](std::vector<int64_t> v) { return from_vector(v, {3, 2}); };
-  CHECK(contains(with(labels({1, 1, 2, 4, 3, 0}), e.input_lengths, e.target_lengths), "label 1 of sample 1 is 4 but there are 4 classes"));
-  CHECK(contains(with(labels({1, 1, 2, 3, -1, 0}), e.input_lengths, e.target_lengths), "label 0 of sample 2 is -1"));
-  CHECK(contains(with(labels({1, 0, 2, 3, 3, 0}), e.input_lengths, e.target_lengths), "label 1 of sample 0 is 0, the blank"));
-  CHECK(contains(with(e.targets, from_vector<int64_t>({5, 6, 3}), e.target_lengths), "input_lengths of sample 1 is 6, expected 0 to 5"));
-  CHECK(contains(with(e.targets, e.input_lengths, from_vector<int64_t>({2, 2, 3})), "target_lengths of sample 2 is 3, expected 0 to 2"));
-  CHECK(contains(with(e.targets, e.input_lengths, from_vector<int64_t>({2, -2, 1})), "target_lengths of sample 1 is -2"));
+  CHECK(contains(with(labels({1, 1, 2, 4, 3, 0}), e.input_lengths, e.target_lengths), "targets[1,1] is 4, out of range [0, 4) for 4 classes"));
+  CHECK(contains(with(labels({1, 1, 2, 3, -1, 0}), e.input_lengths, e.target_lengths), "targets[2,0] is -1"));
+  CHECK(contains(with(labels({1, 0, 2, 3, 3, 0}), e.input_lengths, e.target_lengths), "targets[0,1] is 0, the blank; targets must not hold blanks"));
+  CHECK(contains(with(e.targets, from_vector<int64_t>({5, 6, 3}), e.target_lengths), "input_lengths[1] is 6, out of range [0, 6) for the 5 steps of logits"));
+  CHECK(contains(with(e.targets, e.input_lengths, from_vector<int64_t>({2, 2, 3})), "target_lengths[2] is 3, out of range [0, 3) for the 2 columns of targets"));
+  CHECK(contains(with(e.targets, e.input_lengths, from_vector<int64_t>({2, -2, 1})), "target_lengths[1] is -2"));
   CHECK(contains(with(e.targets, e.input_lengths, from_vector<int64_t>({2, 2})), "target_lengths has shape [2], expected [3]"));
   CHECK(contains(with(from_vector<int64_t>({1, 1, 2, 3}), e.input_lengths, e.target_lengths), "targets hold 4 labels but target_lengths add up to 5"));
   CHECK(contains(with(e.logits, e.input_lengths, e.target_lengths), "targets must be int64, got float64"));

@@ -24,7 +24,7 @@ Tensor numbers(const Shape& shape, DType dtype, uint32_t seed, double range = 1)
   return result;
 }
 
-const std::vector<DType> dtypes = {DType::float32, DType::float64};
+const std::vector<DType> dtypes = {DType::float32, DType::float64, DType::float16, DType::bfloat16};
 
 // Positions in float32 are rounded in another place where the compiler fuses a product with a sum: a difference of some 1e-7 of a coordinate, times the steepness of x.
 double tolerance(DType dtype, double size = 1) { return size * (dtype == DType::float64 ? 1e-12 : 4e-6); }
@@ -43,16 +43,16 @@ void check_resize(Forward forward, Backward backward) {
   for (const DType dtype : dtypes)
     for (const ResizeGeometry& g : resizes()) {
       INFO(name_of(dtype), " ", g.h, "x", g.w, " to ", g.out_h, "x", g.out_w, g.align_corners ? ", corners aligned" : "");
-      const Tensor x = numbers({g.planes, g.h, g.w}, dtype, 1), dy = numbers({g.planes, g.out_h, g.out_w}, dtype, 2);
-      Tensor y = empty(dy.shape(), dtype), dx = empty(x.shape(), dtype);
-      (cpu().*forward)(nullptr, g, x.view(), y.mutable_view());
-      (cpu().*backward)(nullptr, g, dy.view(), dx.mutable_view());
+      const Tensor x = numbers({g.planes, g.h, g.w}, dtype, 1), dy = numbers({g.planes, g.out_h, g.out_w}, dtype, 2), wide_x = as_computed(x), wide_dy = as_computed(dy);
+      Tensor y = empty(dy.shape(), wide_x.dtype()), dx = empty(x.shape(), wide_x.dtype());
+      (cpu().*forward)(nullptr, g, wide_x.view(), y.mutable_view());
+      (cpu().*backward)(nullptr, g, wide_dy.view(), dx.mutable_view());
       const DeviceTensor device_x(x), device_dy(dy), device_y = DeviceTensor::poisoned(y.shape(), dtype), device_dx = DeviceTensor::poisoned(x.shape(), dtype);
       (testing::cuda().*forward)(nullptr, g, device_x.view(), device_y.view());
       (testing::cuda().*backward)(nullptr, g, device_dy.view(), device_dx.view());
       const double outputs_each = static_cast<double>(g.out_h * g.out_w) / static_cast<double>(g.h * g.w);
-      CHECK(difference(device_y.to_host(), y, 0, tolerance(dtype, 4)) == "");
-      CHECK(difference(device_dx.to_host(), dx, 0, tolerance(dtype, 8 + outputs_each)) == "");
+      CHECK(difference(device_y.to_host(), y, rounding(dtype), tolerance(dtype, 4)) == "");
+      CHECK(difference(device_dx.to_host(), dx, rounding(dtype), tolerance(dtype, 8 + outputs_each)) == "");
     }
 }
 
@@ -65,9 +65,10 @@ struct GridCase {
 void check_grid(const GridCase& t, bool align_corners, double size) {
   const DType dtype = t.x.dtype();
   INFO(name_of(dtype), ", x ", t.x.shape(), ", grid ", t.grid.shape(), align_corners ? ", corners aligned" : "");
-  Tensor y = empty(t.dy.shape(), dtype), dx = empty(t.x.shape(), dtype), dgrid = empty(t.grid.shape(), dtype);
-  cpu().grid_sample(nullptr, align_corners, t.x.view(), t.grid.view(), y.mutable_view());
-  cpu().grid_sample_backward(nullptr, align_corners, t.dy.view(), t.x.view(), t.grid.view(), dx.mutable_view(), dgrid.mutable_view());
+  const Tensor wide_x = as_computed(t.x), wide_grid = as_computed(t.grid), wide_dy = as_computed(t.dy);
+  Tensor y = empty(t.dy.shape(), wide_x.dtype()), dx = empty(t.x.shape(), wide_x.dtype()), dgrid = empty(t.grid.shape(), wide_x.dtype());
+  cpu().grid_sample(nullptr, align_corners, wide_x.view(), wide_grid.view(), y.mutable_view());
+  cpu().grid_sample_backward(nullptr, align_corners, wide_dy.view(), wide_x.view(), wide_grid.view(), dx.mutable_view(), dgrid.mutable_view());
   const DeviceTensor x(t.x), grid(t.grid), dy(t.dy), device_y = DeviceTensor::poisoned(y.shape(), dtype), device_dx = DeviceTensor::poisoned(dx.shape(), dtype),
                      device_dgrid = DeviceTensor::poisoned(dgrid.shape(), dtype), dx_alone = DeviceTensor::poisoned(dx.shape(), dtype),
                      dgrid_alone = DeviceTensor::poisoned(dgrid.shape(), dtype);
@@ -75,9 +76,9 @@ void check_grid(const GridCase& t, bool align_corners, double size) {
   testing::cuda().grid_sample_backward(nullptr, align_corners, dy.view(), x.view(), grid.view(), device_dx.view(), device_dgrid.view());
   testing::cuda().grid_sample_backward(nullptr, align_corners, dy.view(), x.view(), grid.view(), dx_alone.view(), View());
   testing::cuda().grid_sample_backward(nullptr, align_corners, dy.view(), x.view(), grid.view(), View(), dgrid_alone.view());
-  CHECK(difference(device_y.to_host(), y, 0, tolerance(dtype, size)) == "");
-  CHECK(difference(device_dx.to_host(), dx, 0, tolerance(dtype, size)) == "");
-  CHECK(difference(device_dgrid.to_host(), dgrid, 0, tolerance(dtype, size * size)) == "");
+  CHECK(difference(device_y.to_host(), y, rounding(dtype), tolerance(dtype, size)) == "");
+  CHECK(difference(device_dx.to_host(), dx, rounding(dtype), tolerance(dtype, size)) == "");
+  CHECK(difference(device_dgrid.to_host(), dgrid, rounding(dtype), tolerance(dtype, size * size)) == "");
   CHECK(same_bits(device_dx.to_host(), dx_alone.to_host()));
   CHECK(same_bits(device_dgrid.to_host(), dgrid_alone.to_host()));
 }

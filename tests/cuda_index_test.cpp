@@ -1,4 +1,4 @@
-// gather, scatter_add, index_select, index_add and first_out_of_range of CUDA's table against the CPU's.
+// gather, scatter_add, index_select, index_add and check_range of CUDA's table against the CPU's.
 #include <cstdint>
 
 #include "cuda_kernels.h"
@@ -49,7 +49,7 @@ void check_select(int axis, const Tensor& x, const Tensor& index, int64_t offset
 }
 
 // Sums of floats may come in another order than the CPU's where lanes share a target.
-double tolerance(DType dtype) { return dtype == DType::float32 ? 1e-5 : 1e-13; }
+double tolerance(DType dtype) { return dtype == DType::float32 ? 1e-5 : is_half(dtype) ? 1e-5 + rounding(dtype) : 1e-13; }
 
 using Entry = void (*)(kernels::Queue, int, const ConstView&, const ConstView&, const View&);
 
@@ -57,9 +57,10 @@ void check_accumulation(Entry on_cpu, Entry on_device, int axis, const Tensor& i
   CAPTURE(name_of(source.dtype()));
   CAPTURE(str(shape, " index ", index.shape(), " axis ", axis));
   const Tensor before = sample(shape, source.dtype(), 77);
-  Tensor want = empty(shape, source.dtype());
+  const Tensor wide = as_computed(source);
+  Tensor want = empty(shape, wide.dtype());
   cpu().copy(nullptr, before.view(), want.mutable_view());
-  on_cpu(nullptr, axis, index.view(), source.view(), want.mutable_view());
+  on_cpu(nullptr, axis, index.view(), wide.view(), want.mutable_view());
   const DeviceTensor at(index), from(source), y(before), again(before, 1);
   on_device(nullptr, axis, at.view(), from.view(), y.view());
   on_device(nullptr, axis, at.view(), from.view(), again.view());
@@ -144,7 +145,7 @@ TEST_CASE("cuda index_select: rows whose ends are no whole access, in memory whe
 }
 
 TEST_CASE("cuda scatter_add: a thread a line, a warp a target, a warp a range of targets") {
-  for (const DType dtype : {DType::float32, DType::float64, DType::int32, DType::int64, DType::uint8, DType::boolean}) {
+  for (const DType dtype : all_dtypes) {
     for (int axis = 0; axis < 3; ++axis) {
       Shape shape{5, 6, 7};
       check_scatter(axis, indices({4, 5, 6}, shape[axis]), sample({5, 6, 7}, dtype), shape);
@@ -159,7 +160,7 @@ TEST_CASE("cuda scatter_add: a thread a line, a warp a target, a warp a range of
 }
 
 TEST_CASE("cuda index_add: one index for all lines") {
-  for (const DType dtype : {DType::float32, DType::float64, DType::int64, DType::uint8, DType::boolean}) {
+  for (const DType dtype : all_dtypes) {
     check_index_add(0, indices({300}, 7), sample({300, 40}, dtype), {7, 40});
     check_index_add(1, indices({50}, 9), sample({4, 50, 5}, dtype), {4, 9, 5});
     check_index_add(1, indices({100}, 9), sample({3, 100}, dtype), {3, 9});
@@ -168,49 +169,120 @@ TEST_CASE("cuda index_add: one index for all lines") {
   }
 }
 
-TEST_CASE("cuda scatter_add: strided views, and the dtypes that cannot accumulate") {
-  const Tensor source = sample({3000}, DType::float64), index = indices({3000}, 11);
-  const Shape shape{40, 9};
-  for (int axis = 0; axis < 2; ++axis) {
-    Shape y_shape = shape;
-    y_shape[axis] = 11;
-    const Tensor before = sample({y_shape.numel()}, DType::float64, 3);
-    const Strides source_strides{1, 45}, index_strides{0, 2}, y_strides{1, y_shape[0]};
-    Tensor want = empty({y_shape.numel()}, DType::float64);
-    cpu().copy(nullptr, before.view(), want.mutable_view());
-    ConstView s = source.view(), i = index.view();
-    s.shape = i.shape = shape;
-    s.strides = source_strides;
-    i.strides = index_strides;
-    View y = want.mutable_view();
-    y.shape = y_shape;
-    y.strides = y_strides;
-    cpu().scatter_add(nullptr, axis, i, s, y);
-    const DeviceTensor from(source), at(index), got(before);
-    testing::cuda().scatter_add(nullptr, axis, at.view(shape, index_strides), from.view(shape, source_strides), got.view(y_shape, y_strides));
-    CHECK(difference(got.to_host(), want, 1e-13, 0) == "");
+TEST_CASE("cuda scatter_add: strided views") {
+  for (const DType dtype : {DType::float64, DType::bfloat16}) {
+    const Tensor source = sample({3000}, dtype), wide = as_computed(source), index = indices({3000}, 11);
+    const Shape shape{40, 9};
+    for (int axis = 0; axis < 2; ++axis) {
+      Shape y_shape = shape;
+      y_shape[axis] = 11;
+      const Tensor before = sample({y_shape.numel()}, dtype, 3);
+      const Strides source_strides{1, 45}, index_strides{0, 2}, y_strides{1, y_shape[0]};
+      Tensor want = empty({y_shape.numel()}, wide.dtype());
+      cpu().copy(nullptr, before.view(), want.mutable_view());
+      ConstView s = wide.view(), i = index.view();
+      s.shape = i.shape = shape;
+      s.strides = source_strides;
+      i.strides = index_strides;
+      View y = want.mutable_view();
+      y.shape = y_shape;
+      y.strides = y_strides;
+      cpu().scatter_add(nullptr, axis, i, s, y);
+      const DeviceTensor from(source), at(index), got(before);
+      testing::cuda().scatter_add(nullptr, axis, at.view(shape, index_strides), from.view(shape, source_strides), got.view(y_shape, y_strides));
+      CHECK(difference(got.to_host(), want, tolerance(dtype), 0) == "");
+    }
   }
-  const DeviceTensor halves(sample({4}, DType::bfloat16)), at(indices({4}, 4));
-  CHECK_THROWS_WITH_AS(testing::cuda().scatter_add(nullptr, 0, at.view(), halves.view(), halves.view()),
-                       doctest::Contains("scatter_add: cannot accumulate in bfloat16; convert with to(x, DType::float32)"), DTypeError);
 }
 
-TEST_CASE("cuda first_out_of_range: the first position in row-major order, whatever the strides") {
-  std::vector<int64_t> values(3000, 4);
-  const auto first = [&](const Shape& shape, const Strides& strides, int64_t size = 5) {
-    const DeviceTensor at(from_vector(values));
-    return testing::cuda().first_out_of_range(nullptr, size, at.view(shape, strides));
+// What check_range has found, once the device has been waited for.
+std::string reported() { return error_of<IndexError>([] { fovea::cuda::synchronize(0); }); }
+
+TEST_CASE("cuda check_range: the first position in row-major order, whatever the strides, from the next wait, once") {
+  kernels::RangeCheck range("look", "index", 0, 5, "five places");
+  const auto found = [&](const Tensor& values, const Shape& shape, const Strides& strides) {
+    const DeviceTensor at(values);
+    testing::cuda().check_range(nullptr, range, at.view(shape, strides), {});
+    return reported();
   };
-  CHECK(first({3000}, {1}) == -1);
-  CHECK(first({0}, {1}) == -1);
-  CHECK(first({}, {}) == -1);
-  CHECK(first({3000}, {1}, 4) == 0);
-  values[2900] = 5;
-  CHECK(first({3000}, {1}) == 2900);
-  values[1201] = -1;
-  CHECK(first({3000}, {1}) == 1201);
-  CHECK(first({30, 100}, {1, 30}) == 1 * 100 + 40);
-  values[0] = std::numeric_limits<int64_t>::min();
-  CHECK(first({3000}, {1}) == 0);
-  CHECK(first({}, {}) == 0);
+  const std::string late = " (found on cuda:0 by work queued earlier)";
+  for (const int64_t n : {3000, 100003}) {                   // one block, and a grid
+    CAPTURE(n);
+    Tensor values = full({n}, 4, DType::int64);
+    int64_t* v = values.mutable_data<int64_t>();
+    CHECK(found(values, {n}, {1}) == "");
+    CHECK(found(values, {0}, {1}) == "");
+    CHECK(found(values, {}, {}) == "");
+    range.high = 4;
+    CHECK(found(values, {n}, {1}) == "look: index[0] is 4, out of range [0, 4) for five places" + late);
+    range.high = 5;
+    v[2900] = 5;
+    CHECK(found(values, {n}, {1}) == "look: index[2900] is 5, out of range [0, 5) for five places" + late);
+    v[1201] = -1;
+    CHECK(found(values, {n}, {1}) == "look: index[1201] is -1, out of range [0, 5) for five places" + late);
+    CHECK(found(values, {30, n / 30}, {1, 30}) == "look: index[1,40] is -1, out of range [0, 5) for five places" + late);
+    v[0] = std::numeric_limits<int64_t>::min();
+    CHECK(contains(found(values, {n}, {1}), "index[0] is -9223372036854775808"));
+    CHECK(contains(found(values, {}, {}), "index[] is -9223372036854775808"));
+    CHECK(reported() == "");
+  }
+}
+
+TEST_CASE("cuda check_range: exceptions, forbidden values and rows of which only the first count") {
+  kernels::RangeCheck range("look", "labels", 0, 4, "4 classes");
+  const DeviceTensor labels(from_vector<int64_t>({1, 2, 9, 9, 3, 9, 0, 1, 2}, {3, 3})), lengths(from_vector<int64_t>({2, 1, 7}));
+  testing::cuda().check_range(nullptr, range, labels.view(), lengths.view());                    // 7: the whole row
+  CHECK(contains(reported(), "labels[1,0] is 9"));
+  range.has_exception = true;
+  range.exception = 9;
+  testing::cuda().check_range(nullptr, range, labels.view(), lengths.view());
+  CHECK(reported() == "");
+  range.why_forbidden = "the blank; targets must not hold blanks";
+  range.forbidden = 0;
+  testing::cuda().check_range(nullptr, range, labels.view(), lengths.view());
+  CHECK(contains(reported(), "look: labels[2,0] is 0, the blank; targets must not hold blanks"));
+}
+
+TEST_CASE("cuda check_range: of several findings the first of the stream is told") {
+  const kernels::RangeCheck first("first", "index", 0, 5, "five places"), second("second", "index", 0, 5, "five places");
+  const DeviceTensor at(from_vector<int64_t>({0, 7}));
+  testing::cuda().check_range(nullptr, first, at.view(), {});
+  testing::cuda().check_range(nullptr, second, at.view(), {});
+  CHECK(contains(reported(), "first: index[1] is 7"));
+  CHECK(reported() == "");
+  testing::cuda().check_range(nullptr, second, at.view(), {});
+  CHECK(contains(reported(), "second: index[1] is 7"));
+}
+
+TEST_CASE("cuda gather and scatter_add: an index out of range reads zero and adds nothing") {
+  const int64_t far = int64_t{1} << 40;
+  for (const int64_t columns : {5, 64}) {                    // 64: rows in packs of 16 bytes
+    const Tensor x = full({4, columns}, 3.0, DType::float32);
+    const DeviceTensor from(x), at(from_vector<int64_t>({1, -1, 4, far, 3}));
+    const DeviceTensor got = DeviceTensor::poisoned({5, columns}, DType::float32);
+    testing::cuda().index_select(nullptr, 0, from.view(), at.view(), got.view());
+    const std::vector<double> rows = got.to_host().to_vector<double>();
+    for (int64_t r = 0; r < 5; ++r) CHECK(rows[static_cast<size_t>(r * columns)] == (r == 0 || r == 4 ? 3 : 0));
+  }
+  // Few and many steps, lines and targets: every way of adding.
+  for (const Shape& shape : {Shape{6, 3}, Shape{40, 3}, Shape{40, 64}, Shape{40, 1}}) {
+    for (const bool is_shared : {false, true}) {
+      CAPTURE(shape);
+      CAPTURE(is_shared);
+      const int64_t steps = shape[0], size = 5;
+      Tensor index = zeros({steps, is_shared ? 1 : shape[1]}, DType::int64);
+      for (int64_t i = 0; i < index.numel(); ++i) index.mutable_data<int64_t>()[i] = i % 4 == 0 ? 2 : i % 4 == 1 ? -1 : i % 4 == 2 ? size : far;
+      const DeviceTensor at(index), source(ones(shape)), y(zeros({size, shape[1]}));
+      testing::cuda().scatter_add(nullptr, 0, at.view(shape, {index.size(1), is_shared ? 0 : 1}), source.view(), y.view());
+      double counted = 0;
+      for (int64_t i = 0; i < index.numel(); i += 4) ++counted;
+      const std::vector<double> sums = y.to_host().to_vector<double>();
+      double total = 0;
+      for (size_t i = 0; i < sums.size(); ++i) {
+        total += sums[i];
+        if (static_cast<int64_t>(i) / shape[1] != 2) CHECK(sums[i] == 0);
+      }
+      CHECK(total == counted * static_cast<double>(is_shared ? shape[1] : 1));
+    }
+  }
 }

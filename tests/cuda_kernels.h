@@ -14,6 +14,8 @@
 #include <utility>
 #include <vector>
 
+#include "messages.h"
+
 namespace fovea::testing {
 
 inline const kernels::KernelTable& cpu() { return kernels::cpu_table(); }
@@ -86,6 +88,19 @@ class DeviceTensor {
 
 // A view that is not there.
 inline ConstView absent() { return {}; }
+
+inline bool is_half(DType dtype) { return dtype == DType::float16 || dtype == DType::bfloat16; }
+
+// What the CPU's kernels take of values for a kernel that computes half types in float32: the same values in float32.
+inline Tensor as_computed(const Tensor& x) {
+  if (!is_half(x.dtype())) return x;
+  Tensor wide = empty(x.shape(), DType::float32);
+  cpu().copy(nullptr, x.view(), wide.mutable_view());
+  return wide;
+}
+
+// How far the nearest number of a half type is from a number, relative to it; 0 for other dtypes, whose tolerances are the kernels' own.
+inline double rounding(DType dtype) { return dtype == DType::float16 ? 0x1p-11 : dtype == DType::bfloat16 ? 0x1p-8 : 0; }
 
 inline bool same_bits(const Tensor& a, const Tensor& b) {
   return a.dtype() == b.dtype() && a.shape() == b.shape() &&

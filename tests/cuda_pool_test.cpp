@@ -31,7 +31,7 @@ Tensor numbers(const Shape& shape, DType dtype, uint32_t seed, const std::vector
 
 double tolerance(DType dtype) { return dtype == DType::float64 ? 1e-12 : 2e-6; }
 
-const std::vector<DType> dtypes = {DType::float32, DType::float64};
+const std::vector<DType> dtypes = {DType::float32, DType::float64, DType::float16, DType::bfloat16};
 
 std::vector<PoolGeometry> geometries() {
   return {
@@ -84,7 +84,7 @@ Maxima maxima_on_cpu(const auto& g, const Tensor& x, auto entry) {
 void check_maxima(const auto& g, auto entry, DType dtype, const std::vector<double>& specials) {
   INFO(name_of(dtype), " n ", g.n, " c ", g.c, " h ", g.h, " w ", g.w);
   const Tensor x = numbers(shape_of_x(g), dtype, 7, specials);
-  const Maxima want = maxima_on_cpu(g, x, entry);
+  const Maxima want = maxima_on_cpu(g, as_computed(x), entry);
   const DeviceTensor device_x(x), y = DeviceTensor::poisoned(shape_of_y(g), dtype), indices = DeviceTensor::poisoned(shape_of_y(g), DType::int64),
                      y_alone = DeviceTensor::poisoned(shape_of_y(g), dtype);
   (testing::cuda().*entry)(nullptr, g, device_x.view(), y.view(), indices.view());
@@ -93,26 +93,26 @@ void check_maxima(const auto& g, auto entry, DType dtype, const std::vector<doub
   CHECK(difference(indices.to_host(), want.indices, 0, 0) == "");
   CHECK(difference(y_alone.to_host(), want.y, 0, 0) == "");
 
-  const Tensor dy = numbers(shape_of_y(g), dtype, 8);
-  Tensor dx = empty(shape_of_x(g), dtype);
-  cpu().max_pool_backward(nullptr, dy.view(), want.indices.view(), dx.mutable_view());
+  const Tensor dy = numbers(shape_of_y(g), dtype, 8), wide_dy = as_computed(dy);
+  Tensor dx = empty(shape_of_x(g), wide_dy.dtype());
+  cpu().max_pool_backward(nullptr, wide_dy.view(), want.indices.view(), dx.mutable_view());
   const DeviceTensor device_dy(dy), device_indices(want.indices), device_dx = DeviceTensor::poisoned(shape_of_x(g), dtype);
   testing::cuda().max_pool_backward(nullptr, device_dy.view(), device_indices.view(), device_dx.view());
-  CHECK(difference(device_dx.to_host(), dx, 0, 0) == "");                     // sums of quarters are exact
+  CHECK(difference(device_dx.to_host(), dx, 0, 0) == "");                     // sums of quarters are exact, in half types too
 }
 
 template <class G, class Forward, class Backward>
 void check_means(const G& g, Forward forward, Backward backward, DType dtype) {
   INFO(name_of(dtype), " n ", g.n, " c ", g.c, " h ", g.h, " w ", g.w);
-  const Tensor x = numbers(shape_of_x(g), dtype, 5), dy = numbers(shape_of_y(g), dtype, 6);
-  Tensor y = empty(shape_of_y(g), dtype), dx = empty(shape_of_x(g), dtype);
-  (cpu().*forward)(nullptr, g, x.view(), y.mutable_view());
-  (cpu().*backward)(nullptr, g, dy.view(), dx.mutable_view());
+  const Tensor x = numbers(shape_of_x(g), dtype, 5), dy = numbers(shape_of_y(g), dtype, 6), wide_x = as_computed(x), wide_dy = as_computed(dy);
+  Tensor y = empty(shape_of_y(g), wide_x.dtype()), dx = empty(shape_of_x(g), wide_x.dtype());
+  (cpu().*forward)(nullptr, g, wide_x.view(), y.mutable_view());
+  (cpu().*backward)(nullptr, g, wide_dy.view(), dx.mutable_view());
   const DeviceTensor device_x(x), device_dy(dy), device_y = DeviceTensor::poisoned(shape_of_y(g), dtype), device_dx = DeviceTensor::poisoned(shape_of_x(g), dtype);
   (testing::cuda().*forward)(nullptr, g, device_x.view(), device_y.view());
   (testing::cuda().*backward)(nullptr, g, device_dy.view(), device_dx.view());
-  CHECK(difference(device_y.to_host(), y, 0, tolerance(dtype)) == "");
-  CHECK(difference(device_dx.to_host(), dx, 0, tolerance(dtype)) == "");
+  CHECK(difference(device_y.to_host(), y, rounding(dtype), tolerance(dtype)) == "");
+  CHECK(difference(device_dx.to_host(), dx, rounding(dtype), tolerance(dtype)) == "");
 }
 
 }  // namespace

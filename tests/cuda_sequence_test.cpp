@@ -82,7 +82,7 @@ CtcResult on_cpu(const CtcBatch& b, bool has_gradient = true) {
 CtcResult on_cuda(const CtcBatch& b, bool has_gradient = true) {
   const DType dtype = b.logits.dtype();
   const DeviceTensor logits(b.logits), targets(b.targets), input_lengths(b.input_lengths), target_lengths(b.target_lengths);
-  const DeviceTensor losses = DeviceTensor::poisoned({b.g.batch}, dtype), gradient = DeviceTensor::poisoned(b.logits.shape(), dtype);
+  const DeviceTensor losses = DeviceTensor::poisoned({b.g.batch}, is_half(dtype) ? DType::float32 : dtype), gradient = DeviceTensor::poisoned(b.logits.shape(), dtype);
   const DeviceBytes scratch(fovea::testing::cuda().ctc_workspace(b.g, dtype));
   fovea::testing::cuda().ctc_loss(nullptr, b.g, logits.view(), targets.view(), input_lengths.view(), target_lengths.view(), losses.view(), has_gradient ? gradient.view() : View(), scratch);
   scratch.check_guards();
@@ -93,11 +93,11 @@ CtcResult on_cuda(const CtcBatch& b, bool has_gradient = true) {
 void check_ctc(CtcBatch b) {
   CAPTURE(b.g.time); CAPTURE(b.g.batch); CAPTURE(b.g.classes); CAPTURE(b.g.max_target); CAPTURE(b.g.blank);
   const CtcResult got = on_cuda(b), again = on_cuda(b), alone = on_cuda(b, false);
-  const double relative = b.logits.dtype() == DType::float32 ? 2e-5 : 1e-11;
+  const double relative = b.logits.dtype() == DType::float64 ? 1e-11 : 2e-5, of_gradient = rounding(b.logits.dtype());
   b.logits = widened(b.logits);
   const CtcResult want = on_cpu(b);
   CHECK(difference(got.losses, want.losses, relative, relative) == "");
-  CHECK(difference(got.gradient, want.gradient, 0, 2 * relative) == "");
+  CHECK(difference(got.gradient, want.gradient, of_gradient, 2 * relative) == "");
   CHECK(same_bits(got.losses, again.losses));
   CHECK(same_bits(got.gradient, again.gradient));
   CHECK(same_bits(got.losses, alone.losses));
@@ -106,7 +106,7 @@ void check_ctc(CtcBatch b) {
 }  // namespace
 
 TEST_CASE("cuda ctc: losses and gradients are the CPU's, for every way to hold the states") {
-  for (const DType dtype : {DType::float32, DType::float64}) {
+  for (const DType dtype : {DType::float32, DType::float64, DType::float16, DType::bfloat16}) {
     check_ctc(random_ctc({.time = 12, .batch = 3, .classes = 7, .max_target = 4, .blank = 0}, dtype, 1));
     check_ctc(random_ctc({.time = 20, .batch = 2, .classes = 200, .max_target = 9, .blank = 199}, dtype, 2));
     check_ctc(random_ctc({.time = 80, .batch = 2, .classes = 5, .max_target = 31, .blank = 2}, dtype, 3));      // fills two states a lane to the last
@@ -130,9 +130,43 @@ TEST_CASE("cuda ctc: peaky scores, no labels, one step, samples that cannot be")
     b.target_lengths.mutable_data<int64_t>()[2] = 2;
     check_ctc(b);
   }
-  CtcBatch repeats = random_ctc({.time = 9, .batch = 1, .classes = 3, .max_target = 4, .blank = 0}, DType::float32, 12);
-  for (int64_t i = 0; i < 4; ++i) repeats.targets.mutable_data<int64_t>()[i] = 2;
-  check_ctc(repeats);
+  for (const DType dtype : {DType::float32, DType::bfloat16}) {
+    CtcBatch repeats = random_ctc({.time = 9, .batch = 1, .classes = 3, .max_target = 4, .blank = 0}, dtype, 12);
+    for (int64_t i = 0; i < 4; ++i) repeats.targets.mutable_data<int64_t>()[i] = 2;
+    check_ctc(repeats);
+  }
+}
+
+TEST_CASE("cuda ctc: labels and lengths out of range make their own sample's loss NaN, without a gradient, and nothing else") {
+  for (const int64_t max_target : {int64_t{4}, int64_t{260}}) {                          // in registers, in memory
+    const CtcBatch good = random_ctc({.time = 2 * max_target + 4, .batch = 8, .classes = 7, .max_target = max_target, .blank = 0}, DType::float32, 14);
+    CtcBatch b = good;
+    b.targets = copied_to(good.targets, Device::cpu()), b.input_lengths = copied_to(good.input_lengths, Device::cpu()), b.target_lengths = copied_to(good.target_lengths, Device::cpu());
+    int64_t *labels = b.targets.mutable_data<int64_t>(), *times = b.input_lengths.mutable_data<int64_t>(), *lengths = b.target_lengths.mutable_data<int64_t>();
+    for (int64_t i = 1; i < 8; ++i) times[i] = b.g.time, lengths[i] = 2;
+    CtcBatch fine = b;
+    fine.targets = copied_to(b.targets, Device::cpu()), fine.input_lengths = copied_to(b.input_lengths, Device::cpu()), fine.target_lengths = copied_to(b.target_lengths, Device::cpu());
+    labels[1 * max_target] = 7;
+    labels[2 * max_target + 1] = -1;
+    labels[3 * max_target + 1] = 0;                                                         // the blank
+    times[4] = b.g.time + 1000;
+    lengths[5] = int64_t{1} << 40;
+    lengths[6] = -3;
+    labels[7 * max_target + 2] = 1000;                                                      // past the end: nobody's business
+    const CtcResult got = on_cuda(b), want = on_cuda(fine);
+    const int64_t classes = b.g.classes;
+    for (int64_t i = 0; i < 8; ++i) {
+      CAPTURE(i);
+      const bool is_bad = i >= 1 && i <= 6;
+      const float loss = got.losses.data<float>()[i];
+      CHECK((is_bad ? std::isnan(loss) : loss == want.losses.data<float>()[i]));
+      for (int64_t t = 0; t < b.g.time; ++t)
+        for (int64_t k = 0; k < classes; ++k) {
+          const int64_t at = (t * 8 + i) * classes + k;
+          if (got.gradient.data<float>()[at] != (is_bad ? 0 : want.gradient.data<float>()[at])) FAIL_CHECK("gradient of step " << t << ", class " << k);
+        }
+    }
+  }
 }
 
 TEST_CASE("cuda ctc: a NaN reaches its own sample and no other") {

@@ -106,7 +106,8 @@ TEST_CASE("cuda cross_entropy: loss and gradient, with smoothing, weights and ig
           CAPTURE(classes);
           CAPTURE(smoothing);
           CAPTURE(has_weights);
-          const Tensor logits = sample({rows, classes}, dtype, 5), weights = sample({classes}, dtype, 0.5, 3);
+          const DType wide_dtype = is_half(dtype) ? DType::float32 : dtype;      // of losses and weights
+          const Tensor logits = sample({rows, classes}, dtype, 5), weights = sample({classes}, wide_dtype, 0.5, 3);
           std::vector<int64_t> labels(static_cast<size_t>(rows));
           for (size_t i = 0; i < labels.size(); ++i) labels[i] = i % 5 == 3 ? -100 : static_cast<int64_t>(i * 7) % classes;
           const Tensor targets = from_vector(labels);
@@ -114,16 +115,34 @@ TEST_CASE("cuda cross_entropy: loss and gradient, with smoothing, weights and ig
           Tensor want = empty({rows}, DType::float64), want_dx = empty({rows, classes}, DType::float64);
           cpu().cross_entropy(nullptr, smoothing, -100, wide.view(), targets.view(), has_weights ? ConstView(wide_weights.view()) : absent(), want.mutable_view(),
                               want_dx.mutable_view());
-          const DeviceTensor x(logits), t(targets), w(weights), losses = DeviceTensor::poisoned({rows}, dtype), dx = DeviceTensor::poisoned({rows, classes}, dtype),
-                             alone = DeviceTensor::poisoned({rows}, dtype), dx_again = DeviceTensor::poisoned({rows, classes}, dtype);
+          const DeviceTensor x(logits), t(targets), w(weights), losses = DeviceTensor::poisoned({rows}, wide_dtype), dx = DeviceTensor::poisoned({rows, classes}, dtype),
+                             alone = DeviceTensor::poisoned({rows}, wide_dtype), dx_again = DeviceTensor::poisoned({rows, classes}, dtype);
           const ConstView w_view = has_weights ? ConstView(w.view()) : absent();
           testing::cuda().cross_entropy(nullptr, smoothing, -100, x.view(), t.view(), w_view, losses.view(), dx.view());
           testing::cuda().cross_entropy(nullptr, smoothing, -100, x.view(), t.view(), w_view, alone.view(), View{});
           testing::cuda().cross_entropy(nullptr, smoothing, -100, x.view(), t.view(), w_view, alone.view(), dx_again.view());
           const Tensor got = losses.to_host(), got_dx = dx.to_host();
-          CHECK(difference(got, want, tolerance(dtype), 4 * absolute(dtype)) == "");
+          CHECK(difference(got, want, tolerance(wide_dtype), 4 * absolute(wide_dtype)) == "");
           CHECK(difference(got_dx, want_dx, tolerance(dtype), 4 * absolute(dtype)) == "");
           CHECK(same_bits(got, alone.to_host()));
           CHECK(same_bits(got_dx, dx_again.to_host()));
         }
+}
+
+TEST_CASE("cuda cross_entropy: a label out of range makes its own loss NaN, without a gradient, and nothing else") {
+  for (const DType dtype : floating)
+    for (const int64_t classes : {int64_t{6}, int64_t{1500}}) {
+      const Tensor logits = sample({4, classes}, dtype, 3);
+      const DeviceTensor x(logits), good(from_vector<int64_t>({1, 2, 3, 4})), bad(from_vector<int64_t>({1, classes, -1, 4}));
+      const DeviceTensor losses = DeviceTensor::poisoned({4}, is_half(dtype) ? DType::float32 : dtype), dx = DeviceTensor::poisoned({4, classes}, dtype);
+      testing::cuda().cross_entropy(nullptr, 0.1, -100, x.view(), good.view(), absent(), losses.view(), dx.view());
+      const std::vector<double> want = losses.to_host().to_vector<double>(), want_dx = dx.to_host().to_vector<double>();
+      testing::cuda().cross_entropy(nullptr, 0.1, -100, x.view(), bad.view(), absent(), losses.view(), dx.view());
+      const std::vector<double> got = losses.to_host().to_vector<double>(), got_dx = dx.to_host().to_vector<double>();
+      for (size_t r = 0; r < 4; ++r) {
+        const bool is_bad = r == 1 || r == 2;
+        CHECK((is_bad ? std::isnan(got[r]) : got[r] == want[r]));
+        for (size_t i = r * static_cast<size_t>(classes); i < (r + 1) * static_cast<size_t>(classes); ++i) CHECK(got_dx[i] == (is_bad ? 0 : want_dx[i]));
+      }
+    }
 }

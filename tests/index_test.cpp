@@ -4,6 +4,7 @@
 #include <fovea/autograd/elementwise.h>
 #include <fovea/autograd/gradcheck.h>
 #include <fovea/autograd/index.h>
+#include <fovea/autograd/inplace.h>
 #include <fovea/autograd/shape.h>
 
 #include "devices.h"
@@ -103,14 +104,25 @@ TEST_CASE("scatter_add does not depend on the number of threads" * of_the_cpu())
   CHECK(run(1) == run(4));
 }
 
-TEST_CASE("first_out_of_range finds the first offender in row-major order" * of_the_cpu()) {
+TEST_CASE("check_range names the first offender in row-major order, of those that count" * of_the_cpu()) {
   const auto& t = kernels::cpu_table();
   Tensor index = random_indices({4, 5, 6}, 10);
-  CHECK(t.first_out_of_range(nullptr, 10, index.view()) == -1);
+  kernels::RangeCheck range("look", "index", 0, 10, "ten places");
+  const auto found = [&](const ConstView& values, const ConstView& lengths = {}) { return error_of<IndexError>([&] { t.check_range(nullptr, range, values, lengths); }); };
+  CHECK(found(index.view()) == "");
   index.mutable_data<int64_t>()[77] = 10;
   index.mutable_data<int64_t>()[50] = -1;
-  CHECK(t.first_out_of_range(nullptr, 10, index.view()) == 50);
-  CHECK(t.first_out_of_range(nullptr, 10, empty({0, 3}, DType::int64).view()) == -1);
+  CHECK(found(index.view()) == "look: index[1,3,2] is -1, out of range [0, 10) for ten places");
+  CHECK(found(empty({0, 3}, DType::int64).view()) == "");
+  const Tensor rows = reshape(index, {20, 6}), lengths = full({20}, 6, DType::int64);
+  fill_(slice(lengths, 0, 8, 9), 2);                       // of the row with the -1 only the first two count
+  CHECK(found(rows.view(), lengths.view()) == "look: index[12,5] is 10, out of range [0, 10) for ten places");
+  range.has_exception = true;
+  range.exception = 10;
+  CHECK(found(rows.view(), lengths.view()) == "");
+  range.why_forbidden = "which is taken";
+  range.forbidden = index.data<int64_t>()[3];
+  CHECK(contains(found(rows.view()), "which is taken"));
 }
 
 // --- operations ---

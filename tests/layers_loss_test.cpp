@@ -137,9 +137,9 @@ TEST_CASE("loss: gradients are the limits of differences") {
 
 TEST_CASE("loss: shapes that do not fit and labels out of range are named") {
   CHECK(error_of([] { MSELoss()(zeros({2, 3}), zeros({3})); }) == "MSELoss: the prediction is [2,3], the target [3]; they must agree");
-  CHECK_THROWS_AS(CrossEntropyLoss()(zeros({2, 3}), labels({0, 3})), IndexError);
-  CHECK_THROWS_AS(NLLLoss()(zeros({2, 3}), labels({0, 3})), IndexError);
-  CHECK_THROWS_AS(MulticlassHingeLoss()(zeros({2, 3}), labels({0, -1})), IndexError);
+  CHECK(contains(error_of<IndexError>([] { CrossEntropyLoss()(zeros({2, 3}), labels({0, 3})); }), "out of range [0, 3) for 3 classes"));
+  CHECK(contains(error_of<IndexError>([] { NLLLoss()(zeros({2, 3}), labels({0, 3})); }), "out of range [0, 3) for 3 classes"));
+  CHECK(contains(error_of<IndexError>([] { MulticlassHingeLoss()(zeros({2, 3}), labels({0, -1})); }), "out of range [0, 3) for 3 classes"));
   CHECK_THROWS_AS(NLLLoss({.weight = ones({4})})(zeros({2, 3}), labels({0, 1})), ShapeError);
   CHECK_THROWS_AS(SmoothL1Loss({.beta = 0}), ValueError);
 }

@@ -3,15 +3,17 @@
 
 #include <string>
 
-#include <fovea/kernels/error.h>
+#include <fovea/tensor/creation.h>
 
 namespace fovea::testing {
 
-// The text of the error of type E that f throws; "" if it throws none.
+// The text of the error of type E that f throws; "" if it throws none. Where tensors are made on a CUDA device by default, f's work there is waited for: a value out of
+// range is found only then.
 template <class E = Error, class F>
 std::string error_of(const F& f) {
   try {
     f();
+    if (default_device().kind == Device::Kind::cuda) cuda::synchronize(default_device().index);
   } catch (const E& error) {
     return error.what();
   }

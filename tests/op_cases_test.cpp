@@ -6,6 +6,7 @@
 #include <map>
 #include <set>
 
+#include <fovea/autograd/autocast.h>
 #include <fovea/autograd/elementwise.h>
 #include <fovea/autograd/reduce.h>
 #include <fovea/autograd/shape.h>
@@ -140,6 +141,60 @@ TEST_CASE("every operation takes half types as storage: its result is float32's,
       INFO(name_of(dtype));
       CHECK(difference <= epsilon * largest + 0x1p-24);       // the smallest float16
     });
+}
+
+TEST_CASE("gradients in half types are float32's, rounded on the way") {
+  for (const auto& [dtype, epsilon] : {std::pair{DType::float16, 0x1p-10}, std::pair{DType::bfloat16, 0x1p-7}})
+    for_each_sample([&, dtype = dtype, epsilon = epsilon](const Operation& row, const Sample& sample, size_t) {
+      if (sample.is_large || !is_differentiable(row, sample)) return;
+      const std::vector<Tensor> inputs = make_inputs(sample, DType::float32);
+      const std::vector<Tensor> half = run_with_gradients(row, sample, rounded(inputs, dtype, false)), full = run_with_gradients(row, sample, rounded(inputs, dtype, true));
+      REQUIRE(half.size() == full.size());
+      for (size_t i = 1; i < half.size(); ++i) {
+        INFO(name_of(dtype), ", gradient ", i - 1);
+        CHECK(half[i].dtype() == dtype);
+        // A backward pass of several operations rounds after each, and starts from a rounded y.
+        CHECK(difference(half[i].to_vector<double>(), full[i].to_vector<double>(), 8 * epsilon) == "");
+      }
+    });
+}
+
+namespace {
+
+// The operation that a row is a variant of.
+std::string operation_of(const Operation& row) { return row.name.substr(0, row.name.find('/')); }
+
+// What the rule makes of floating-point arguments, done by hand.
+std::vector<Tensor> converted(std::vector<Tensor> inputs, DType dtype) {
+  for (Tensor& x : inputs)
+    if (is_floating(x.dtype())) x = to(x, dtype);
+  return inputs;
+}
+
+}  // namespace
+
+TEST_CASE("in an autocast scope every operation computes in the dtype that its rule says") {
+  std::set<std::string> met;
+  for_each_sample([&](const Operation& row, const Sample& sample, size_t) {
+    if (sample.is_large || has_special(sample)) return;
+    const AutocastPrecision precision = autocast_precision(operation_of(row));
+    for (const DType given : {DType::float32, DType::bfloat16}) {
+      const std::vector<Tensor> inputs = converted(make_inputs(sample, DType::float32), given);
+      const DType computed = precision == AutocastPrecision::half ? DType::bfloat16 : precision == AutocastPrecision::single ? DType::float32 : given;
+      manual_seed(9);
+      const Tensor expected = row.call(converted(inputs, computed));
+      manual_seed(9);
+      Autocast scope(DType::bfloat16);
+      const Tensor y = row.call(inputs);
+      INFO("given ", name_of(given));
+      met.insert(operation_of(row));
+      CHECK(y.dtype() == expected.dtype());
+      CHECK(is_bitwise_equal(to(y, Device::cpu()), to(expected, Device::cpu())));
+    }
+  });
+  const std::set<std::string_view> have_no_row = {"Loss", "lstm_cell", "gru_cell", "rnn_cell"};       // tests/autocast_test.cpp
+  for (const AutocastRule& rule : autocast_rules())
+    if (have_no_row.count(rule.operation) == 0) CHECK_MESSAGE(met.count(std::string(rule.operation)) == 1, "no row of op_cases.h for ", rule.operation);
 }
 
 TEST_CASE("golden values: PyTorch gives the same, in float64 and in float32") {

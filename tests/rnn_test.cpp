@@ -326,7 +326,7 @@ TEST_CASE("rnn: errors name the argument and what was expected") {
   CHECK(message(to(x, DType::float64), weights, one).find("weight_ih_l0 is float32 but x is float64") != std::string::npos);
   CHECK(message(x, {weights[0], weights[1], weights[2]}, one).find("got 3 weights, expected 4") != std::string::npos);
   CHECK(message(x, weights, {.layers = 3}).find("got 4 weights, expected 12") != std::string::npos);
-  CHECK(message(x, weights, {.lengths = from_vector<int64_t>({1, 5, 2})}).find("the length of sample 1 is 5 but x has 4 steps") != std::string::npos);
+  CHECK(message(x, weights, {.lengths = from_vector<int64_t>({1, 5, 2})}).find("lengths[1] is 5, out of range [0, 5) for the 4 steps of x") != std::string::npos);
   CHECK(message(x, weights, {.lengths = from_vector<int64_t>({1, 2})}).find("lengths has shape [2], expected [3]") != std::string::npos);
   CHECK(message(x, weights, {.h0 = random_tensor({1, 3, 4}, DType::float32)}).find("h0 has shape [1,3,4], expected [1,3,5]") != std::string::npos);
   CHECK_THROWS_AS(gru(x, random_weights(RnnCell::gru, 6, 5, one, DType::float32), {.c0 = random_tensor({1, 3, 5}, DType::float32)}), ValueError);

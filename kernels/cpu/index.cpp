@@ -1,5 +1,5 @@
 // Indexing along an axis: gather y[..i..] = x[..index[..i..]..], scatter_add y[..index[..i..]..] += source[..i..], and the same with one index for the whole axis
-// (index_select, index_add), plus the search for an index out of range. Indices are int64 and were checked.
+// (index_select, index_add), plus the search for a value out of range. Indices are int64 and were checked.
 // Layout: any strides. gather and index_select overwrite y and move any dtype; scatter_add and index_add accumulate into y in its own dtype (not the 16-bit floats).
 // Deterministic: contributions to an element come in the order of the axis, since a thread owns whole lines along it. Floor: one read of index and x, one write.
 #include <algorithm>
@@ -156,23 +156,22 @@ void index_add(Queue queue, int axis, const ConstView& index, const ConstView& s
   scatter_add(queue, axis, repeated_index(index, axis, source.shape), source, y);
 }
 
-int64_t first_out_of_range(Queue, int64_t size, const ConstView& index_) {
-  const ConstView index = with_an_axis(index_);
-  if (index.numel() == 0) return -1;
-  const int last = index.rank() - 1;
-  const Positions rows(index.shape, last, -1);
-  const int64_t length = index.shape[last], step = index.strides[last], count = rows.count();
-  const auto is_outside = [&](int64_t i) { return static_cast<uint64_t>(i) >= static_cast<uint64_t>(size); };
+void check_range(Queue, const RangeCheck& check, const ConstView& values_, const ConstView& lengths) {
+  const ConstView values = with_an_axis(values_);
+  if (values.numel() == 0) return;
+  const int last = values.rank() - 1;
+  const Positions rows(values.shape, last, -1);
+  const int64_t columns = values.shape[last], step = values.strides[last], count = rows.count();
   for (int64_t row = 0; row < count; ++row) {
     int64_t at = 0;
-    rows.locate(row, {&index.strides}, {&at});
-    const int64_t* values = index.as<int64_t>() + at;
-    bool has_outside = false;
-    for (int64_t j = 0; j < length; ++j) has_outside |= is_outside(values[j * step]);
-    for (int64_t j = 0; has_outside && j < length; ++j)
-      if (is_outside(values[j * step])) return row * length + j;
+    rows.locate(row, {&values.strides}, {&at});
+    const int64_t* value = values.as<int64_t>() + at;
+    const int64_t length = lengths ? std::min(lengths.as<int64_t>()[row], columns) : columns;
+    bool are_allowed = true;
+    for (int64_t j = 0; j < length; ++j) are_allowed &= check.allows(value[j * step]);
+    for (int64_t j = 0; !are_allowed && j < length; ++j)
+      if (!check.allows(value[j * step])) fail<IndexError>(sentence_of(check, row * columns + j, value[j * step], values_.shape));
   }
-  return -1;
 }
 
 }  // namespace
@@ -182,7 +181,7 @@ void add_index(KernelTable& t) {
   t.scatter_add = scatter_add;
   t.index_select = index_select;
   t.index_add = index_add;
-  t.first_out_of_range = first_out_of_range;
+  t.check_range = check_range;
 }
 
 }  // namespace fovea::kernels

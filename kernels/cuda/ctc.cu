@@ -2,8 +2,10 @@
 //   l' = the labels with blanks around each (2L + 1 states), e_t(s) = log softmax(logits_t)(l'_s),
 //   alpha_t(s) = e_t(s) + ln( exp alpha(s) + exp alpha(s-1) + exp alpha(s-2) [if l'_s is a label and not l'_(s-2)] ), of step t - 1;  beta the same from the end,
 //   d loss / d logit_t(k) = softmax_t(k) - sum over s with l'_s = k of gamma_t(s),   gamma_t(s) ~ exp( alpha_t(s) + beta_t(s) - e_t(s) ), divided by its sum over s.
-// Layout: logits [time,batch,classes] contiguous. Overwrites losses and dlogits. Sums in the element type; the division by gamma's own sum takes out the rounding that
-// alpha and beta have gathered on the way. Deterministic: repeated labels are added up by one thread in their order. Nothing waits for the host.
+// Layout: logits [time,batch,classes] contiguous. Overwrites losses and dlogits. Sums in the element type, for logits of a half type in float32 (and losses too); the
+// division by gamma's own sum takes out the rounding that alpha and beta have gathered on the way. Deterministic: repeated labels are added up by one thread in their order.
+// Nothing waits for the host: a sample with a length or a label out of range, or with a blank among its labels (check_range has reported it), has a loss of NaN and a
+// gradient of zero.
 //
 //   ctc_emissions  a block a row: log-sum-exp, the scores of the sample's own labels side by side, and softmax where the gradient will be
 //   ctc_states     a warp a sample and direction, states in registers (a block and memory for more than 255 labels); alpha and beta run at the same time
@@ -21,6 +23,7 @@
 
 #include <fovea/kernels/cpu/arena.h>
 #include <fovea/kernels/cuda/core/launch.h>
+#include <fovea/kernels/cuda/core/numeric.h>
 #include <fovea/kernels/cuda/core/warp.h>
 
 namespace fovea::kernels::cuda {
@@ -29,13 +32,27 @@ namespace {
 template <class T>
 __device__ constexpr T infinity() { return std::numeric_limits<T>::infinity(); }
 
+// Logits or their gradient, [time][batch][classes], of L: what is computed with here is T.
+template <class L>
+struct Scores {
+  const L* logits;
+  L* dlogits;                                // null when no gradient is asked for
+};
+
+// A row of logits, widened as it is read.
+template <class L>
+struct WidenedRow {
+  const L* data;
+  __device__ Accumulate<L> operator[](int64_t i) const { return widen(data[i]); }
+};
+
 // What a sample is, and where its parts of the workspace are.
 template <class T>
 struct Samples {
   CtcGeometry g;
-  const T* logits;
   const int64_t *targets, *input_lengths, *target_lengths;
-  T *losses, *dlogits;                       // dlogits: null when no gradient is asked for
+  T* losses;
+  bool has_gradient;
   T *emissions;                              // [batch][time][1 + max_target]: of blank, then of each label
   T *paths[2];                               // [batch][time][states]: alpha and beta
   T *raw_losses;                             // before zero_infinity
@@ -46,6 +63,11 @@ struct Samples {
   __device__ T* emission(int64_t b, int64_t t) const { return emissions + row(b, t) * (1 + g.max_target); }
   __device__ T* path(int direction, int64_t b, int64_t t) const { return paths[direction] + row(b, t) * (2 * g.max_target + 1); }
   __device__ int64_t target(int64_t b, int64_t i) const { return targets[b * g.max_target + i]; }
+  // Lengths that lead nowhere out of memory.
+  __device__ int64_t time(int64_t b) const { return max(int64_t{0}, min(g.time, input_lengths[b])); }
+  __device__ int64_t length(int64_t b) const { return max(int64_t{0}, min(g.max_target, target_lengths[b])); }
+  __device__ bool has_bad_length(int64_t b) const { return time(b) != input_lengths[b] || length(b) != target_lengths[b]; }
+  __device__ bool is_bad_label(int64_t label) const { return label < 0 || label >= g.classes || label == g.blank; }
 };
 
 constexpr int row_threads = 128;
@@ -77,7 +99,7 @@ struct LogAdd {
 
 template <class T>
 __global__ void __launch_bounds__(row_threads) find_repeats(Samples<T> s) {
-  const int64_t b = blockIdx.x, length = s.target_lengths[b];
+  const int64_t b = blockIdx.x, length = s.length(b);
   for (int64_t i = threadIdx.x; i < length; i += blockDim.x) {
     const int64_t label = s.target(b, i);
     int64_t next = i + 1, before = 0;
@@ -88,14 +110,14 @@ __global__ void __launch_bounds__(row_threads) find_repeats(Samples<T> s) {
   }
 }
 
-template <class T>
-__global__ void __launch_bounds__(row_threads) emissions(Samples<T> s) {
+template <class T, class L>
+__global__ void __launch_bounds__(row_threads) emissions(Samples<T> s, Scores<L> scores) {
   RowMemory<T>& memory = shared<RowMemory<T>>();
   const int64_t t = blockIdx.x, b = blockIdx.y, classes = s.g.classes;
-  const T* logits = s.logits + (t * s.g.batch + b) * classes;
-  T* dlogits = s.dlogits ? s.dlogits + (t * s.g.batch + b) * classes : nullptr;
-  if (t >= s.input_lengths[b]) {             // the same for the whole block
-    for (int64_t k = threadIdx.x; dlogits && k < classes; k += blockDim.x) dlogits[k] = T(0);
+  const WidenedRow<L> logits{scores.logits + (t * s.g.batch + b) * classes};
+  L* dlogits = scores.dlogits ? scores.dlogits + (t * s.g.batch + b) * classes : nullptr;
+  if (t >= s.time(b)) {                      // the same for the whole block
+    for (int64_t k = threadIdx.x; dlogits && k < classes; k += blockDim.x) dlogits[k] = narrow<L>(T(0));
     return;
   }
   T top = -infinity<T>();
@@ -105,9 +127,13 @@ __global__ void __launch_bounds__(row_threads) emissions(Samples<T> s) {
   for (int64_t k = threadIdx.x; k < classes; k += blockDim.x) sum += std::exp(logits[k] - top);
   sum = block_reduce(sum, Sum(), T(0), memory.scratch);
   const T log_sum = top + std::log(sum);
-  for (int64_t k = threadIdx.x; dlogits && k < classes; k += blockDim.x) dlogits[k] = std::exp(logits[k] - top) / sum;
+  for (int64_t k = threadIdx.x; dlogits && k < classes; k += blockDim.x) dlogits[k] = narrow<L>(std::exp(logits[k] - top) / sum);
   T* emission = s.emission(b, t);
-  for (int64_t i = threadIdx.x; i <= s.target_lengths[b]; i += blockDim.x) emission[i] = logits[i == 0 ? s.g.blank : s.target(b, i - 1)] - log_sum;
+  const int64_t length = s.length(b);
+  for (int64_t i = threadIdx.x; i <= length; i += blockDim.x) {
+    const int64_t label = i == 0 ? s.g.blank : s.target(b, i - 1);
+    emission[i] = i > 0 && s.is_bad_label(label) ? std::numeric_limits<T>::quiet_NaN() : logits[label] - log_sum;
+  }
 }
 
 // A sample as one of the two directions sees it.
@@ -118,7 +144,7 @@ struct Mirror {
   int64_t b, time, length;
 
   __device__ Mirror(const Samples<T>& samples, int d, int64_t sample)
-      : s(samples), direction(d), b(sample), time(samples.input_lengths[sample]), length(samples.target_lengths[sample]) {}
+      : s(samples), direction(d), b(sample), time(samples.time(sample)), length(samples.length(sample)) {}
   __device__ int64_t states() const { return 2 * length + 1; }
   __device__ int64_t step(int64_t t) const { return direction == 0 ? t : time - 1 - t; }
   __device__ int64_t state(int64_t i) const { return direction == 0 ? i : states() - 1 - i; }
@@ -131,7 +157,7 @@ struct Mirror {
 
 template <class T>
 __device__ void store_loss(const Samples<T>& s, int64_t b, T log_probability) {
-  const T loss = log_probability == T(0) ? T(0) : -log_probability;
+  const T loss = s.has_bad_length(b) ? std::numeric_limits<T>::quiet_NaN() : log_probability == T(0) ? T(0) : -log_probability;
   s.raw_losses[b] = loss;
   s.losses[b] = s.g.zero_infinity && loss == infinity<T>() ? T(0) : loss;
 }
@@ -189,7 +215,7 @@ __global__ void __launch_bounds__(warp_size) states_in_warp(Samples<T> s) {
     for (int i = 0; i < each; ++i) {
       value[i] = is_there[i] ? next[i] + score[i] : -infinity<T>();
       score[i] = next_score[i];
-      if (is_there[i] && s.dlogits) row[m.state(lane * each + i)] = value[i];
+      if (is_there[i] && s.has_gradient) row[m.state(lane * each + i)] = value[i];
     }
   }
   T ends = -infinity<T>();
@@ -238,16 +264,26 @@ __global__ void __launch_bounds__(512) states_in_block(Samples<T> s) {
   if (m.direction == 0 && threadIdx.x == 0) store_loss(s, m.b, static_cast<T>(ends + offset));
 }
 
-template <class T>
-__global__ void __launch_bounds__(row_threads, 1) gradient(Samples<T> s) {
+// Takes gamma off the softmax that stands at `place`; where that was rounded to a half type, off the one that the emission tells.
+template <class T, class L>
+__device__ void take_off(L& place, T gamma, T emission) {
+  if constexpr (is_half<L>) place = narrow<L>(std::exp(emission) - gamma);
+  else place -= gamma;
+}
+
+template <class T, class L>
+__global__ void __launch_bounds__(row_threads, 1) gradient(Samples<T> s, L* all_dlogits) {
   RowMemory<T>& memory = shared<RowMemory<T>>();
-  const int64_t t = blockIdx.x, b = blockIdx.y, length = s.target_lengths[b], states = 2 * length + 1;
-  if (t >= s.input_lengths[b]) return;       // the same for the whole block
-  T* dlogits = s.dlogits + (t * s.g.batch + b) * s.g.classes;
+  const int64_t t = blockIdx.x, b = blockIdx.y, length = s.length(b), states = 2 * length + 1;
+  if (t >= s.time(b)) return;                // the same for the whole block
+  L* dlogits = all_dlogits + (t * s.g.batch + b) * s.g.classes;
   const T loss = s.raw_losses[b];
   if (loss == infinity<T>() || loss != loss) {
-    const T value = loss == loss ? T(0) : std::numeric_limits<T>::quiet_NaN();
-    for (int64_t k = threadIdx.x; k < s.g.classes; k += blockDim.x) dlogits[k] = value;
+    bool is_bad = s.has_bad_length(b);
+    for (int64_t i = threadIdx.x; i < length; i += blockDim.x) is_bad |= s.is_bad_label(s.target(b, i));
+    is_bad = __syncthreads_or(is_bad) != 0;
+    const T value = loss == loss || is_bad ? T(0) : std::numeric_limits<T>::quiet_NaN();
+    for (int64_t k = threadIdx.x; k < s.g.classes; k += blockDim.x) dlogits[k] = narrow<L>(value);
     return;
   }
   const T *alpha = s.path(0, b, t), *beta = s.path(1, b, t), *emission = s.emission(b, t);
@@ -267,12 +303,12 @@ __global__ void __launch_bounds__(row_threads, 1) gradient(Samples<T> s) {
   blanks = block_reduce(blanks, Sum(), T(0), memory.scratch);
   labels = block_reduce(labels, Sum(), T(0), memory.scratch);
   const T share = T(1) / (blanks + labels);
-  if (threadIdx.x == 0) dlogits[s.g.blank] -= blanks * share;
+  if (threadIdx.x == 0) take_off(dlogits[s.g.blank], blanks * share, emission[0]);
   for (int64_t i = threadIdx.x; i < length; i += blockDim.x) {
     if (!s.is_first[b * s.g.max_target + i]) continue;
     T sum = 0;
     for (int64_t place = i; place >= 0; place = s.next_same[b * s.g.max_target + place]) sum += std::exp(log_gamma(2 * place + 1) - top);
-    dlogits[s.target(b, i)] -= sum * share;
+    take_off(dlogits[s.target(b, i)], sum * share, emission[1 + i]);
   }
 }
 
@@ -293,7 +329,7 @@ int64_t lay_out(const CtcGeometry& g, void* memory, Samples<T>& s) {
 
 template <class T>
 void run_states(Queue queue, const Samples<T>& s) {
-  const unsigned batch = static_cast<unsigned>(s.g.batch), directions = s.dlogits ? 2 : 1;
+  const unsigned batch = static_cast<unsigned>(s.g.batch), directions = s.has_gradient ? 2 : 1;
   const int64_t states = s.g.states();
   const Grid grid{dim3(batch, directions), dim3(warp_size)};
   if (states <= 2 * warp_size) return launch(queue, "ctc_states_warp_2", grid, states_in_warp<T, 2>, s);
@@ -303,38 +339,38 @@ void run_states(Queue queue, const Samples<T>& s) {
   launch(queue, "ctc_states_block", {dim3(batch, directions), dim3(512), sizeof(RowMemory<T>)}, states_in_block<T>, s);
 }
 
-template <class T>
+template <class L>
 void ctc_typed(Queue queue, const CtcGeometry& g, const ConstView& logits, const ConstView& targets, const ConstView& input_lengths,
                const ConstView& target_lengths, const View& losses, const View& dlogits, Workspace workspace) {
+  using T = Accumulate<L>;
   if (g.batch == 0) return;
   Samples<T> s{};
   s.g = g;
-  s.logits = logits.as<T>();
   s.targets = targets.as<int64_t>();
   s.input_lengths = input_lengths.as<int64_t>();
   s.target_lengths = target_lengths.as<int64_t>();
   s.losses = losses.as<T>();
-  s.dlogits = dlogits.as<T>();
+  s.has_gradient = dlogits.data != nullptr;
   lay_out(g, workspace.data, s);
   const size_t bytes = sizeof(RowMemory<T>);
   const dim3 rows(static_cast<unsigned>(g.time), static_cast<unsigned>(g.batch)), threads(row_threads);
-  if (g.time > 0) launch(queue, "ctc_emissions", {rows, threads, bytes}, emissions<T>, s);
+  if (g.time > 0) launch(queue, "ctc_emissions", {rows, threads, bytes}, emissions<T, L>, s, Scores<L>{logits.as<L>(), dlogits.as<L>()});
   run_states(queue, s);
-  if (!s.dlogits || g.time == 0) return;
+  if (!s.has_gradient || g.time == 0) return;
   if (g.max_target > 0) launch(queue, "ctc_find_repeats", {dim3(static_cast<unsigned>(g.batch)), threads}, find_repeats<T>, s);
-  launch(queue, "ctc_gradient", {rows, threads, bytes}, gradient<T>, s);
+  launch(queue, "ctc_gradient", {rows, threads, bytes}, gradient<T, L>, s, dlogits.as<L>());
 }
 
 int64_t ctc_workspace(const CtcGeometry& g, DType dtype) {
-  return dispatch_real(dtype, "ctc_loss", [&](auto zero) {
-    Samples<decltype(zero)> s{};
+  return dispatch_floating(dtype, "ctc_loss", [&](auto zero) {
+    Samples<Accumulate<decltype(zero)>> s{};
     return lay_out(g, nullptr, s);
   });
 }
 
 void ctc_loss(Queue queue, const CtcGeometry& g, const ConstView& logits, const ConstView& targets, const ConstView& input_lengths, const ConstView& target_lengths,
               const View& losses, const View& dlogits, Workspace workspace) {
-  dispatch_real(losses.dtype, "ctc_loss", [&](auto zero) {
+  dispatch_floating(logits.dtype, "ctc_loss", [&](auto zero) {
     ctc_typed<decltype(zero)>(queue, g, logits, targets, input_lengths, target_lengths, losses, dlogits, workspace);
   });
 }
@@ -342,6 +378,7 @@ void ctc_loss(Queue queue, const CtcGeometry& g, const ConstView& logits, const 
 }  // namespace
 
 void add_ctc(KernelTable& t) {
+  t.computes_half.add(Family::ctc);
   t.ctc_workspace = ctc_workspace;
   t.ctc_loss = ctc_loss;
 }

@@ -1,12 +1,14 @@
 // Resizing of planes (nearest and bilinear) and sampling at the points of a grid (bilinear, zero outside), with their gradients.
 // Positions are PyTorch's: nearest floor(i * in / out); bilinear i * (in - 1) / (out - 1) with align_corners, else max((i + 0.5) * in / out - 0.5, 0); a grid's x in
 // [-1, 1] is (x + 1) / 2 * (w - 1) with align_corners, else ((x + 1) * w - 1) / 2. Floor: one read of x, one write of y.
-// Layout: contiguous. Overwrites its outputs. Positions and sums in the element's type (nearest: float32, as PyTorch's).
+// Layout: contiguous. Overwrites its outputs. float32, float64, and the half types. Positions and sums in the element's type, of half
+// types in float32 (positions of nearest: float32, as PyTorch's).
 // Deterministic: the gradient of a resize is gathered, since positions rise with the output's index, and so the outputs that an input went into are neighbours; those of a
 // sampled image are added by threads that take turns (turns.h).
 #include <fovea/kernels/cuda/core/warp.h>
 #include <fovea/kernels/cuda/planes.h>
 #include <fovea/kernels/cuda/turns.h>
+#include <fovea/kernels/cuda/wide_sums.h>
 
 #include <cmath>
 
@@ -67,14 +69,14 @@ __global__ void __launch_bounds__(threads_per_block) resize_nearest_backward_ker
   const ResizeIndex::Place p = index.place(static_cast<int32_t>(number));
   const T* const gradient = dy + static_cast<int64_t>(p.plane) * v.out * h.out;
   const int32_t first_column = h.first_output(p.column);
-  T sum = 0;
+  Accumulate<T> sum = 0;
   for (int32_t i = v.first_output(p.row); i < v.out && v.source(i) == p.row; ++i)
-    for (int32_t j = first_column; j < h.out && h.source(j) == p.column; ++j) sum += gradient[i * h.out + j];
-  dx[number] = sum;
+    for (int32_t j = first_column; j < h.out && h.source(j) == p.column; ++j) sum += widen(gradient[i * h.out + j]);
+  dx[number] = narrow<T>(sum);
 }
 
 void resize_nearest(Queue queue, const ResizeGeometry& g, const ConstView& x, const View& y) {
-  dispatch_real(x.dtype, "interpolate", [&](auto zero) {
+  dispatch_floating(x.dtype, "interpolate", [&](auto zero) {
     using T = decltype(zero);
     check_planes("interpolate", g.h * g.w, g.out_h * g.out_w);
     for_each_run_of_planes(g.planes, g.out_h * g.out_w, [&](int64_t first, int64_t count) {
@@ -85,7 +87,7 @@ void resize_nearest(Queue queue, const ResizeGeometry& g, const ConstView& x, co
 }
 
 void resize_nearest_backward(Queue queue, const ResizeGeometry& g, const ConstView& dy, const View& dx) {
-  dispatch_real(dy.dtype, "interpolate_backward", [&](auto zero) {
+  dispatch_floating(dy.dtype, "interpolate_backward", [&](auto zero) {
     using T = decltype(zero);
     check_planes("interpolate_backward", g.h * g.w, g.out_h * g.out_w);
     for_each_run_of_planes(g.planes, g.h * g.w, [&](int64_t first, int64_t count) {
@@ -135,57 +137,60 @@ struct BilinearAxis {
 };
 
 template <class T>
-__global__ void __launch_bounds__(threads_per_block) resize_bilinear_kernel(ResizeIndex index, BilinearAxis<T> v, BilinearAxis<T> h, const T* x, T* y) {
+__global__ void __launch_bounds__(threads_per_block) resize_bilinear_kernel(ResizeIndex index, BilinearAxis<Accumulate<T>> v, BilinearAxis<Accumulate<T>> h, const T* x, T* y) {
+  using A = Accumulate<T>;
   const int64_t number = global_thread();
   if (number >= index.count) return;
   const ResizeIndex::Place p = index.place(static_cast<int32_t>(number));
-  const Between<T> rows = v.between(p.row), columns = h.between(p.column);
+  const Between<A> rows = v.between(p.row), columns = h.between(p.column);
   const T* const plane = x + static_cast<int64_t>(p.plane) * v.in * h.in;
   const T *top = plane + rows.low * h.in, *bottom = plane + rows.high * h.in;
-  const T down = rows.to_high, up = T(1) - down, right = columns.to_high, left = T(1) - right;
-  y[number] = up * (left * top[columns.low] + right * top[columns.high]) + down * (left * bottom[columns.low] + right * bottom[columns.high]);
+  const A down = rows.to_high, up = A(1) - down, right = columns.to_high, left = A(1) - right;
+  y[number] = narrow<T>(up * (left * widen(top[columns.low]) + right * widen(top[columns.high])) +
+                        down * (left * widen(bottom[columns.low]) + right * widen(bottom[columns.high])));
 }
 
 template <class T>
-__global__ void __launch_bounds__(threads_per_block) resize_bilinear_backward_kernel(ResizeIndex index, BilinearAxis<T> v, BilinearAxis<T> h, const T* dy, T* dx) {
+__global__ void __launch_bounds__(threads_per_block) resize_bilinear_backward_kernel(ResizeIndex index, BilinearAxis<Accumulate<T>> v, BilinearAxis<Accumulate<T>> h, const T* dy, T* dx) {
+  using A = Accumulate<T>;
   const int64_t number = global_thread();
   if (number >= index.count) return;
   const ResizeIndex::Place p = index.place(static_cast<int32_t>(number));
   const T* const gradient = dy + static_cast<int64_t>(p.plane) * v.out * h.out;
   const int32_t first_column = h.first_output(p.column);
-  T sum = 0;
+  A sum = 0;
   for (int32_t i = v.first_output(p.row); i < v.out; ++i) {
-    const Between<T> rows = v.between(i);
+    const Between<A> rows = v.between(i);
     if (rows.low > p.row) break;
-    const T down = rows.high == p.row ? rows.to_high : T(0), up = rows.low == p.row ? T(1) - rows.to_high : T(0);
+    const A down = rows.high == p.row ? rows.to_high : A(0), up = rows.low == p.row ? A(1) - rows.to_high : A(0);
     for (int32_t j = first_column; j < h.out; ++j) {
-      const Between<T> columns = h.between(j);
+      const Between<A> columns = h.between(j);
       if (columns.low > p.column) break;
-      const T right = columns.high == p.column ? columns.to_high : T(0), left = columns.low == p.column ? T(1) - columns.to_high : T(0);
-      sum += (up + down) * (left + right) * gradient[i * h.out + j];      // where low and high are the same element, it has both weights
+      const A right = columns.high == p.column ? columns.to_high : A(0), left = columns.low == p.column ? A(1) - columns.to_high : A(0);
+      sum += (up + down) * (left + right) * widen(gradient[i * h.out + j]);      // where low and high are the same element, it has both weights
     }
   }
-  dx[number] = sum;
+  dx[number] = narrow<T>(sum);
 }
 
 void resize_bilinear(Queue queue, const ResizeGeometry& g, const ConstView& x, const View& y) {
-  dispatch_real(x.dtype, "interpolate", [&](auto zero) {
+  dispatch_floating(x.dtype, "interpolate", [&](auto zero) {
     using T = decltype(zero);
     check_planes("interpolate", g.h * g.w, g.out_h * g.out_w);
     for_each_run_of_planes(g.planes, g.out_h * g.out_w, [&](int64_t first, int64_t count) {
-      launch(queue, "resize_bilinear", thread_each(count * g.out_h * g.out_w), resize_bilinear_kernel<T>, ResizeIndex(count, g.out_h, g.out_w), BilinearAxis<T>(g.h, g.out_h, g.align_corners),
-             BilinearAxis<T>(g.w, g.out_w, g.align_corners), x.as<T>() + first * g.h * g.w, y.as<T>() + first * g.out_h * g.out_w);
+      launch(queue, "resize_bilinear", thread_each(count * g.out_h * g.out_w), resize_bilinear_kernel<T>, ResizeIndex(count, g.out_h, g.out_w), BilinearAxis<Accumulate<T>>(g.h, g.out_h, g.align_corners),
+             BilinearAxis<Accumulate<T>>(g.w, g.out_w, g.align_corners), x.as<T>() + first * g.h * g.w, y.as<T>() + first * g.out_h * g.out_w);
     });
   });
 }
 
 void resize_bilinear_backward(Queue queue, const ResizeGeometry& g, const ConstView& dy, const View& dx) {
-  dispatch_real(dy.dtype, "interpolate_backward", [&](auto zero) {
+  dispatch_floating(dy.dtype, "interpolate_backward", [&](auto zero) {
     using T = decltype(zero);
     check_planes("interpolate_backward", g.h * g.w, g.out_h * g.out_w);
     for_each_run_of_planes(g.planes, g.h * g.w, [&](int64_t first, int64_t count) {
-      launch(queue, "resize_bilinear_backward", thread_each(count * g.h * g.w), resize_bilinear_backward_kernel<T>, ResizeIndex(count, g.h, g.w), BilinearAxis<T>(g.h, g.out_h, g.align_corners),
-             BilinearAxis<T>(g.w, g.out_w, g.align_corners), dy.as<T>() + first * g.out_h * g.out_w, dx.as<T>() + first * g.h * g.w);
+      launch(queue, "resize_bilinear_backward", thread_each(count * g.h * g.w), resize_bilinear_backward_kernel<T>, ResizeIndex(count, g.h, g.w), BilinearAxis<Accumulate<T>>(g.h, g.out_h, g.align_corners),
+             BilinearAxis<Accumulate<T>>(g.w, g.out_w, g.align_corners), dy.as<T>() + first * g.out_h * g.out_w, dx.as<T>() + first * g.h * g.w);
     });
   });
 }
@@ -204,7 +209,7 @@ struct GridShape {
   }
 };
 
-// The four pixels around a point of the grid. Pixels outside the image count as zero; a point that sees none of them, NaN included, has none.
+// The four pixels around a point of the grid; T: what is computed in. Pixels outside the image count as zero; a point that sees none of them, NaN included, has none.
 template <class T>
 struct Corners {
   int32_t offset[4];                                   // in the plane: top left, top right, bottom left, bottom right; -1 outside
@@ -226,7 +231,8 @@ struct Corners {
     return align_corners ? (grid + T(1)) / T(2) * static_cast<T>(size - 1) : ((grid + T(1)) * static_cast<T>(size) - T(1)) / T(2);
   }
   __device__ T weight(int k) const { return (k % 2 ? across : T(1) - across) * (k / 2 ? down : T(1) - down); }
-  __device__ T pixel(const T* plane, int k) const { return offset[k] >= 0 ? plane[offset[k]] : T(0); }
+  template <class Element>
+  __device__ T pixel(const Element* plane, int k) const { return offset[k] >= 0 ? widen(plane[offset[k]]) : T(0); }
 };
 
 constexpr int64_t channels_beside = 8;                 // that a thread samples at its point
@@ -236,20 +242,21 @@ template <class T>
 __global__ void __launch_bounds__(threads_per_block) grid_sample_kernel(GridShape g, int64_t channels_each, const T* x, const T* grid, T* y) {
   const int64_t i = global_thread();
   if (i >= g.n * g.points) return;
-  const Corners<T> corners(g, grid[2 * i], grid[2 * i + 1]);
+  using A = Accumulate<T>;
+  const Corners<A> corners(g, widen(grid[2 * i]), widen(grid[2 * i + 1]));
   const int64_t n = i / g.points, point = i - n * g.points, first = static_cast<int64_t>(blockIdx.y) * channels_each, plane_size = static_cast<int64_t>(g.h) * g.w;
   for (int64_t c = first; c < first + channels_each && c < g.c; ++c) {
     const T* const plane = x + (n * g.c + c) * plane_size;
-    T sum = 0;
+    A sum = 0;
 #pragma unroll
     for (int k = 0; k < 4; ++k)
-      if (corners.offset[k] >= 0) sum += corners.weight(k) * plane[corners.offset[k]];
-    y[(n * g.c + c) * g.points + point] = sum;
+      if (corners.offset[k] >= 0) sum += corners.weight(k) * widen(plane[corners.offset[k]]);
+    y[(n * g.c + c) * g.points + point] = narrow<T>(sum);
   }
 }
 
 void grid_sample(Queue queue, bool align_corners, const ConstView& x, const ConstView& grid, const View& y) {
-  dispatch_real(x.dtype, "grid_sample", [&](auto zero) {
+  dispatch_floating(x.dtype, "grid_sample", [&](auto zero) {
     using T = decltype(zero);
     const GridShape g("grid_sample", x, grid, align_corners);
     const int64_t channels_each = std::max(channels_beside, ceil_div(g.c, most_blocks_y));
@@ -261,22 +268,23 @@ void grid_sample(Queue queue, bool align_corners, const ConstView& x, const Cons
 
 // A block for `channels_each` channels of one image, whose planes it alone writes.
 template <class T>
-__global__ void __launch_bounds__(threads_per_block, 4) grid_sample_backward_x(GridShape g, int64_t channels_each, const T* dy, const T* grid, T* dx) {
+__global__ void __launch_bounds__(threads_per_block, 4) grid_sample_backward_x(GridShape g, int64_t channels_each, const T* dy, const T* grid, Accumulate<T>* dx) {
+  using A = Accumulate<T>;
   auto& claims = shared<Claims>();
   const int64_t n = blockIdx.x, first = static_cast<int64_t>(blockIdx.y) * channels_each, plane_size = static_cast<int64_t>(g.h) * g.w;
   const int64_t channels = g.c - first < channels_each ? g.c - first : channels_each;
-  T* const planes = dx + (n * g.c + first) * plane_size;
+  A* const planes = dx + (n * g.c + first) * plane_size;
   claims.clear();
-  for (int64_t i = threadIdx.x; i < channels * plane_size; i += threads_per_block) planes[i] = T(0);
+  for (int64_t i = threadIdx.x; i < channels * plane_size; i += threads_per_block) planes[i] = A(0);
   for (int64_t start = 0; start < g.points; start += threads_per_block) {
     const int64_t point = start + threadIdx.x, i = n * g.points + (point < g.points ? point : 0);
-    const Corners<T> corners(g, grid[2 * i], grid[2 * i + 1]);
+    const Corners<A> corners(g, widen(grid[2 * i]), widen(grid[2 * i + 1]));
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       bool waits = point < g.points && corners.offset[k] >= 0;
       while (__syncthreads_or(waits)) {
         if (!claims.take_turn(waits, corners.offset[k])) continue;
-        for (int64_t c = 0; c < channels; ++c) planes[c * plane_size + corners.offset[k]] += corners.weight(k) * dy[(n * g.c + first + c) * g.points + point];
+        for (int64_t c = 0; c < channels; ++c) planes[c * plane_size + corners.offset[k]] += corners.weight(k) * widen(dy[(n * g.c + first + c) * g.points + point]);
         waits = false;
       }
     }
@@ -287,33 +295,36 @@ template <class T>
 __global__ void __launch_bounds__(threads_per_block) grid_sample_backward_grid(GridShape g, const T* dy, const T* x, const T* grid, T* dgrid) {
   const int64_t i = global_thread();
   if (i >= g.n * g.points) return;
-  const Corners<T> corners(g, grid[2 * i], grid[2 * i + 1]);
+  using A = Accumulate<T>;
+  const Corners<A> corners(g, widen(grid[2 * i]), widen(grid[2 * i + 1]));
   const int64_t n = i / g.points, point = i - n * g.points, plane_size = static_cast<int64_t>(g.h) * g.w;
-  T along_x = 0, along_y = 0;
+  A along_x = 0, along_y = 0;
   for (int64_t c = 0; c < g.c; ++c) {
     const T* const plane = x + (n * g.c + c) * plane_size;
-    const T p0 = corners.pixel(plane, 0), p1 = corners.pixel(plane, 1), p2 = corners.pixel(plane, 2), p3 = corners.pixel(plane, 3);
+    const A p0 = corners.pixel(plane, 0), p1 = corners.pixel(plane, 1), p2 = corners.pixel(plane, 2), p3 = corners.pixel(plane, 3);
     const bool is_outside = corners.offset[0] < 0 && corners.offset[1] < 0 && corners.offset[2] < 0 && corners.offset[3] < 0;
     if (is_outside) break;
-    const T upstream = dy[(n * g.c + c) * g.points + point];
-    along_x += upstream * ((p1 - p0) * (T(1) - corners.down) + (p3 - p2) * corners.down);
-    along_y += upstream * ((p2 - p0) * (T(1) - corners.across) + (p3 - p1) * corners.across);
+    const A upstream = widen(dy[(n * g.c + c) * g.points + point]);
+    along_x += upstream * ((p1 - p0) * (A(1) - corners.down) + (p3 - p2) * corners.down);
+    along_y += upstream * ((p2 - p0) * (A(1) - corners.across) + (p3 - p1) * corners.across);
   }
-  dgrid[2 * i] = along_x * (static_cast<T>(g.align_corners ? g.w - 1 : g.w) / T(2));
-  dgrid[2 * i + 1] = along_y * (static_cast<T>(g.align_corners ? g.h - 1 : g.h) / T(2));
+  dgrid[2 * i] = narrow<T>(along_x * (static_cast<A>(g.align_corners ? g.w - 1 : g.w) / A(2)));
+  dgrid[2 * i + 1] = narrow<T>(along_y * (static_cast<A>(g.align_corners ? g.h - 1 : g.h) / A(2)));
 }
 
 // As many channels a block as leave enough blocks for a whole GPU; the sums do not depend on it.
 int64_t channels_together(const GridShape& g) { return g.n * g.c >= 2048 ? 4 : 1; }
 
 void grid_sample_backward(Queue queue, bool align_corners, const ConstView& dy, const ConstView& x, const ConstView& grid, const View& dx, const View& dgrid) {
-  dispatch_real(x.dtype, "grid_sample_backward", [&](auto zero) {
+  dispatch_floating(x.dtype, "grid_sample_backward", [&](auto zero) {
     using T = decltype(zero);
     const GridShape g("grid_sample_backward", x, grid, align_corners);
     if (dx) {
       const int64_t channels_each = std::max(channels_together(g), ceil_div(g.c, most_blocks_y));
       const Grid shape{dim3(static_cast<unsigned>(g.n), static_cast<unsigned>(ceil_div(g.c, channels_each))), dim3(threads_per_block), sizeof(Claims)};
-      launch(queue, "grid_sample_backward_x", shape, grid_sample_backward_x<T>, g, channels_each, dy.as<T>(), grid.as<T>(), dx.as<T>());
+      with_wide_sums<T>(queue, dx, [&](auto* sums) {
+        launch(queue, "grid_sample_backward_x", shape, grid_sample_backward_x<T>, g, channels_each, dy.as<T>(), grid.as<T>(), sums);
+      });
     }
     if (dgrid) launch(queue, "grid_sample_backward_grid", thread_each(g.n * g.points), grid_sample_backward_grid<T>, g, dy.as<T>(), x.as<T>(), grid.as<T>(), dgrid.as<T>());
   });
@@ -322,6 +333,7 @@ void grid_sample_backward(Queue queue, bool align_corners, const ConstView& dy, 
 }  // namespace
 
 void add_image(KernelTable& t) {
+  t.computes_half.add(Family::image);
   t.resize_nearest = resize_nearest;
   t.resize_nearest_backward = resize_nearest_backward;
   t.resize_bilinear = resize_bilinear;

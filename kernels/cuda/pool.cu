@@ -2,13 +2,14 @@
 //     y[oh, ow] = max or mean over x[oh * stride - pad + i * dilation, ow * stride - pad + j * dilation]; what lies outside x does not count for the maximum and is
 //     zero for the mean, which divides by the window clipped to the padded input, or (count_include_pad = false) to the input, as PyTorch does.
 //     Adaptive: output i looks at inputs [floor(i * in / out), ceil((i + 1) * in / out)).
-// indices: h * w positions within the plane, int64; the first of equals; a NaN wins. Layout: contiguous. Overwrites its outputs. float32 and float64.
-// Sums in the element's type; adaptive means in float64. Deterministic: gradients of means are gathered, each element by its own thread; those of maxima, where only
+// indices: h * w positions within the plane, int64; the first of equals; a NaN wins. Layout: contiguous. Overwrites its outputs. float32, float64, and the half types.
+// Sums in the element's type, of half types in float32; adaptive means in float64. Deterministic: gradients of means are gathered, each element by its own thread; those of maxima, where only
 // the indices are known, are added by threads that take turns (turns.h).
 // Floor: one read of x, one write of y (and of the 8-byte indices).
 #include <fovea/kernels/cuda/core/warp.h>
 #include <fovea/kernels/cuda/planes.h>
 #include <fovea/kernels/cuda/turns.h>
+#include <fovea/kernels/cuda/wide_sums.h>
 
 #include <limits>
 
@@ -89,13 +90,14 @@ __global__ void __launch_bounds__(threads_per_block) max_pool_kernel(PlaneIndex 
   const PlaneIndex::Place p = index.place(static_cast<int32_t>(number));
   const T* const plane = x + static_cast<int64_t>(p.plane) * v.size * h.size;
   const int32_t top = v.start(p.row), left = h.start(p.column), first_row = v.first_tap(p.row), first_column = h.first_tap(p.column);
-  Greatest<T> best{-std::numeric_limits<T>::infinity(), (top + first_row * v.dilation) * h.size + left + first_column * h.dilation};
+  using A = Accumulate<T>;
+  Greatest<A> best{-std::numeric_limits<A>::infinity(), (top + first_row * v.dilation) * h.size + left + first_column * h.dilation};
   for (int32_t i = first_row; i < v.kernel && top + i * v.dilation < v.size; ++i)
     for (int32_t j = first_column; j < h.kernel && left + j * h.dilation < h.size; ++j) {
       const int32_t at = (top + i * v.dilation) * h.size + left + j * h.dilation;
-      best.see(plane[at], at);
+      best.see(widen(plane[at]), at);
     }
-  y[number] = best.value;
+  y[number] = narrow<T>(best.value);
   if (indices) indices[number] = best.where;
 }
 
@@ -106,14 +108,15 @@ __global__ void __launch_bounds__(threads_per_block) avg_pool_kernel(PlaneIndex 
   const PlaneIndex::Place p = index.place(static_cast<int32_t>(number));
   const T* const plane = x + static_cast<int64_t>(p.plane) * v.size * h.size;
   const int32_t top = v.start(p.row), left = h.start(p.column);
-  T sum = 0;
+  using A = Accumulate<T>;
+  A sum = 0;
   for (int32_t i = max(top, 0); i < min(top + v.kernel, v.size); ++i)
-    for (int32_t j = max(left, 0); j < min(left + h.kernel, h.size); ++j) sum += plane[i * h.size + j];
-  y[number] = sum / (static_cast<T>(v.count(p.row, count_include_pad)) * static_cast<T>(h.count(p.column, count_include_pad)));
+    for (int32_t j = max(left, 0); j < min(left + h.kernel, h.size); ++j) sum += widen(plane[i * h.size + j]);
+  y[number] = narrow<T>(sum / (static_cast<A>(v.count(p.row, count_include_pad)) * static_cast<A>(h.count(p.column, count_include_pad))));
 }
 
 void max_pool(Queue queue, const PoolGeometry& g, const ConstView& x, const View& y, const View& indices) {
-  dispatch_real(x.dtype, "max_pool2d", [&](auto zero) {
+  dispatch_floating(x.dtype, "max_pool2d", [&](auto zero) {
     using T = decltype(zero);
     const Axis v = vertical("max_pool2d", g), h = horizontal("max_pool2d", g);
     const int64_t outputs = g.out_h() * g.out_w();
@@ -126,7 +129,7 @@ void max_pool(Queue queue, const PoolGeometry& g, const ConstView& x, const View
 }
 
 void avg_pool(Queue queue, const PoolGeometry& g, const ConstView& x, const View& y) {
-  dispatch_real(x.dtype, "avg_pool2d", [&](auto zero) {
+  dispatch_floating(x.dtype, "avg_pool2d", [&](auto zero) {
     using T = decltype(zero);
     const Axis v = vertical("avg_pool2d", g), h = horizontal("avg_pool2d", g);
     const int64_t outputs = g.out_h() * g.out_w();
@@ -139,34 +142,36 @@ void avg_pool(Queue queue, const PoolGeometry& g, const ConstView& x, const View
 
 // A block for each plane: nothing is known of the windows, so any output may point anywhere.
 template <class T>
-__global__ void __launch_bounds__(threads_per_block) max_pool_backward_kernel(int64_t inputs, int64_t outputs, const T* dy, const int64_t* indices, T* dx) {
+__global__ void __launch_bounds__(threads_per_block) max_pool_backward_kernel(int64_t inputs, int64_t outputs, const T* dy, const int64_t* indices, Accumulate<T>* dx) {
   auto& claims = shared<Claims>();
   const int64_t plane = blockIdx.x;
   dy += plane * outputs;
   indices += plane * outputs;
   dx += plane * inputs;
   claims.clear();
-  for (int64_t i = threadIdx.x; i < inputs; i += threads_per_block) dx[i] = T(0);
+  for (int64_t i = threadIdx.x; i < inputs; i += threads_per_block) dx[i] = 0;
   for (int64_t first = 0; first < outputs; first += threads_per_block) {
     const int64_t output = first + threadIdx.x;
     bool waits = output < outputs;
     const int64_t place = waits ? indices[output] : 0;
     while (__syncthreads_or(waits)) {
       if (!claims.take_turn(waits, place)) continue;
-      dx[place] += dy[output];
+      dx[place] += widen(dy[output]);
       waits = false;
     }
   }
 }
 
 void max_pool_backward(Queue queue, const ConstView& dy, const ConstView& indices, const View& dx) {
-  dispatch_real(dy.dtype, "max_pool2d_backward", [&](auto zero) {
+  dispatch_floating(dy.dtype, "max_pool2d_backward", [&](auto zero) {
     using T = decltype(zero);
     const int64_t planes = dx.shape[0] * dx.shape[1];
     if (planes == 0) return;
     check<ShapeError>(planes < index_limit, "max_pool2d_backward: ", planes, " planes are more than one launch can have");
-    launch(queue, "max_pool_backward", {dim3(static_cast<unsigned>(planes)), dim3(threads_per_block), sizeof(Claims)}, max_pool_backward_kernel<T>, dx.numel() / planes, dy.numel() / planes,
-           dy.as<T>(), indices.as<int64_t>(), dx.as<T>());
+    const Grid grid{dim3(static_cast<unsigned>(planes)), dim3(threads_per_block), sizeof(Claims)};
+    with_wide_sums<T>(queue, dx, [&](auto* sums) {
+      launch(queue, "max_pool_backward", grid, max_pool_backward_kernel<T>, dx.numel() / planes, dy.numel() / planes, dy.as<T>(), indices.as<int64_t>(), sums);
+    });
   });
 }
 
@@ -176,15 +181,16 @@ __global__ void __launch_bounds__(threads_per_block) avg_pool_backward_kernel(Pl
   if (number >= index.count) return;
   const PlaneIndex::Place p = index.place(static_cast<int32_t>(number));
   const T* const gradient = dy + static_cast<int64_t>(p.plane) * v.outputs * h.outputs;
-  T sum = 0;
+  using A = Accumulate<T>;
+  A sum = 0;
   for (int32_t i = v.first_output(p.row); i < v.end_output(p.row); ++i)
     for (int32_t j = h.first_output(p.column); j < h.end_output(p.column); ++j)
-      sum += gradient[i * h.outputs + j] / (static_cast<T>(v.count(i, count_include_pad)) * static_cast<T>(h.count(j, count_include_pad)));
-  dx[number] = sum;
+      sum += widen(gradient[i * h.outputs + j]) / (static_cast<A>(v.count(i, count_include_pad)) * static_cast<A>(h.count(j, count_include_pad)));
+  dx[number] = narrow<T>(sum);
 }
 
 void avg_pool_backward(Queue queue, const PoolGeometry& g, const ConstView& dy, const View& dx) {
-  dispatch_real(dy.dtype, "avg_pool2d_backward", [&](auto zero) {
+  dispatch_floating(dy.dtype, "avg_pool2d_backward", [&](auto zero) {
     using T = decltype(zero);
     const Axis v = vertical("avg_pool2d_backward", g), h = horizontal("avg_pool2d_backward", g);
     for_each_run_of_planes(g.n * g.c, g.h * g.w, [&](int64_t first, int64_t count) {
@@ -259,10 +265,10 @@ __global__ void __launch_bounds__(threads_per_block) adaptive_avg_pool_kernel(Pl
     const Window w = window_of(v, h, p);
     const T* const plane = x + static_cast<int64_t>(p.plane) * v.in * h.in;
     size = w.size();
-    for (int32_t i = lane; i < size; i += lanes) sum += plane[w.offset(i)];
+    for (int32_t i = lane; i < size; i += lanes) sum += static_cast<double>(widen(plane[w.offset(i)]));
   }
   sum = warp_reduce<lanes>(sum, Sum());
-  if (is_output && lane == 0) y[number] = static_cast<T>(sum / size);
+  if (is_output && lane == 0) y[number] = narrow<T>(static_cast<Accumulate<T>>(sum / size));
 }
 
 template <class T, int lanes>
@@ -270,24 +276,25 @@ __global__ void __launch_bounds__(threads_per_block) adaptive_max_pool_kernel(Pl
   const int64_t number = global_thread() / lanes;
   const bool is_output = number < index.count;
   const int lane = static_cast<int>(threadIdx.x) % lanes;
-  Greatest<T> best{-std::numeric_limits<T>::infinity(), 0};
+  using A = Accumulate<T>;
+  Greatest<A> best{-std::numeric_limits<A>::infinity(), 0};
   if (is_output) {
     const PlaneIndex::Place p = index.place(static_cast<int32_t>(number));
     const Window w = window_of(v, h, p);
     const T* const plane = x + static_cast<int64_t>(p.plane) * v.in * h.in;
     best.where = w.top * w.pitch + w.left;
-    for (int32_t i = lane; i < w.size(); i += lanes) best.see(plane[w.offset(i)], w.offset(i));
+    for (int32_t i = lane; i < w.size(); i += lanes) best.see(widen(plane[w.offset(i)]), w.offset(i));
   }
   if constexpr (lanes > 1) best = warp_greatest(best);
   if (!is_output || lane != 0) return;
-  y[number] = best.value;
+  y[number] = narrow<T>(best.value);
   if (indices) indices[number] = best.where;
 }
 
 bool has_large_windows(const AdaptivePoolGeometry& g) { return g.h * g.w >= 64 * g.out_h * g.out_w; }
 
 void adaptive_avg_pool(Queue queue, const AdaptivePoolGeometry& g, const ConstView& x, const View& y) {
-  dispatch_real(x.dtype, "adaptive_avg_pool2d", [&](auto zero) {
+  dispatch_floating(x.dtype, "adaptive_avg_pool2d", [&](auto zero) {
     using T = decltype(zero);
     const Division v("adaptive_avg_pool2d", g.h, g.out_h), h("adaptive_avg_pool2d", g.w, g.out_w);
     const int64_t outputs = g.out_h * g.out_w;
@@ -302,7 +309,7 @@ void adaptive_avg_pool(Queue queue, const AdaptivePoolGeometry& g, const ConstVi
 }
 
 void adaptive_max_pool(Queue queue, const AdaptivePoolGeometry& g, const ConstView& x, const View& y, const View& indices) {
-  dispatch_real(x.dtype, "adaptive_max_pool2d", [&](auto zero) {
+  dispatch_floating(x.dtype, "adaptive_max_pool2d", [&](auto zero) {
     using T = decltype(zero);
     const Division v("adaptive_max_pool2d", g.h, g.out_h), h("adaptive_max_pool2d", g.w, g.out_w);
     const int64_t outputs = g.out_h * g.out_w;
@@ -323,15 +330,16 @@ __global__ void __launch_bounds__(threads_per_block) adaptive_avg_pool_backward_
   if (number >= index.count) return;
   const PlaneIndex::Place p = index.place(static_cast<int32_t>(number));
   const T* const gradient = dy + static_cast<int64_t>(p.plane) * v.out * h.out;
-  T sum = 0;
+  using A = Accumulate<T>;
+  A sum = 0;
   for (int32_t i = v.first_output(p.row); i < v.end_output(p.row); ++i)
     for (int32_t j = h.first_output(p.column); j < h.end_output(p.column); ++j)
-      sum += gradient[i * h.out + j] / (static_cast<T>(v.end(i) - v.start(i)) * static_cast<T>(h.end(j) - h.start(j)));
-  dx[number] = sum;
+      sum += widen(gradient[i * h.out + j]) / (static_cast<A>(v.end(i) - v.start(i)) * static_cast<A>(h.end(j) - h.start(j)));
+  dx[number] = narrow<T>(sum);
 }
 
 void adaptive_avg_pool_backward(Queue queue, const AdaptivePoolGeometry& g, const ConstView& dy, const View& dx) {
-  dispatch_real(dy.dtype, "adaptive_avg_pool2d_backward", [&](auto zero) {
+  dispatch_floating(dy.dtype, "adaptive_avg_pool2d_backward", [&](auto zero) {
     using T = decltype(zero);
     const Division v("adaptive_avg_pool2d_backward", g.h, g.out_h), h("adaptive_avg_pool2d_backward", g.w, g.out_w);
     for_each_run_of_planes(g.n * g.c, g.h * g.w, [&](int64_t first, int64_t count) {
@@ -345,6 +353,7 @@ void adaptive_avg_pool_backward(Queue queue, const AdaptivePoolGeometry& g, cons
 }  // namespace
 
 void add_pool(KernelTable& t) {
+  t.computes_half.add(Family::pool);
   t.max_pool = max_pool;
   t.max_pool_backward = max_pool_backward;
   t.avg_pool = avg_pool;

@@ -6,6 +6,7 @@
 #include <string>
 
 #include <fovea/kernels/cuda/core/check.h>
+#include <fovea/kernels/cuda/range_report.h>
 #include <fovea/kernels/cuda/streams.h>
 
 namespace fovea::kernels::cuda {
@@ -19,6 +20,7 @@ const char* last_kernel();
 namespace fovea::cuda {
 
 using kernels::cuda::check_cuda;
+using kernels::cuda::throw_reported;
 
 namespace {
 
@@ -153,6 +155,7 @@ void* Stream::handle() const { return state_->handle; }
 void Stream::synchronize() const {
   detail::DeviceScope scope(device());
   check_cuda(cudaStreamSynchronize(state_->handle), str("cuda:", device(), ": while waiting for a stream"));
+  throw_reported(device());
 }
 
 bool Stream::is_idle() const {
@@ -160,6 +163,7 @@ bool Stream::is_idle() const {
   const cudaError_t result = cudaStreamQuery(state_->handle);
   if (result == cudaErrorNotReady) return false;
   check_cuda(result, str("cuda:", device(), ": while looking at a stream"));
+  throw_reported(device());
   return true;
 }
 
@@ -192,6 +196,7 @@ void synchronize(int device) {
   check_device(device);
   detail::DeviceScope scope(device);
   check_cuda(cudaDeviceSynchronize(), str("cuda:", device, ": while waiting for the device (the latest kernel that this thread launched is `", last_kernel(), "`)"));
+  throw_reported(device);
 }
 
 // --- events ---
@@ -210,12 +215,16 @@ void Event::record(const Stream& stream) {
   check_cuda(cudaEventRecord(state_->handle, static_cast<cudaStream_t>(stream.handle())), str("cuda:", device(), ": recording an event"));
 }
 
-void Event::synchronize() const { check_cuda(cudaEventSynchronize(state_->handle), str("cuda:", device(), ": while waiting for an event")); }
+void Event::synchronize() const {
+  check_cuda(cudaEventSynchronize(state_->handle), str("cuda:", device(), ": while waiting for an event"));
+  throw_reported(device());
+}
 
 bool Event::has_passed() const {
   const cudaError_t result = cudaEventQuery(state_->handle);
   if (result == cudaErrorNotReady) return false;
   check_cuda(result, str("cuda:", device(), ": while looking at an event"));
+  throw_reported(device());
   return true;
 }
 
@@ -243,6 +252,14 @@ void copy_on(int device, void* to, const void* from, int64_t bytes, cudaMemcpyKi
   check_cuda(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), kind, detail::current_handle(device)), str("cuda:", device, ": copying ", bytes, " bytes"));
 }
 
+// Is it ordinary host memory? CUDA has read that when the call that copies it returns.
+bool is_pageable(const void* host) {
+  cudaPointerAttributes attributes{};
+  if (cudaPointerGetAttributes(&attributes, host) == cudaSuccess) return attributes.type == cudaMemoryTypeUnregistered;
+  cudaGetLastError();
+  return false;
+}
+
 }  // namespace
 
 void copy_bytes(void* to, Device to_device, const void* from, Device from_device, int64_t bytes, bool is_async) {
@@ -262,7 +279,7 @@ void copy_bytes(void* to, Device to_device, const void* from, Device from_device
   check_device(device);
   copy_on(device, to, from, bytes, to_cuda ? cudaMemcpyHostToDevice : cudaMemcpyDeviceToHost);
   if (is_async) detail::record_pinned_use(to_cuda ? from : to, detail::current_handle(device), device);
-  else current_stream(device).synchronize();
+  else if (from_cuda || !is_pageable(from)) current_stream(device).synchronize();
 }
 
 // --- switches ---

@@ -78,7 +78,9 @@ class Event {
 // Both must have passed.
 double seconds_between(const Event& begin, const Event& end);
 
-// Waits for everything on all streams of a device. Errors of kernels that have failed meanwhile come out here.
+// Waits for everything on all streams of a device. Errors of kernels that have failed meanwhile come out here, and so does the IndexError for an index, a label or a length
+// out of range: no operation waits to look at them. It names the operation and the value; out of whatever waits first, the functions above and below or item(). What was
+// computed from such a value (a row of zeros, a loss of NaN without a gradient) is to be thrown away; everything else goes on as before.
 void synchronize(int device = current_device());
 
 // What kernels are given as their queue: the thread's current stream on the device, which is made CUDA's current device.
@@ -100,7 +102,7 @@ void set_synchronous(bool is_on);
 // The name of the latest kernel that this thread launched; "" before the first.
 const char* last_kernel();
 
-// Whether products of float32 may be computed from TF32 (10 bits of mantissa) on tensor cores: several times as fast, with about three digits. Off by default.
+// Whether products and convolutions of float32 may be computed from TF32 (10 bits of mantissa) on tensor cores: several times as fast, with about three digits. Off by default.
 void set_allow_tf32(bool is_on);
 bool allow_tf32();
 

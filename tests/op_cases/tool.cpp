@@ -4,6 +4,7 @@
 #include <iostream>
 #include <string>
 
+#include <fovea/autograd/autocast.h>
 #include <fovea/tensor/npz.h>
 
 #include "../op_cases.h"
@@ -34,17 +35,29 @@ bool takes(const Operation& row, DType dtype) {
   }
 }
 
+const char* autocast_of(const Operation& row) {
+  switch (autocast_precision(std::string_view(row.name).substr(0, row.name.find('/')))) {
+    case AutocastPrecision::half: return "half";
+    case AutocastPrecision::single: return "float32";
+    case AutocastPrecision::widest: return "widest";
+    case AutocastPrecision::as_given: break;
+  }
+  return "";
+}
+
 void write_table(const std::string& path) {
   std::ofstream out(path);
   out << "# Operations\n\nMade from the rows of `tests/op_cases.h` by `tests/golden/ops.py`; do not edit. Every row is tested against PyTorch on the CPU and on meta tensors.\n"
          "A name after a slash is a variant that has a row of its own. Gradients: *twice* means that the gradient can be differentiated again.\n"
-         "Dtypes: those of the inputs that are neither indices nor truth values.\n";
+         "Dtypes: those of the inputs that are neither indices nor truth values. float16 and bfloat16 are storage on the CPU: an operation that needs more widens its arguments\n"
+         "to float32 and rounds the result. On CUDA kernels compute on them, with sums in float32. Autocast: what an `Autocast` scope makes of the\n"
+         "arguments: *half*, the scope's dtype; *float32*; *widest*, the widest dtype among them; empty, nothing.\n";
   const DType dtypes[] = {DType::float32, DType::float64, DType::float16, DType::bfloat16, DType::int32, DType::int64, DType::uint8, DType::boolean};
   std::string family;
   for (const Operation& row : operations()) {
-    if (row.family != family) out << "\n## " << row.family << "\n\n| operation | gradient | dtypes |\n|---|---|---|\n";
+    if (row.family != family) out << "\n## " << row.family << "\n\n| operation | gradient | autocast | dtypes |\n|---|---|---|---|\n";
     family = row.family;
-    out << "| " << row.name << " | " << (row.gradient == Gradient::none ? "none" : row.gradient == Gradient::once ? "once" : "twice") << " |";
+    out << "| " << row.name << " | " << (row.gradient == Gradient::none ? "none" : row.gradient == Gradient::once ? "once" : "twice") << " | " << autocast_of(row) << " |";
     for (const DType dtype : dtypes)
       if (takes(row, dtype)) out << " " << dtype;
     out << " |\n";

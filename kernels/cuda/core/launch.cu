@@ -13,7 +13,7 @@ constexpr size_t default_shared_limit = 48 << 10;          // more has to be ask
 constexpr unsigned most_threads = 1024, most_blocks_yz = 65535;
 constexpr int64_t most_blocks_x = (int64_t{1} << 31) - 1;
 
-std::atomic<bool>& is_synchronous() {
+std::atomic<bool>& synchronous() {
   static std::atomic<bool> is_on{[] {
     const char* wish = std::getenv("FOVEA_CUDA_SYNC");
     return wish && std::strcmp(wish, "0") != 0;
@@ -34,7 +34,8 @@ void check_cuda(cudaError_t result, const std::string& what) {
   fail<DeviceError>(what, ": ", cudaGetErrorString(result), " (", cudaGetErrorName(result), ")");
 }
 
-void set_synchronous(bool is_on) { is_synchronous() = is_on; }
+void set_synchronous(bool is_on) { synchronous() = is_on; }
+bool is_synchronous() { return synchronous(); }
 
 const char* last_kernel() { return latest_kernel; }
 

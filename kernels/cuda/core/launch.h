@@ -24,6 +24,7 @@ inline Grid grid_for(int64_t items, int threads = 256, size_t shared_bytes = 0) 
 
 // While on, every launch waits for its kernel, so that an error comes from the call that caused it. Off, unless FOVEA_CUDA_SYNC=1 is in the environment.
 void set_synchronous(bool is_on);
+bool is_synchronous();
 // The name that the latest launch of this thread was given; "" before the first.
 const char* last_kernel();
 
