@@ -1,4 +1,5 @@
 #include <fovea/kernels/cuda/core/launch.h>
+#include <fovea/kernels/cuda/core/launch_log.h>
 
 #include <atomic>
 #include <cstdlib>
@@ -8,6 +9,7 @@ namespace fovea::kernels::cuda {
 namespace {
 
 thread_local const char* latest_kernel = "";
+thread_local std::vector<std::string>* launch_log = nullptr;
 
 constexpr size_t default_shared_limit = 48 << 10;          // more has to be asked for
 constexpr unsigned most_threads = 1024, most_blocks_yz = 65535;
@@ -36,6 +38,7 @@ void check_cuda(cudaError_t result, const std::string& what) {
 void set_synchronous(bool is_on) { is_synchronous() = is_on; }
 
 const char* last_kernel() { return latest_kernel; }
+void log_launches(std::vector<std::string>* names) { launch_log = names; }
 
 bool prepare_launch(const char* name, const Grid& g, const void* kernel) {
   if (g.blocks.x == 0 || g.blocks.y == 0 || g.blocks.z == 0) return false;
@@ -49,6 +52,7 @@ bool prepare_launch(const char* name, const Grid& g, const void* kernel) {
 
 void finish_launch(const char* name, const Grid& g, Queue queue, cudaError_t result) {
   latest_kernel = name;
+  if (launch_log) [[unlikely]] launch_log->push_back(name);
   if (result == cudaSuccess && is_synchronous()) result = cudaStreamSynchronize(stream_of(queue));
   if (result != cudaSuccess) [[unlikely]] check_cuda(result, describe(name, g) + " failed");
 }
