@@ -38,7 +38,7 @@ std::unique_ptr<Vendor> load_vendor(const std::string& file, std::string& missin
   const auto make = module ? reinterpret_cast<MakeVendor>(dlsym(module, make_vendor_symbol)) : nullptr;
   if (!make) {
     const char* why = dlerror();
-    missing = why ? why : "no symbol " + std::string(make_vendor_symbol);
+    missing = why ? why : str("no symbol ", make_vendor_symbol);
     return nullptr;
   }
   try {
@@ -125,13 +125,18 @@ std::string kernels_of(const Run& run, Tensors& outputs) {
     throw;
   }
   kernels::cuda::log_launches(nullptr);
-  std::string list;
-  constexpr size_t most = 160;
-  for (size_t i = 0, same = 1; i < names.size() && list.size() < most; i += same, same = 1) {
+  std::ostringstream list;
+  constexpr size_t most_kinds = 10;
+  size_t kinds = 0;
+  for (size_t i = 0, same = 1; i < names.size(); i += same, same = 1) {
     while (i + same < names.size() && names[i + same] == names[i]) ++same;
-    list += (list.empty() ? "" : " ") + (same > 1 ? std::to_string(same) + "x" : "") + names[i];
+    if (++kinds > most_kinds) continue;
+    if (i > 0) list << " ";
+    if (same > 1) list << same << "x";
+    list << names[i];
   }
-  return list.size() < most ? list : list + " ... (" + std::to_string(names.size()) + " launches)";
+  if (kinds > most_kinds) list << " ... (" << names.size() << " launches)";
+  return list.str();
 }
 
 class Tf32Scope {
@@ -169,7 +174,7 @@ class Measurement {
     const Budget budget{.warm_up = is_model ? 0 : 0.2, .seconds = options_.seconds, .least_samples = is_model ? 2 : 10, .most_samples = is_model ? 2 : 100};
     measure_in_turn(*ours, vendors ? &*vendors : nullptr, budget, our_times, vendor_times);
     result_.set("sm_mhz", sm_clock_mhz());
-    result_.set("timing", ours->how() + (vendors && vendors->how() != ours->how() ? " | " + vendors->how() : ""));
+    result_.set("timing", vendors && vendors->how() != ours->how() ? str(ours->how(), " | ", vendors->how()) : ours->how());
     fill(our_times, vendor_times);
     return result_;
   }
@@ -234,7 +239,7 @@ class Measurement {
     try {
       makers = vendor_->algorithms(task);
     } catch (const std::exception& error) {
-      result_.note(vendor_->name() + ": " + error.what());
+      result_.note(str(vendor_->name(), ": ", error.what()));
       return {};
     }
     if (makers.empty()) return {};
@@ -277,7 +282,7 @@ class Measurement {
     }
     if (wrong > 0) result_.note(str(wrong, " of the vendor's algorithms were wrong or wrote not everything (error ", best_error, ")"));
     if (!best) {
-      result_.set("vendor_algorithm", refusal.empty() ? "none fits" : "none: " + refusal.substr(0, 100));
+      result_.set("vendor_algorithm", refusal.empty() ? "none fits" : str("none: ", refusal.substr(0, 100)));
       return {};
     }
     result_.set("vendor_algorithm", str(best->name, ", best of ", tried, tried < makers.size() ? str(" (of ", makers.size(), ", time was up)") : ""));
@@ -344,7 +349,7 @@ bool measure(const Row& row, const Options& options, const Machine& machine, con
     is_good = result.get("note").find("OURS IS WRONG") == std::string::npos;
   } catch (const std::exception& error) {
     result.set("commit", options.commit);
-    result.note("ours: " + std::string(error.what()));
+    result.note(str("ours: ", error.what()));
     is_good = false;
   }
   append(options.out, result);
@@ -403,7 +408,7 @@ int run(const Options& options) {
   const double end = now() + 60 * options.minutes;
   int bad = 0, left = 0;
   for (const Row& row : read_rows(options.shapes + "/" + options.family + ".csv", options.family, options.tier)) {
-    if (done.count(row.key()) || (row.key() + row.what).find(options.filter) == std::string::npos) continue;
+    if (done.count(row.key()) || str(row.key(), ",", row.what).find(options.filter) == std::string::npos) continue;
     if (now() > end) {
       ++left;
       continue;

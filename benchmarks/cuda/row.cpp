@@ -18,10 +18,16 @@ std::vector<std::string> split(const std::string& line, char separator) {
   return parts;
 }
 
-std::string key_of(const std::vector<std::string>& cells) {
-  std::string key;
-  for (size_t i = 0; i < 5 && i < cells.size(); ++i) key += cells[i] + ",";
-  return key;
+std::string joined(const std::vector<std::string>& cells) {
+  std::ostringstream line;
+  for (size_t i = 0; i < cells.size(); ++i) line << (i > 0 ? "," : "") << cells[i];
+  return line.str();
+}
+
+// The first five cells: op,direction,dtype,layout,dims.
+std::string key_of(std::vector<std::string> cells) {
+  cells.resize(std::min<size_t>(cells.size(), 5));
+  return joined(cells);
 }
 
 Row parse(const std::string& line, const std::string& family, const std::string& where) {
@@ -123,7 +129,7 @@ void Result::set(const std::string& column, double value) {
 
 void Result::note(const std::string& text) {
   const std::string before = get("note");
-  set("note", before.empty() ? text : before + "; " + text);
+  set("note", before.empty() ? text : str(before, "; ", text));
 }
 
 std::string Result::get(const std::string& column) const {
@@ -132,20 +138,16 @@ std::string Result::get(const std::string& column) const {
 }
 
 std::string Result::line() const {
-  std::string text;
-  for (const std::string& column : columns()) text += (text.empty() ? "" : ",") + get(column);
-  return text;
+  std::vector<std::string> cells;
+  for (const std::string& column : columns()) cells.push_back(get(column));
+  return joined(cells);
 }
 
 void append(const std::string& path, const Result& result) {
   const bool is_new = !std::ifstream(path).good();
   std::ofstream file(path, std::ios::app);
   check<FileError>(file.good(), path, ": cannot be written");
-  if (is_new) {
-    std::string heading;
-    for (const std::string& column : columns()) heading += (heading.empty() ? "" : ",") + column;
-    file << heading << "\n";
-  }
+  if (is_new) file << joined(columns()) << "\n";
   file << result.line() << "\n" << std::flush;
 }
 
