@@ -1,4 +1,5 @@
 #include <fovea/kernels/cuda/core/launch.h>
+#include <fovea/kernels/cuda/core/launch_log.h>
 
 #include <atomic>
 #include <cstdlib>
@@ -8,6 +9,7 @@ namespace fovea::kernels::cuda {
 namespace {
 
 thread_local const char* latest_kernel = "";
+thread_local std::vector<std::string>* launch_log = nullptr;
 
 constexpr size_t default_shared_limit = 48 << 10;          // more has to be asked for
 constexpr unsigned most_threads = 1024, most_blocks_yz = 65535;
@@ -38,6 +40,7 @@ void set_synchronous(bool is_on) { synchronous() = is_on; }
 bool is_synchronous() { return synchronous(); }
 
 const char* last_kernel() { return latest_kernel; }
+void log_launches(std::vector<std::string>* names) { launch_log = names; }
 
 dim3 blocks_of(int64_t x, int64_t y, int64_t z) {
   check<DeviceError>(x <= most_blocks_x && y <= most_blocks_yz && z <= most_blocks_yz, "cuda: a grid of ", x, "x", y, "x", z, " blocks cannot be launched: it has at most ",
@@ -57,6 +60,7 @@ bool prepare_launch(const char* name, const Grid& g, const void* kernel) {
 
 void finish_launch(const char* name, const Grid& g, Queue queue, cudaError_t result) {
   latest_kernel = name;
+  if (launch_log) [[unlikely]] launch_log->push_back(name);
   if (result == cudaSuccess && is_synchronous()) result = cudaStreamSynchronize(stream_of(queue));
   if (result != cudaSuccess) [[unlikely]] check_cuda(result, describe(name, g) + " failed");
 }
