@@ -8,6 +8,7 @@ namespace fovea::kernels::cuda {
 namespace {
 
 thread_local const char* latest_kernel = "";
+thread_local int64_t launched = 0;
 
 constexpr size_t default_shared_limit = 48 << 10;          // more has to be asked for
 constexpr unsigned most_threads = 1024, most_blocks_yz = 65535;
@@ -37,6 +38,8 @@ void set_synchronous(bool is_on) { is_synchronous() = is_on; }
 
 const char* last_kernel() { return latest_kernel; }
 
+int64_t num_launches() { return launched; }
+
 bool prepare_launch(const char* name, const Grid& g, const void* kernel) {
   if (g.blocks.x == 0 || g.blocks.y == 0 || g.blocks.z == 0) return false;
   const uint64_t threads = uint64_t{g.threads.x} * g.threads.y * g.threads.z;
@@ -49,6 +52,7 @@ bool prepare_launch(const char* name, const Grid& g, const void* kernel) {
 
 void finish_launch(const char* name, const Grid& g, Queue queue, cudaError_t result) {
   latest_kernel = name;
+  ++launched;
   if (result == cudaSuccess && is_synchronous()) result = cudaStreamSynchronize(stream_of(queue));
   if (result != cudaSuccess) [[unlikely]] check_cuda(result, describe(name, g) + " failed");
 }
