@@ -1,4 +1,4 @@
-// The gradients of a list of parameters as kernels take them. Not installed.
+// The gradients of a list of parameters as kernels take them: what clipping and loss scaling share.
 #pragma once
 
 #include <vector>
