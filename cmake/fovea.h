@@ -64,6 +64,8 @@
 
 #include <fovea/optim/checkpoint.h>
 #include <fovea/optim/clip.h>
+#include <fovea/optim/grad_scaler.h>
+#include <fovea/optim/gradients.h>
 #include <fovea/optim/optimizer.h>
 #include <fovea/optim/optimizers.h>
 #include <fovea/optim/schedule.h>

@@ -10,6 +10,8 @@
 // - Deterministic: sums have a fixed order, whatever the number of threads.
 #pragma once
 
+#include <span>
+
 #include <fovea/kernels/geometry.h>
 #include <fovea/kernels/range_check.h>
 #include <fovea/kernels/view.h>
@@ -70,10 +72,10 @@ struct PhiloxKey {
   uint64_t seed = 0, offset = 0;
 };
 
-// Optimizer steps over one parameter, in place; one call a parameter on the CPU. step counts from 1.
-struct SgdStep { double lr, momentum, dampening, weight_decay; bool nesterov, is_first; };
+// What an optimizer's step is told of a group of parameters; step counts from 1.
+struct SgdStep { double lr, momentum, dampening, weight_decay; bool nesterov; int64_t step; };
 struct AdamStep { double lr, beta1, beta2, eps, weight_decay; bool is_decoupled; int64_t step; };          // is_decoupled: AdamW
-struct RmspropStep { double lr, alpha, eps, weight_decay, momentum; bool is_centered; };
+struct RmspropStep { double lr, alpha, eps, weight_decay, momentum; bool is_centered; int64_t step; };
 struct AdagradStep { double lr, lr_decay, weight_decay, eps; int64_t step; };
 
 // Families of entries whose kernels may or may not take half types. Elementwise, memory, random, reduce and order entries take every dtype on every device.
@@ -91,6 +93,54 @@ class FamilySet {
 
  private:
   uint32_t bits_ = 0;
+};
+
+// One parameter of a step: contiguous memory of numel elements each. What is not there is null.
+struct StepSlot {
+  void* parameter = nullptr;                 // float32 or float64; of a half type's parameter, the copy in float32 that is stepped on
+  const void* gradient = nullptr;
+  void* state[3] = {};                       // of the parameter's dtype
+  void* rounded = nullptr;                   // the parameter of a half type itself, see Note [Master copies]
+  int64_t numel = 0;
+  int64_t step = 0;                          // which of the call's steps is meant
+  DType dtype = DType::float32;              // of parameter and state
+  DType gradient_dtype = DType::float32;     // dtype, or float16 or bfloat16 beside float32
+  DType rounded_dtype = DType::float32;      // float16 or bfloat16
+  // Set together, for all slots of a call or for none: memory of the device that is read in the place of the step's lr and step, so that a recorded step goes on counting.
+  const double* lr = nullptr;
+  int64_t* count = nullptr;                  // steps taken so far; the call adds one
+};
+
+// Note [Master copies]
+// A step is often smaller than the distance between two neighbours of a half type, and would be lost there. So a parameter of a half type is stepped on in float32
+// (`parameter`) and rounded to nearest even from there (`rounded`). An element of `rounded` that is not its copy rounded was changed by somebody else since
+// the last step, by loading weights for example: then it counts, and the copy starts from it again.
+
+// What a step finds on the device, so that the host need not wait for it.
+struct StepControl {
+  const float* grad_scale = nullptr;         // gradients are divided by it
+  const int32_t* found_inf = nullptr;        // not 0: nothing changes, and no step is counted
+};
+
+// A gradient among all of them: contiguous, of a floating-point dtype.
+struct GradientSlot {
+  void* data = nullptr;
+  int64_t numel = 0;
+  DType dtype = DType::float32;
+};
+
+// Dynamic loss scaling: the scale is multiplied by backoff after a step that found an infinity or a NaN, and by growth after `interval` steps in a row without.
+struct ScaleGrowth {
+  double growth, backoff;
+  int64_t interval;
+  constexpr void advance(bool has_found_inf, float& scale, int32_t& good_steps) const {
+    good_steps = has_found_inf ? 0 : good_steps + 1;
+    if (has_found_inf) scale = static_cast<float>(scale * backoff);
+    if (good_steps < interval) return;
+    good_steps = 0;
+    const double grown = scale * growth;
+    if (grown <= 3.4028234663852886e38) scale = static_cast<float>(grown);       // the largest float32
+  }
 };
 
 struct KernelTable {
@@ -211,11 +261,19 @@ struct KernelTable {
   void (*ctc_loss)(Queue, const CtcGeometry&, const ConstView& logits, const ConstView& targets, const ConstView& input_lengths,
                    const ConstView& target_lengths, const View& losses, const View& dlogits, Workspace);
 
-  // --- optimizers (optimizer.cpp): contiguous, in place, one dtype ---
-  void (*sgd)(Queue, const SgdStep&, const View& parameter, const ConstView& gradient, const View& momentum_buffer);
-  void (*adam)(Queue, const AdamStep&, const View& parameter, const ConstView& gradient, const View& exp_avg, const View& exp_avg_sq);
-  void (*rmsprop)(Queue, const RmspropStep&, const View& parameter, const ConstView& gradient, const View& square_avg, const View& momentum_buffer, const View& grad_avg);
-  void (*adagrad)(Queue, const AdagradStep&, const View& parameter, const ConstView& gradient, const View& sum);
+  // --- optimizers (optimizer.cpp): in place, over all parameters of a device at once; slots[i] is stepped as steps[slots[i].step] says ---
+  void (*sgd)(Queue, std::span<const SgdStep> steps, std::span<const StepSlot> slots, const StepControl&);           // state: momentum_buffer where momentum != 0
+  void (*adam)(Queue, std::span<const AdamStep> steps, std::span<const StepSlot> slots, const StepControl&);         // state: exp_avg, exp_avg_sq
+  void (*rmsprop)(Queue, std::span<const RmspropStep> steps, std::span<const StepSlot> slots, const StepControl&);   // state: square_avg, momentum_buffer, grad_avg
+  void (*adagrad)(Queue, std::span<const AdagradStep> steps, std::span<const StepSlot> slots, const StepControl&);   // state: sum
+  // norm = the square root of the sum of all squares, or the largest magnitude (NaN wins); 0 without gradients.
+  void (*gradient_norm)(Queue, bool is_infinity, std::span<const GradientSlot>, double* norm);
+  // Gradients are multiplied by max_norm / (norm + 1e-6), unless that is 1 or more; norm lies on the device.
+  void (*clip_gradients)(Queue, double max_norm, const double* norm, std::span<const GradientSlot>);
+  // found_inf becomes 1 if a gradient divided by scale is infinite or NaN somewhere, else it stays. The quotients overwrite the gradients if is_written.
+  void (*unscale_gradients)(Queue, bool is_written, const float* scale, std::span<const GradientSlot>, int32_t* found_inf);
+  // found_inf [count] is set to zero; good_steps counts the steps in a row without an infinity.
+  void (*update_scale)(Queue, const ScaleGrowth&, float* scale, int32_t* good_steps, int32_t* found_inf, int64_t count);
 };
 
 // The table of a device. DeviceError with a remedy when this build or machine has no such device.

@@ -29,10 +29,11 @@ void for_each_entry(Table& t, Visit&& visit) {
   FOVEA_ENTRY(rnn_reserve); FOVEA_ENTRY(rnn_workspace); FOVEA_ENTRY(rnn_forward); FOVEA_ENTRY(rnn_backward);
   FOVEA_ENTRY(ctc_workspace); FOVEA_ENTRY(ctc_loss);
   FOVEA_ENTRY(sgd); FOVEA_ENTRY(adam); FOVEA_ENTRY(rmsprop); FOVEA_ENTRY(adagrad);
+  FOVEA_ENTRY(gradient_norm); FOVEA_ENTRY(clip_gradients); FOVEA_ENTRY(unscale_gradients); FOVEA_ENTRY(update_scale);
 #undef FOVEA_ENTRY
 }
 
-inline constexpr int num_entries = 57;
+inline constexpr int num_entries = 61;
 static_assert(sizeof(KernelTable) == offsetof(KernelTable, unary) + num_entries * sizeof(void (*)()), "an entry was added to KernelTable: add it to for_each_entry too");
 
 }  // namespace fovea::kernels

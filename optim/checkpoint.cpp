@@ -1,6 +1,6 @@
 #include <fovea/optim/checkpoint.h>
 
-
+#include <fovea/tensor/creation.h>
 #include <fovea/tensor/file.h>
 #include <fovea/tensor/number.h>
 #include <fovea/tensor/random.h>
@@ -99,7 +99,9 @@ TrainingState load_checkpoint(const std::string& path, layers::Module& model, Op
   check_dtypes(checkpoint.model, model, what);
   const std::string& saved_by = checkpoint.optimizer_name;                   // two optimizers may keep the same buffers and mean different things by them
   check<ValueError>(saved_by.empty() || saved_by == optimizer.name(), what, ": was saved by ", saved_by, ", and this run has ", optimizer.name());
-  const NamedTensors before = optimizer.state();         // load_state gives the optimizer new tensors, so that these keep their values
+  NamedTensors before;
+  for (const auto& [name, tensor] : optimizer.state())   // load_state gives the optimizer new tensors, so that the old ones keep their values, unless it is capturable
+    before.add(name, optimizer.is_capturable() ? copied_to(tensor, tensor.device()) : tensor);
   try {
     optimizer.load_state(checkpoint.optimizer);
     try {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <unordered_set>
 
 #include <fovea/autograd/shape.h>
@@ -15,6 +16,20 @@ std::string listed(const char* what, const std::vector<std::string>& names) {
   std::string text = what;
   for (size_t i = 0; i < std::min(names.size(), at_most); ++i) text += str(i ? ", \"" : " \"", names[i], '"');
   return names.size() > at_most ? text + str(" and ", names.size() - at_most, " more") : text;
+}
+
+bool is_half(DType dtype) { return dtype == DType::float16 || dtype == DType::bfloat16; }
+// What a parameter's arithmetic and buffers are in.
+DType step_dtype(const Tensor& parameter) { return is_half(parameter.dtype()) ? DType::float32 : parameter.dtype(); }
+
+// Both change memory that recorded work may know. Of one dtype and device.
+void overwrite(const Tensor& to, const Tensor& from) {
+  table_of(to).copy(queue_of(to), from.view(), to.mutable_view());
+  to.storage()->bump_version();
+}
+void fill(const Tensor& x, double value) {
+  table_of(x).fill(queue_of(x), value, x.mutable_view());
+  x.storage()->bump_version();
 }
 
 }  // namespace
@@ -54,40 +69,119 @@ void Optimizer::check_gradients() const {
   for (const Slot& slot : slots_) {
     const Tensor gradient = slot.parameter.grad();
     if (!gradient.defined()) continue;
-    const DType dtype = slot.parameter.dtype();
-    check<DTypeError>(dtype == DType::float32 || dtype == DType::float64, name_, ": parameter \"", slot.name, "\" is ", dtype,
-                      ", expected float32 or float64; keep a float32 copy to optimize");
-    check<DTypeError>(gradient.dtype() == dtype, name_, ": the gradient of \"", slot.name, "\" is ", gradient.dtype(), ", expected ", dtype);
+    const DType dtype = step_dtype(slot.parameter);
+    const bool is_taken = gradient.dtype() == dtype || (dtype == DType::float32 && is_half(gradient.dtype()));
+    check<DTypeError>(is_taken, name_, ": the gradient of \"", slot.name, "\" is ", gradient.dtype(), ", the parameter ", slot.parameter.dtype());
     check<DeviceError>(gradient.device() == slot.parameter.device(), name_, ": the gradient of \"", slot.name, "\" is on ", gradient.device(), ", the parameter on ",
                        slot.parameter.device());
     check<ShapeError>(gradient.shape() == slot.parameter.shape(), name_, ": the gradient of \"", slot.name, "\" has shape ", gradient.shape(), ", expected ",
                       slot.parameter.shape());
     check<ShapeError>(slot.parameter.is_contiguous(), name_, ": parameter \"", slot.name, "\" is not contiguous any more");
-    check<DTypeError>(slot.buffers.empty() || slot.buffers[0].dtype() == dtype, name_, ": parameter \"", slot.name, "\" became ", dtype,
+    const bool has_changed = !slot.buffers.empty() && (slot.buffers[0].dtype() != dtype || slot.buffers.size() != names_of(slot).size());
+    check<DTypeError>(!has_changed, name_, ": parameter \"", slot.name, "\" became ", slot.parameter.dtype(),
                       " after the first step; convert the module before the optimizer is made");
   }
 }
 
+std::vector<const char*> Optimizer::names_of(const Slot& slot) const {
+  std::vector<const char*> names = buffer_names(slot.group);
+  if (is_half(slot.parameter.dtype())) names.push_back("master");
+  return names;
+}
+
 void Optimizer::make_buffers() {
   for (Slot& slot : slots_) {
+    const Device device = slot.parameter.device();
     for (Tensor& buffer : slot.buffers)
-      if (buffer.device() != slot.parameter.device()) buffer = copied_to(buffer, slot.parameter.device());
-    if (slot.step > 0 || !slot.buffers.empty() || !slot.parameter.grad().defined()) continue;
+      if (buffer.device() != device) buffer = copied_to(buffer, device);
+    if (is_capturable_) {
+      if (!slot.count.defined()) slot.count = full(Shape{}, static_cast<double>(slot.step), {DType::int64, device});
+      else if (slot.count.device() != device) slot.count = copied_to(slot.count, device);
+      device_lr(slot.group, device);
+    }
+    const bool is_new = slot.buffers.empty() && slot.step == 0;
+    if (!is_new || (!is_capturable_ && !slot.parameter.grad().defined())) continue;
+    const DType dtype = step_dtype(slot.parameter);
     std::vector<Tensor> buffers;
-    for (size_t i = 0; i < buffer_names(slot.group).size(); ++i) buffers.push_back(full_like(slot.parameter, initial_value(slot.group)));
+    for (size_t i = 0; i < buffer_names(slot.group).size(); ++i) buffers.push_back(full(slot.parameter.shape(), initial_value(slot.group), {dtype, device}));
+    if (is_half(slot.parameter.dtype())) buffers.push_back(to(slot.parameter, dtype));
     slot.buffers = std::move(buffers);
   }
 }
 
-void Optimizer::step() {
+const Tensor& Optimizer::device_lr(size_t group, Device device) {
+  for (const DeviceLr& known : device_lrs_)
+    if (known.group == group && known.value.device() == device) return known.value;
+  device_lrs_.push_back({group, full(Shape{}, lr(group), {DType::float64, device})});
+  return device_lrs_.back().value;
+}
+
+void Optimizer::set_capturable(bool is_on) {
+  NoGrad no_grad;
+  if (!is_on) {
+    for (Slot& slot : slots_) {
+      slot.step = steps_of(slot);
+      slot.count = {};
+    }
+    device_lrs_.clear();
+  }
+  is_capturable_ = is_on;
+  if (is_on) make_buffers();
+}
+
+// The kernels' view of a step. `gradients` keeps alive what it points to.
+Optimizer::DeviceStep Optimizer::step_on(Device device, const kernels::StepControl& control, std::vector<Tensor>& gradients) {
+  std::optional<DeviceStep> result;
+  for (Slot& slot : slots_) {
+    const Tensor& parameter = slot.parameter;
+    if (parameter.device() != device || !parameter.grad().defined()) continue;
+    if (!result) result.emplace(DeviceStep{table_of(parameter), queue_of(parameter), {}, {}, control});
+    gradients.push_back(contiguous(parameter.grad()));
+    kernels::StepSlot s;
+    s.gradient = gradients.back().view().data;
+    s.gradient_dtype = gradients.back().dtype();
+    s.numel = parameter.numel();
+    s.dtype = step_dtype(parameter);
+    const size_t states = buffer_names(slot.group).size();
+    for (size_t i = 0; i < states; ++i) s.state[i] = slot.buffers[i].mutable_view().data;
+    s.parameter = parameter.mutable_view().data;
+    if (is_half(parameter.dtype())) {
+      s.rounded = s.parameter;
+      s.rounded_dtype = parameter.dtype();
+      s.parameter = slot.buffers.back().mutable_view().data;
+    }
+    if (is_capturable_) {
+      s.lr = static_cast<const double*>(device_lr(slot.group, device).view().data);
+      s.count = static_cast<int64_t*>(slot.count.mutable_view().data);
+    }
+    const GroupStep step{slot.group, is_capturable_ ? 0 : slot.step + 1};
+    const auto known = std::find(result->steps.begin(), result->steps.end(), step);
+    s.step = known - result->steps.begin();
+    if (known == result->steps.end()) result->steps.push_back(step);
+    result->slots.push_back(s);
+  }
+  return std::move(*result);
+}
+
+void Optimizer::step() { step({}); }
+
+void Optimizer::step(const kernels::StepControl& control) {
   NoGrad no_grad;
   check_gradients();
   make_buffers();
+  std::vector<Device> devices;
+  for (const Slot& slot : slots_) {
+    const Device device = slot.parameter.device();
+    if (slot.parameter.grad().defined() && std::find(devices.begin(), devices.end(), device) == devices.end()) devices.push_back(device);
+  }
+  for (const Device device : devices) {
+    std::vector<Tensor> gradients;
+    DeviceStep device_step = step_on(device, control, gradients);
+    update(device_step);
+  }
   for (Slot& slot : slots_) {
-    const Tensor gradient = slot.parameter.grad();
-    if (!gradient.defined()) continue;
-    ++slot.step;
-    update(slot, contiguous(gradient));
+    if (!slot.parameter.grad().defined()) continue;
+    if (!is_capturable_) ++slot.step;
     slot.parameter.storage()->bump_version();
   }
 }
@@ -125,6 +219,8 @@ void Optimizer::set_lr(size_t group, double lr) {
   std::vector<double> values = option_values(group);
   values[0] = lr;
   set_options(group, values);
+  for (const DeviceLr& known : device_lrs_)
+    if (known.group == group) fill(known.value, lr);
 }
 
 void Optimizer::set_lr(double lr) {
@@ -143,10 +239,11 @@ NamedTensors Optimizer::state() const {
     state.add(prefix + "initial_lr", scalar(initial_lr_[group], {DType::float64, Device::cpu()}));
   }
   for (const Slot& slot : slots_) {
-    if (slot.step == 0) continue;
+    const int64_t step = steps_of(slot);
+    if (step == 0) continue;
     const std::string prefix = "state." + slot.name + ".";
-    state.add(prefix + "step", from_vector(std::vector<int64_t>{slot.step}, Shape{}, Device::cpu()));
-    const std::vector<const char*> names = buffer_names(slot.group);
+    state.add(prefix + "step", from_vector(std::vector<int64_t>{step}, Shape{}, Device::cpu()));
+    const std::vector<const char*> names = names_of(slot);
     for (size_t i = 0; i < names.size(); ++i) state.add(prefix + names[i], slot.buffers[i]);
   }
   return state;
@@ -195,8 +292,8 @@ void Optimizer::load_checked(const NamedTensors& state) {
     if (state.contains(prefix + "step")) {                           // a parameter that had no gradient has no state
       if (const Tensor* saved = find(prefix + "step", {}, DType::int64)) fresh.step = saved->item<int64_t>();
       if (fresh.step <= 0) unfit.push_back(prefix + "step, which must be positive");
-      for (const char* name : buffer_names(slot.group))
-        if (const Tensor* saved = find(prefix + name, slot.parameter.shape(), slot.parameter.dtype())) fresh.buffers.push_back(copied_to(*saved, slot.parameter.device()));
+      for (const char* name : names_of(slot))
+        if (const Tensor* saved = find(prefix + name, slot.parameter.shape(), step_dtype(slot.parameter))) fresh.buffers.push_back(copied_to(*saved, slot.parameter.device()));
     }
     loaded.push_back(std::move(fresh));
   }
@@ -207,7 +304,30 @@ void Optimizer::load_checked(const NamedTensors& state) {
   for (const auto& [what, names] : {std::pair{"missing", &missing}, {"unexpected", &unexpected}, {"unfit", &unfit}})
     if (!names->empty()) problems += (problems.empty() ? "" : "; ") + listed(what, *names);
   check<ValueError>(problems.empty(), name_, ": load_state: ", problems);
+  adopt(std::move(loaded));
+}
+
+// The slots and options that load_checked() found. Note [Recorded steps]: a capturable optimizer's memory stays where it is.
+void Optimizer::adopt(std::vector<Slot> loaded) {
+  NoGrad no_grad;
+  for (size_t i = 0; is_capturable_ && i < slots_.size(); ++i) {
+    const Slot& slot = slots_[i];
+    Slot& fresh = loaded[i];
+    fresh.count = slot.count;
+    fill(fresh.count, static_cast<double>(fresh.step));
+    if (slot.buffers.size() != names_of(slot).size()) continue;              // the options that were loaded ask for others
+    const bool is_new = fresh.buffers.empty();
+    for (size_t k = 0; k < slot.buffers.size(); ++k) {
+      const bool is_master = k == buffer_names(slot.group).size();
+      if (!is_new) overwrite(slot.buffers[k], fresh.buffers[k]);
+      else if (is_master) overwrite(slot.buffers[k], to(slot.parameter, DType::float32));
+      else fill(slot.buffers[k], initial_value(slot.group));
+    }
+    fresh.buffers = slot.buffers;
+  }
   slots_ = std::move(loaded);
+  for (const DeviceLr& known : device_lrs_) fill(known.value, lr(known.group));
+  if (is_capturable_) make_buffers();
 }
 
 }  // namespace fovea::optim

@@ -27,11 +27,13 @@ SGD::SGD(const std::vector<Group<SGDOptions>>& groups) : Optimizer("SGD") {
   }
 }
 
-void SGD::update(const Slot& slot, const Tensor& gradient) {
-  const SGDOptions& o = options_[slot.group];
-  const kernels::SgdStep step{o.lr, o.momentum, o.dampening, o.weight_decay, o.nesterov, slot.step == 1};
-  table_of(gradient).sgd(queue_of(gradient), step, slot.parameter.mutable_view(), gradient.view(),
-                         slot.buffers.empty() ? View{} : slot.buffers[0].mutable_view());
+void SGD::update(DeviceStep& call) {
+  std::vector<kernels::SgdStep> steps;
+  for (const auto& [group, step] : call.steps) {
+    const SGDOptions& o = options_[group];
+    steps.push_back({o.lr, o.momentum, o.dampening, o.weight_decay, o.nesterov, step});
+  }
+  call.table.sgd(call.queue, steps, call.slots, call.control);
 }
 
 std::vector<const char*> SGD::buffer_names(size_t group) const {
@@ -65,11 +67,13 @@ Adam::Adam(const char* name, const std::vector<Group<AdamOptions>>& groups, bool
   }
 }
 
-void Adam::update(const Slot& slot, const Tensor& gradient) {
-  const AdamOptions& o = options_[slot.group];
-  const kernels::AdamStep step{o.lr, o.beta1, o.beta2, o.eps, o.weight_decay, is_decoupled_, slot.step};
-  table_of(gradient).adam(queue_of(gradient), step, slot.parameter.mutable_view(), gradient.view(), slot.buffers[0].mutable_view(),
-                          slot.buffers[1].mutable_view());
+void Adam::update(DeviceStep& call) {
+  std::vector<kernels::AdamStep> steps;
+  for (const auto& [group, step] : call.steps) {
+    const AdamOptions& o = options_[group];
+    steps.push_back({o.lr, o.beta1, o.beta2, o.eps, o.weight_decay, is_decoupled_, step});
+  }
+  call.table.adam(call.queue, steps, call.slots, call.control);
 }
 
 std::vector<const char*> Adam::buffer_names(size_t) const { return {"exp_avg", "exp_avg_sq"}; }
@@ -111,12 +115,15 @@ RMSprop::RMSprop(const std::vector<Group<RMSpropOptions>>& groups) : Optimizer("
   }
 }
 
-void RMSprop::update(const Slot& slot, const Tensor& gradient) {
-  const RMSpropOptions& o = options_[slot.group];
-  const kernels::RmspropStep step{o.lr, o.alpha, o.eps, o.weight_decay, o.momentum, o.centered};
-  const View momentum_buffer = o.momentum > 0 ? slot.buffers[1].mutable_view() : View{};
-  const View grad_avg = o.centered ? slot.buffers.back().mutable_view() : View{};
-  table_of(gradient).rmsprop(queue_of(gradient), step, slot.parameter.mutable_view(), gradient.view(), slot.buffers[0].mutable_view(), momentum_buffer, grad_avg);
+void RMSprop::update(DeviceStep& call) {
+  std::vector<kernels::RmspropStep> steps;
+  for (const auto& [group, step] : call.steps) {
+    const RMSpropOptions& o = options_[group];
+    steps.push_back({o.lr, o.alpha, o.eps, o.weight_decay, o.momentum, o.centered, step});
+  }
+  for (kernels::StepSlot& slot : call.slots)                         // the kernel's third state is grad_avg, whether there is a second or not
+    if (steps[static_cast<size_t>(slot.step)].momentum == 0) std::swap(slot.state[1], slot.state[2]);
+  call.table.rmsprop(call.queue, steps, call.slots, call.control);
 }
 
 std::vector<const char*> RMSprop::buffer_names(size_t group) const {
@@ -152,10 +159,13 @@ Adagrad::Adagrad(const std::vector<Group<AdagradOptions>>& groups) : Optimizer("
   }
 }
 
-void Adagrad::update(const Slot& slot, const Tensor& gradient) {
-  const AdagradOptions& o = options_[slot.group];
-  const kernels::AdagradStep step{o.lr, o.lr_decay, o.weight_decay, o.eps, slot.step};
-  table_of(gradient).adagrad(queue_of(gradient), step, slot.parameter.mutable_view(), gradient.view(), slot.buffers[0].mutable_view());
+void Adagrad::update(DeviceStep& call) {
+  std::vector<kernels::AdagradStep> steps;
+  for (const auto& [group, step] : call.steps) {
+    const AdagradOptions& o = options_[group];
+    steps.push_back({o.lr, o.lr_decay, o.weight_decay, o.eps, step});
+  }
+  call.table.adagrad(call.queue, steps, call.slots, call.control);
 }
 
 std::vector<const char*> Adagrad::buffer_names(size_t) const { return {"sum"}; }

@@ -16,7 +16,7 @@ class SGD final : public Optimizer {
   explicit SGD(const std::vector<Group<SGDOptions>>& groups);
 
  private:
-  void update(const Slot& slot, const Tensor& gradient) override;
+  void update(DeviceStep& step) override;
   std::vector<const char*> buffer_names(size_t group) const override;
   void visit_options(size_t group, const VisitOption& visit) override;
   void check_options(size_t group) const override;
@@ -38,7 +38,7 @@ class Adam : public Optimizer {
   Adam(const char* name, const std::vector<Group<AdamOptions>>& groups, bool is_decoupled);
 
  private:
-  void update(const Slot& slot, const Tensor& gradient) override;
+  void update(DeviceStep& step) override;
   std::vector<const char*> buffer_names(size_t group) const override;
   void visit_options(size_t group, const VisitOption& visit) override;
   void check_options(size_t group) const override;
@@ -69,7 +69,7 @@ class RMSprop final : public Optimizer {
   explicit RMSprop(const std::vector<Group<RMSpropOptions>>& groups);
 
  private:
-  void update(const Slot& slot, const Tensor& gradient) override;
+  void update(DeviceStep& step) override;
   std::vector<const char*> buffer_names(size_t group) const override;
   void visit_options(size_t group, const VisitOption& visit) override;
   void check_options(size_t group) const override;
@@ -88,7 +88,7 @@ class Adagrad final : public Optimizer {
   explicit Adagrad(const std::vector<Group<AdagradOptions>>& groups);
 
  private:
-  void update(const Slot& slot, const Tensor& gradient) override;
+  void update(DeviceStep& step) override;
   std::vector<const char*> buffer_names(size_t group) const override;
   double initial_value(size_t group) const override { return options_[group].initial_accumulator_value; }
   void visit_options(size_t group, const VisitOption& visit) override;

@@ -14,6 +14,25 @@ namespace {
 using Views = std::vector<View>;
 using Step = std::function<void(const kernels::KernelTable&, const Views&, int64_t step)>;
 
+template <class Options>
+using Entry = void (*)(kernels::Queue, std::span<const Options>, std::span<const kernels::StepSlot>, const kernels::StepControl&);
+
+kernels::StepSlot slot_of(const Views& v) {
+  kernels::StepSlot slot;
+  slot.parameter = v[0].data;
+  slot.gradient = v[1].data;
+  for (size_t k = 0; k < 3; ++k) slot.state[k] = v[2 + k].data;
+  slot.numel = v[0].numel();
+  slot.dtype = v[0].dtype;
+  slot.gradient_dtype = v[1].dtype;
+  return slot;
+}
+
+template <class Options>
+void step_one(Entry<Options> entry, const Options& options, const kernels::StepSlot& slot) {
+  entry(nullptr, {&options, 1}, {&slot, 1}, {});
+}
+
 Tensor wave(int64_t n, DType dtype, double phase, double scale) {
   std::vector<double> values;
   for (int64_t i = 0; i < n; ++i) values.push_back(scale * std::sin(phase + 0.7 * static_cast<double>(i)));
@@ -63,7 +82,7 @@ TEST_CASE("sgd: plain, with momentum, dampening, weight decay and Nesterov's, is
   };
   for (const Case& c : {Case{0, 0, 0, false}, {0, 0, 0.1, false}, {0.9, 0, 0, false}, {0.9, 0.2, 0.1, false}, {0.9, 0, 0.1, true}}) {
     const Step step = [=](const kernels::KernelTable& t, const Views& v, int64_t k) {
-      t.sgd(nullptr, {0.1, c.momentum, c.dampening, c.weight_decay, c.nesterov, k == 1}, v[0], v[1], v[2]);
+      step_one(t.sgd, kernels::SgdStep{0.1, c.momentum, c.dampening, c.weight_decay, c.nesterov, k}, slot_of(v));
     };
     check_steps("sgd", step, c.momentum != 0 ? 1 : 0);
   }
@@ -74,7 +93,7 @@ TEST_CASE("adam and AdamW are the CPU's") {
     for (const double weight_decay : {0.0, 0.05})
       for (const double beta1 : {0.9, 0.3}) {
         const Step step = [=](const kernels::KernelTable& t, const Views& v, int64_t k) {
-          t.adam(nullptr, {0.01, beta1, 0.999, 1e-8, weight_decay, is_decoupled, k}, v[0], v[1], v[2], v[3]);
+          step_one(t.adam, kernels::AdamStep{0.01, beta1, 0.999, 1e-8, weight_decay, is_decoupled, k}, slot_of(v));
         };
         check_steps("adam", step, 2);
       }
@@ -83,10 +102,11 @@ TEST_CASE("adam and AdamW are the CPU's") {
 TEST_CASE("rmsprop, plain, centred and with momentum, is the CPU's") {
   for (const double momentum : {0.0, 0.9})
     for (const bool is_centered : {false, true}) {
-      const Step step = [=](const kernels::KernelTable& t, const Views& v, int64_t) {
-        const View none;
-        t.rmsprop(nullptr, {0.01, 0.9, 1e-3, 0.01, momentum, is_centered}, v[0], v[1], v[2], momentum > 0 ? v[3] : none,
-                  is_centered ? v[4] : none);
+      const Step step = [=](const kernels::KernelTable& t, const Views& v, int64_t k) {
+        kernels::StepSlot slot = slot_of(v);
+        if (momentum == 0) slot.state[1] = nullptr;
+        if (!is_centered) slot.state[2] = nullptr;
+        step_one(t.rmsprop, kernels::RmspropStep{0.01, 0.9, 1e-3, 0.01, momentum, is_centered, k}, slot);
       };
       check_steps("rmsprop", step, 3);
     }
@@ -94,25 +114,23 @@ TEST_CASE("rmsprop, plain, centred and with momentum, is the CPU's") {
 
 TEST_CASE("adagrad is the CPU's") {
   const Step step = [](const kernels::KernelTable& t, const Views& v, int64_t k) {
-    t.adagrad(nullptr, {0.1, 0.1, 0.01, 1e-10, k}, v[0], v[1], v[2]);
+    step_one(t.adagrad, kernels::AdagradStep{0.1, 0.1, 0.01, 1e-10, k}, slot_of(v));
   };
   check_steps("adagrad", step, 1);
 }
 
-TEST_CASE("optimizers refuse half types with the CPU's words") {
+TEST_CASE("optimizers refuse half types without a float32 copy, with the CPU's words") {
   Tensor host = full({4}, 1, DType::bfloat16);
   const DeviceTensor x(host), g(host);
-  std::string want, got;
-  try {
-    cpu().sgd(nullptr, {}, host.mutable_view(), host.view(), {});
-  } catch (const DTypeError& e) {
-    want = e.what();
-  }
-  try {
-    testing::cuda().sgd(nullptr, {}, x.view(), g.view(), {});
-  } catch (const DTypeError& e) {
-    got = e.what();
-  }
+  const auto words = [](const kernels::KernelTable& t, const View& parameter, const View& gradient) -> std::string {
+    try {
+      step_one(t.sgd, kernels::SgdStep{}, slot_of({parameter, gradient, View(), View(), View()}));
+    } catch (const DTypeError& e) {
+      return e.what();
+    }
+    return "";
+  };
+  const std::string want = words(cpu(), host.mutable_view(), host.mutable_view());
   CHECK(want != "");
-  CHECK(got == want);
+  CHECK(words(testing::cuda(), x.view(), g.view()) == want);
 }

@@ -235,14 +235,24 @@ TEST_CASE("optimizers: bad options, parameters and gradients are refused before 
   CHECK_THROWS_WITH_AS(SGD{same_name}, doctest::Contains("two groups are named \"a\""), ValueError);
   CHECK_THROWS_WITH_AS(SGD{one_name}, doctest::Contains("two parameters are named \"w\""), ValueError);
 
-  const Tensor w = leaf(ones({2})), half = leaf(ones({2}, DType::float16));
-  SGD optimizer({{"w", w}, {"half", half}}, {.lr = 1});
+  const Tensor w = leaf(ones({2}));
+  Tensor late = leaf(ones({2}));
+  SGD optimizer({{"w", w}, {"late", late}}, {.lr = 1, .momentum = 0.9});
   CHECK_THROWS_AS(optimizer.set_lr(not_a_number), ValueError);
   CHECK_THROWS_AS(optimizer.set_lr(0, -1), ValueError);
   CHECK_THROWS_AS(optimizer.lr(2), IndexError);
+  w.set_grad(zeros({2}));
+  late.set_grad(zeros({2}));
+  optimizer.step();
   w.set_grad(ones({2}));
-  half.set_grad(ones({2}, DType::float16));
-  CHECK_THROWS_WITH_AS(optimizer.step(), doctest::Contains("\"half\" is float16"), DTypeError);
+  {
+    NoGrad no_grad;
+    late.set_grad({});
+    late.impl().storage = to(late, DType::float16).storage();          // as Module::to() does
+    late.impl().dtype = DType::float16;
+  }
+  late.set_grad(ones({2}, DType::float16));
+  CHECK_THROWS_WITH_AS(optimizer.step(), doctest::Contains("\"late\" became float16"), DTypeError);
   CHECK(w.to_vector<float>() == std::vector<float>{1, 1});
 }
 

@@ -8,6 +8,8 @@
 #include <fovea/kernels/table.h>
 #include <fovea/tensor/creation.h>
 
+#include "tensor_helpers.h"
+
 using namespace fovea;
 
 namespace {
@@ -28,6 +30,28 @@ struct State {
 };
 
 using Step = std::function<void(const State&, int64_t step)>;
+
+void* data_of(Tensor& x) { return x.defined() ? x.mutable_view().data : nullptr; }
+
+// The whole of it as one parameter of a step.
+kernels::StepSlot slot_of(State s, bool has_a, bool has_b, bool has_c) {
+  kernels::StepSlot slot;
+  slot.parameter = data_of(s.parameter);
+  slot.gradient = data_of(s.gradient);
+  slot.state[0] = has_a ? data_of(s.a) : nullptr;
+  slot.state[1] = has_b ? data_of(s.b) : nullptr;
+  slot.state[2] = has_c ? data_of(s.c) : nullptr;
+  slot.numel = s.parameter.numel();
+  slot.dtype = s.parameter.dtype();
+  slot.gradient_dtype = s.gradient.dtype();
+  return slot;
+}
+
+template <class Options>
+void step_one(void (*entry)(kernels::Queue, std::span<const Options>, std::span<const kernels::StepSlot>, const kernels::StepControl&), const Options& options,
+              const kernels::StepSlot& slot) {
+  entry(nullptr, {&options, 1}, {&slot, 1}, {});
+}
 
 template <class T>
 void check_steps(const Step& step, const std::vector<double>& want, int64_t copies, double tolerance) {
@@ -53,25 +77,20 @@ void check_steps(const Step& step, const std::vector<double>& want, int64_t copi
 
 Step sgd(double momentum, double dampening, double weight_decay, bool nesterov) {
   return [=](const State& s, int64_t step) {
-    cpu().sgd(nullptr, {0.1, momentum, dampening, weight_decay, nesterov, step == 1}, s.parameter.mutable_view(), s.gradient.view(),
-              s.a.mutable_view());
+    step_one(cpu().sgd, kernels::SgdStep{0.1, momentum, dampening, weight_decay, nesterov, step}, slot_of(s, momentum != 0, false, false));
   };
 }
 Step adam(double beta1, double beta2, double weight_decay, bool is_decoupled) {
   return [=](const State& s, int64_t step) {
-    cpu().adam(nullptr, {0.1, beta1, beta2, 1e-8, weight_decay, is_decoupled, step}, s.parameter.mutable_view(), s.gradient.view(),
-               s.a.mutable_view(), s.b.mutable_view());
+    step_one(cpu().adam, kernels::AdamStep{0.1, beta1, beta2, 1e-8, weight_decay, is_decoupled, step}, slot_of(s, true, true, false));
   };
 }
 Step rmsprop(double momentum, bool is_centered, double weight_decay) {
-  return [=](const State& s, int64_t) {
-    cpu().rmsprop(nullptr, {0.1, 0.99, 1e-8, weight_decay, momentum, is_centered}, s.parameter.mutable_view(), s.gradient.view(),
-                  s.a.mutable_view(), momentum > 0 ? s.b.mutable_view() : View(), is_centered ? s.c.mutable_view() : View());
+  return [=](const State& s, int64_t step) {
+    step_one(cpu().rmsprop, kernels::RmspropStep{0.1, 0.99, 1e-8, weight_decay, momentum, is_centered, step}, slot_of(s, true, momentum > 0, is_centered));
   };
 }
-void adagrad(const State& s, int64_t step) {
-  cpu().adagrad(nullptr, {0.1, 0.1, 0.01, 1e-10, step}, s.parameter.mutable_view(), s.gradient.view(), s.a.mutable_view());
-}
+void adagrad(const State& s, int64_t step) { step_one(cpu().adagrad, kernels::AdagradStep{0.1, 0.1, 0.01, 1e-10, step}, slot_of(s, true, false, false)); }
 
 }  // namespace
 
@@ -102,4 +121,57 @@ TEST_CASE("three steps are torch.optim's, in vectors, rests and several pieces")
       check_steps<float>(c.step, c.want, copies, 2e-6);
     }
   }
+}
+
+TEST_CASE("a list of parameters steps each as it would step alone, whatever the number of threads") {
+  const std::vector<int64_t> sizes = {1, 0, 7, 16384, 3, 40000, 0, 5, 16379};
+  std::vector<Tensor> alone, together, gradients, means[2], squares[2];
+  for (const int64_t n : sizes) {
+    alone.push_back(testing::random_tensor({n}, DType::float32, static_cast<unsigned>(n)));
+    together.push_back(copied_to(alone.back(), Device::cpu()));
+    gradients.push_back(testing::random_tensor({n}, DType::float32, static_cast<unsigned>(n) + 1));
+    for (int k : {0, 1}) {
+      means[k].push_back(zeros({n}));
+      squares[k].push_back(zeros({n}));
+    }
+  }
+  const std::vector<kernels::AdamStep> steps = {{0.1, 0.9, 0.99, 1e-8, 0, false, 1}, {0.2, 0.8, 0.9, 1e-6, 0.1, true, 4}};
+  std::vector<kernels::StepSlot> slots;
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    step_one(cpu().adam, steps[i % 2], slot_of({alone[i], gradients[i], means[0][i], squares[0][i], {}}, true, true, false));
+    slots.push_back(slot_of({together[i], gradients[i], means[1][i], squares[1][i], {}}, true, true, false));
+    slots.back().step = static_cast<int64_t>(i % 2);
+  }
+  const testing::Threads threads(3);
+  cpu().adam(nullptr, steps, slots, {});
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    CAPTURE(i);
+    CHECK(together[i].to_vector<float>() == alone[i].to_vector<float>());
+    CHECK(means[1][i].to_vector<float>() == means[0][i].to_vector<float>());
+    CHECK(squares[1][i].to_vector<float>() == squares[0][i].to_vector<float>());
+  }
+}
+
+TEST_CASE("the scale of gradients grows after `interval` good steps, backs off at an infinity, and never overflows") {
+  const kernels::ScaleGrowth growth{2, 0.5, 3};
+  float scale = 4;
+  int32_t good = 0, found[2] = {0, 0};
+  const auto after = [&](bool has_found) {
+    found[1] = has_found;
+    cpu().update_scale(nullptr, growth, &scale, &good, found, 2);
+    CHECK(found[1] == 0);
+    return scale;
+  };
+  CHECK(after(false) == 4);
+  CHECK(after(false) == 4);
+  CHECK(after(false) == 8);
+  CHECK(after(false) == 8);
+  CHECK(after(true) == 4);
+  CHECK(after(false) == 4);                  // counting begins anew
+  CHECK(after(false) == 4);
+  CHECK(after(false) == 8);
+  scale = 0x1p127f;
+  for (int i = 0; i < 3; ++i) after(false);
+  CHECK(scale == 0x1p127f);
+  CHECK(good == 0);
 }
