@@ -36,6 +36,17 @@ const void* memory_of(const Tensor& x) { return x.view().data; }
 
 }  // namespace
 
+namespace {
+
+const char* const late = " (found on cuda:0 by work queued earlier)";
+
+// The error that waiting for the device brings.
+std::string found_late() { return testing::error_of<IndexError>([] { cuda::synchronize(0); }); }
+
+Tensor on_gpu(std::vector<int64_t> values, const Shape& shape) { return to(from_vector(values, shape, cpu), gpu); }
+
+}  // namespace
+
 TEST_CASE("cuda: without a device everything says so, and the CPU works on") {
   if (has_device()) return;
   CHECK(cuda::device_count() == 0);
@@ -323,18 +334,77 @@ TEST_CASE("cuda: the latest kernel has a name, with and without waiting for each
   cuda::set_synchronous(false);
 }
 
+TEST_CASE("cuda: out of memory in the middle of training is caught, and training goes on once memory is freed") {
+  if (!has_device()) return;
+  const RealAllocator real;
+  layers::Linear model(64, 64);
+  model.to(gpu);
+  optim::SGD sgd(model.named_parameters(), {.lr = 1e-5});
+  const auto step = [&](const Tensor& x) {
+    model.zero_grad();
+    const Tensor loss = sum(square(model(x)));
+    loss.backward();
+    sgd.step();
+    return loss.item();
+  };
+  const Tensor x = to(rand({32, 64}, cpu), gpu);
+  const double first = step(x);
+  Tensor hoard = full({1 << 20}, 1, gpu);
+  cuda::allocator::clear();
+  cuda::allocator::set_limit(cuda::allocator::stats().active_bytes + (1 << 16));
+  const std::string message = testing::error_of<MemoryError>([&] { step(to(rand({4096, 64}, cpu), gpu)); });
+  CHECK(contains(message, "cuda:0: out of memory"));
+  CHECK(contains(message, "tensors hold"));
+  CHECK(contains(message, "1 of 4.0 MiB"));
+  hoard = {};
+  CHECK(step(x) < first);
+}
+
+TEST_CASE("cuda: two devices hold their own tensors, copy to each other, and are named together when they meet") {
+  if (cuda::device_count() < 2) return;
+  const Device other = Device::cuda(1);
+  const Tensor x = rand({1000}, cpu), here = to(x, gpu), there = to(here, other);
+  CHECK(there.device() == other);
+  CHECK(equal(to(there, cpu), x));
+  CHECK(equal(to(there + 1, cpu), x + 1));
+  CHECK(equal(to(to(there * 2, gpu), cpu), x * 2));
+  CHECK_THROWS_WITH_AS(here + there, doctest::Contains("a is on cuda:0 but b is on cuda:1"), DeviceError);
+  CHECK_THROWS_WITH_AS(matmul(reshape(there, {10, 100}), reshape(here, {100, 10})), doctest::Contains("cuda:1"), DeviceError);
+  const cuda::Stream stream(1);
+  {
+    const cuda::StreamScope scope(stream);
+    CHECK(cuda::current_stream(0) == cuda::Stream::default_of(0));           // a scope is of its stream's device
+    CHECK(equal(to(to(here, other) + 3, cpu), x + 3));
+  }
+  CHECK(cuda::allocator::stats(1).active_bytes >= there.nbytes());
+  embedding(to(on_gpu({9}, {1}), other), ones({4, 2}, other));               // each device has its own report
+  CHECK_NOTHROW(cuda::synchronize(0));
+  CHECK(contains(testing::error_of<IndexError>([] { cuda::synchronize(1); }), "(found on cuda:1 by work queued earlier)"));
+  CHECK_THROWS_AS(cuda::Stream(2 + cuda::device_count()), DeviceError);
+}
+
+TEST_CASE("cuda: operations of many kinds name both devices when their arguments lie on two") {
+  if (!has_device()) return;
+  const Tensor x = ones({2, 3, 4, 4}, gpu), w = ones({3, 3, 1, 1}, cpu), rows = ones({2, 3}, gpu);
+  const auto names_both = [](const std::function<void()>& f) {
+    const std::string message = testing::error_of<DeviceError>(f);
+    CAPTURE(message);
+    CHECK(contains(message, "cpu"));
+    CHECK(contains(message, "cuda:0"));
+  };
+  const Tensor labels = zeros({2}, {DType::int64, cpu});
+  names_both([&] { conv2d(x, w); });
+  names_both([&] { linear(rows, ones({5, 3}, cpu)); });
+  names_both([&] { cross_entropy(rows, labels); });
+  names_both([&] { embedding(labels, rows); });
+  names_both([&] { index_select(rows, 0, labels); });
+  names_both([&] { concat({rows, ones({2, 3}, cpu)}); });
+  names_both([&] { layer_norm(rows, {3}, ones({3}, cpu)); });
+  names_both([&] { where(gt(rows, 0), rows, ones({2, 3}, cpu)); });
+  names_both([&] { ctc_loss(ones({4, 2, 3}, gpu), ones({2, 1}, {DType::int64, cpu}), labels, labels); });
+}
+
 // --- values out of range ---
-
-namespace {
-
-const char* const late = " (found on cuda:0 by work queued earlier)";
-
-// The error that waiting for the device brings.
-std::string found_late() { return testing::error_of<IndexError>([] { cuda::synchronize(0); }); }
-
-Tensor on_gpu(std::vector<int64_t> values, const Shape& shape) { return to(from_vector(values, shape, cpu), gpu); }
-
-}  // namespace
 
 TEST_CASE("cuda: an index out of range is an error of the next wait, with the CPU's sentence, and the device works on") {
   if (!has_device()) return;
