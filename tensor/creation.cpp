@@ -87,13 +87,6 @@ void check_fits(const char* op, double value, DType dtype) { check<ValueError>(f
 
 }  // namespace detail
 
-Generator& default_generator() {
-  thread_local Generator generator;
-  return generator;
-}
-
-void manual_seed(uint64_t seed) { default_generator() = Generator(seed); }
-
 Tensor empty(const Shape& shape, TensorOptions options) {
   const int64_t bytes = checked_numel(shape, "empty") * size_of(options.dtype);
   std::shared_ptr<Storage> storage;

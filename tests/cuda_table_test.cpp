@@ -1,6 +1,7 @@
 // What the table of CUDA devices holds, and what an entry says that no kernel stands behind.
 #include <doctest/doctest.h>
 
+#include <fovea/kernels/cuda/core/check.h>
 #include <fovea/kernels/cuda/table.h>
 #include <fovea/kernels/table_entries.h>
 
@@ -27,4 +28,14 @@ TEST_CASE("cuda table: every entry has a kernel") {
     ++entries;
   });
   CHECK(entries == num_entries);
+}
+
+TEST_CASE("cuda: an error that outlives its call says that the device is lost, others don't") {
+  CHECK_THROWS_WITH_AS(kernels::cuda::check_cuda(cudaErrorIllegalAddress, "cuda: kernel f failed"), doctest::Contains("the device is lost to the process"), DeviceError);
+  CHECK_THROWS_WITH_AS(kernels::cuda::check_cuda(cudaErrorInvalidValue, "cuda: kernel f failed"), doctest::Contains("(cudaErrorInvalidValue)"), DeviceError);
+  try {
+    kernels::cuda::check_cuda(cudaErrorInvalidValue, "cuda: kernel f failed");
+  } catch (const DeviceError& error) {
+    CHECK(std::string(error.what()).ends_with("(cudaErrorInvalidValue)"));
+  }
 }

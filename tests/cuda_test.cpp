@@ -4,6 +4,8 @@
 
 #include <cmath>
 #include <functional>
+#include <memory>
+#include <optional>
 #include <thread>
 
 #include <fovea/fovea.h>
@@ -31,6 +33,17 @@ class RealAllocator {
 };
 
 const void* memory_of(const Tensor& x) { return x.view().data; }
+
+}  // namespace
+
+namespace {
+
+const char* const late = " (found on cuda:0 by work queued earlier)";
+
+// The error that waiting for the device brings.
+std::string found_late() { return testing::error_of<IndexError>([] { cuda::synchronize(0); }); }
+
+Tensor on_gpu(std::vector<int64_t> values, const Shape& shape) { return to(from_vector(values, shape, cpu), gpu); }
 
 }  // namespace
 
@@ -321,18 +334,77 @@ TEST_CASE("cuda: the latest kernel has a name, with and without waiting for each
   cuda::set_synchronous(false);
 }
 
+TEST_CASE("cuda: out of memory in the middle of training is caught, and training goes on once memory is freed") {
+  if (!has_device()) return;
+  const RealAllocator real;
+  layers::Linear model(64, 64);
+  model.to(gpu);
+  optim::SGD sgd(model.named_parameters(), {.lr = 1e-5});
+  const auto step = [&](const Tensor& x) {
+    model.zero_grad();
+    const Tensor loss = sum(square(model(x)));
+    loss.backward();
+    sgd.step();
+    return loss.item();
+  };
+  const Tensor x = to(rand({32, 64}, cpu), gpu);
+  const double first = step(x);
+  Tensor hoard = full({1 << 20}, 1, gpu);
+  cuda::allocator::clear();
+  cuda::allocator::set_limit(cuda::allocator::stats().active_bytes + (1 << 16));
+  const std::string message = testing::error_of<MemoryError>([&] { step(to(rand({4096, 64}, cpu), gpu)); });
+  CHECK(contains(message, "cuda:0: out of memory"));
+  CHECK(contains(message, "tensors hold"));
+  CHECK(contains(message, "1 of 4.0 MiB"));
+  hoard = {};
+  CHECK(step(x) < first);
+}
+
+TEST_CASE("cuda: two devices hold their own tensors, copy to each other, and are named together when they meet") {
+  if (cuda::device_count() < 2) return;
+  const Device other = Device::cuda(1);
+  const Tensor x = rand({1000}, cpu), here = to(x, gpu), there = to(here, other);
+  CHECK(there.device() == other);
+  CHECK(equal(to(there, cpu), x));
+  CHECK(equal(to(there + 1, cpu), x + 1));
+  CHECK(equal(to(to(there * 2, gpu), cpu), x * 2));
+  CHECK_THROWS_WITH_AS(here + there, doctest::Contains("a is on cuda:0 but b is on cuda:1"), DeviceError);
+  CHECK_THROWS_WITH_AS(matmul(reshape(there, {10, 100}), reshape(here, {100, 10})), doctest::Contains("cuda:1"), DeviceError);
+  const cuda::Stream stream(1);
+  {
+    const cuda::StreamScope scope(stream);
+    CHECK(cuda::current_stream(0) == cuda::Stream::default_of(0));           // a scope is of its stream's device
+    CHECK(equal(to(to(here, other) + 3, cpu), x + 3));
+  }
+  CHECK(cuda::allocator::stats(1).active_bytes >= there.nbytes());
+  embedding(to(on_gpu({9}, {1}), other), ones({4, 2}, other));               // each device has its own report
+  CHECK_NOTHROW(cuda::synchronize(0));
+  CHECK(contains(testing::error_of<IndexError>([] { cuda::synchronize(1); }), "(found on cuda:1 by work queued earlier)"));
+  CHECK_THROWS_AS(cuda::Stream(2 + cuda::device_count()), DeviceError);
+}
+
+TEST_CASE("cuda: operations of many kinds name both devices when their arguments lie on two") {
+  if (!has_device()) return;
+  const Tensor x = ones({2, 3, 4, 4}, gpu), w = ones({3, 3, 1, 1}, cpu), rows = ones({2, 3}, gpu);
+  const auto names_both = [](const std::function<void()>& f) {
+    const std::string message = testing::error_of<DeviceError>(f);
+    CAPTURE(message);
+    CHECK(contains(message, "cpu"));
+    CHECK(contains(message, "cuda:0"));
+  };
+  const Tensor labels = zeros({2}, {DType::int64, cpu});
+  names_both([&] { conv2d(x, w); });
+  names_both([&] { linear(rows, ones({5, 3}, cpu)); });
+  names_both([&] { cross_entropy(rows, labels); });
+  names_both([&] { embedding(labels, rows); });
+  names_both([&] { index_select(rows, 0, labels); });
+  names_both([&] { concat({rows, ones({2, 3}, cpu)}); });
+  names_both([&] { layer_norm(rows, {3}, ones({3}, cpu)); });
+  names_both([&] { where(gt(rows, 0), rows, ones({2, 3}, cpu)); });
+  names_both([&] { ctc_loss(ones({4, 2, 3}, gpu), ones({2, 1}, {DType::int64, cpu}), labels, labels); });
+}
+
 // --- values out of range ---
-
-namespace {
-
-const char* const late = " (found on cuda:0 by work queued earlier)";
-
-// The error that waiting for the device brings.
-std::string found_late() { return testing::error_of<IndexError>([] { cuda::synchronize(0); }); }
-
-Tensor on_gpu(std::vector<int64_t> values, const Shape& shape) { return to(from_vector(values, shape, cpu), gpu); }
-
-}  // namespace
 
 TEST_CASE("cuda: an index out of range is an error of the next wait, with the CPU's sentence, and the device works on") {
   if (!has_device()) return;
@@ -608,6 +680,176 @@ TEST_CASE("cuda: a recorded training step, run again, does what the step does") 
     CHECK(sum(between).item() == 5000);
   }
   CHECK(equal(recorded.weight.detach(), stepped.weight.detach()));
+}
+
+namespace {
+
+// A small recognizer: convolution, normalisation, pooling, a recurrent layer over the columns.
+class Reader : public layers::Module {
+ public:
+  Reader()
+      : features(add("features", layers::Sequential(layers::Conv2d({.in = 1, .out = 4, .kernel = 3, .padding = 1}), layers::BatchNorm2d(4), layers::ReLU(),
+                                                    layers::MaxPool2d(2), layers::Dropout(0.25)))),
+        rnn(add("rnn", layers::LSTM({.input = 16, .hidden = 5, .bidirectional = true}))),
+        head(add("head", layers::Linear(10, 6))) {}
+  Tensor forward(const Tensor& x) override {
+    const Tensor seen = features(x);                                         // [batch, 4, 4, columns]
+    const Tensor columns = reshape(permute(seen, {3, 0, 1, 2}), {seen.size(3), seen.size(0), 16});
+    return head(rnn.forward(columns));
+  }
+
+ private:
+  layers::Sequential& features;
+  layers::LSTM& rnn;
+  layers::Linear& head;
+};
+
+struct Batch {
+  Tensor x, targets, times, lengths;
+};
+
+Batch line_batch(unsigned seed) {
+  Generator generator(seed);
+  const TensorOptions integers(DType::int64, cpu);
+  return {rand({3, 1, 8, 16}, cpu, generator), randint(1, 6, {3, 3}, integers, generator), randint(6, 9, {3}, integers, generator), randint(1, 4, {3}, integers, generator)};
+}
+
+// Steps of training, each call with other values in the same tensors; the losses and all that has been learned.
+struct Trained {
+  std::vector<float> losses;
+  NamedTensors state;
+};
+
+// One step as a function of a model and the tensors that hold its batch.
+using Step = std::function<Tensor(layers::Module&, optim::Optimizer&, const Batch&)>;
+
+template <class Model, class MakeBatch>
+Trained train_steps(bool is_recorded, const MakeBatch& batch_of, const Step& step) {
+  manual_seed(3);
+  const Device before = default_device();
+  set_default_device(cpu);
+  Model model;
+  set_default_device(before);
+  model.to(gpu);
+  optim::SGD sgd(model.named_parameters(), {.lr = 0.05});
+  const Batch first = batch_of(0);
+  const auto there = [](const Tensor& x) { return x ? to(x, gpu) : x; };
+  const Batch fixed{there(first.x), there(first.targets), there(first.times), there(first.lengths)};
+  step(model, sgd, fixed);                                                   // what is made on first use is there now
+  std::optional<cuda::Graph> graph;
+  Tensor loss;
+  if (is_recorded) graph.emplace([&] { loss = step(model, sgd, fixed); });
+  Trained trained;
+  for (unsigned i = 1; i <= 4; ++i) {
+    const Batch next = batch_of(i);
+    for (const auto& [to, from] : {std::pair{fixed.x, next.x}, {fixed.targets, next.targets}, {fixed.times, next.times}, {fixed.lengths, next.lengths}})
+      if (to) copy_(to, fovea::to(from, gpu));
+    if (is_recorded) graph->replay();
+    else loss = step(model, sgd, fixed);
+    trained.losses.push_back(loss.item<float>());
+  }
+  for (const NamedTensors& list : {model.named_parameters(), model.named_buffers()})
+    for (const auto& [name, x] : list) trained.state.add(name, to(x.detach(), cpu));
+  return trained;
+}
+
+void check_same(const Trained& a, const Trained& b) {
+  CHECK(a.losses == b.losses);
+  for (const float loss : a.losses) CHECK(std::isfinite(loss));
+  CHECK(a.losses.front() != a.losses.back());
+  for (const auto& [name, x] : a.state) {
+    CAPTURE(name);
+    CHECK(equal(x, b.state[name]));
+  }
+}
+
+}  // namespace
+
+TEST_CASE("cuda: a recognizer's training step with dropout and ctc_loss, recorded and run again, is the step itself bit for bit") {
+  if (!has_device()) return;
+  const Step step = [](layers::Module& model, optim::Optimizer& optimizer, const Batch& b) {
+    model.zero_grad();
+    const Tensor loss = ctc_loss(model(b.x), b.targets, b.times, b.lengths);
+    loss.backward();
+    optim::clip_grad_value(model.named_parameters(), 0.5);
+    optimizer.step();
+    return loss.detach();
+  };
+  check_same(train_steps<Reader>(true, line_batch, step), train_steps<Reader>(false, line_batch, step));
+}
+
+TEST_CASE("cuda: a classifier's training step with cross_entropy, recorded and run again, is the step itself bit for bit") {
+  if (!has_device()) return;
+  class Classifier : public layers::Module {
+   public:
+    Classifier()
+        : body(add("body", layers::Sequential(layers::Conv2d({.in = 1, .out = 4, .kernel = 3}), layers::BatchNorm2d(4), layers::ReLU(), layers::MaxPool2d(2),
+                                              layers::Flatten(), layers::Dropout(0.5), layers::Linear(36, 5)))) {}
+    Tensor forward(const Tensor& x) override { return body(x); }
+
+   private:
+    layers::Sequential& body;
+  };
+  const auto batch = [](unsigned seed) {
+    Generator generator(seed);
+    return Batch{rand({6, 1, 8, 8}, cpu, generator), randint(0, 5, {6}, {DType::int64, cpu}, generator), {}, {}};
+  };
+  const Step step = [](layers::Module& model, optim::Optimizer& optimizer, const Batch& b) {
+    model.zero_grad();
+    const Tensor loss = cross_entropy(model(b.x), b.targets, {.label_smoothing = 0.1});
+    loss.backward();
+    optimizer.step();
+    return loss.detach();
+  };
+  check_same(train_steps<Classifier>(true, batch, step), train_steps<Classifier>(false, batch, step));
+}
+
+TEST_CASE("cuda: each run of a graph draws new numbers of the default generator, those that the work itself would draw") {
+  if (!has_device()) return;
+  const Tensor x = ones({1000}, gpu);
+  Generator other(5);
+  Tensor dropped, drawn, fixed;
+  manual_seed(9);
+  const std::unique_ptr<cuda::Graph> graph = std::make_unique<cuda::Graph>([&] {
+    dropped = dropout(x, 0.5);
+    drawn = rand({100}, gpu);
+    fixed = rand({100}, gpu, other);
+  });
+  CHECK(default_generator().offset() == 0);                                  // recording draws nothing
+  std::vector<Tensor> seen;
+  const Tensor always = rand({100}, cpu, *std::make_unique<Generator>(5));
+  for (int run = 0; run < 3; ++run) {
+    graph->replay();
+    seen.push_back(to(dropped, cpu));
+    seen.push_back(to(drawn, cpu));
+    CHECK(equal(to(fixed, cpu), always));
+  }
+  manual_seed(9);
+  for (size_t run = 0; run < 3; ++run) {
+    CHECK(equal(seen[2 * run], dropout(ones({1000}, cpu), 0.5)));
+    CHECK(equal(seen[2 * run + 1], rand({100}, cpu)));
+  }
+  manual_seed(9);                                                            // and after a new seed from the beginning
+  graph->replay();
+  CHECK(equal(to(dropped, cpu), seen[0]));
+  CHECK_THROWS_WITH_AS(cuda::Graph([&] { manual_seed(1); }), doctest::Contains("must not seed the default generator"), ValueError);
+  CHECK(default_generator().seed() == 9);
+}
+
+TEST_CASE("cuda: a label out of range that a graph meets is an error of the wait after that run") {
+  if (!has_device()) return;
+  const Tensor weight = rand({4, 2}, gpu), indices = on_gpu({1, 2}, {2});
+  Tensor y;
+  cuda::Graph graph([&] { y = embedding(indices, weight); });
+  const auto run = [&](std::vector<int64_t> values) {
+    copy_(indices, on_gpu(values, {2}));
+    graph.replay();
+    return found_late();
+  };
+  CHECK(run({0, 3}).empty());
+  CHECK(run({0, 4}) == std::string("embedding: indices[1] is 4, out of range [0, 4) for weight [4,2]") + late);
+  CHECK(run({3, 3}).empty());
+  CHECK(equal(y, index_select(weight, 0, indices)));
 }
 
 TEST_CASE("cuda: work that waits for the device cannot be recorded, and work goes on afterwards") {

@@ -242,7 +242,7 @@ void Cache::release(void* block, int64_t bytes) noexcept {
   stats.active_bytes -= gone.bytes;
   if (gone.is_guarded) {
     unchecked.push_back({static_cast<char*>(block) - guard_bytes, bytes});
-    if (unchecked.size() >= most_unchecked) check_guards();
+    if (unchecked.size() >= most_unchecked && !of_graphs.contains(current)) check_guards();     // which waits; a graph that is being recorded can't
     return;
   }
   Free free{block, gone.home, gone.has_home, {}};

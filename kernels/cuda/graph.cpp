@@ -1,7 +1,11 @@
 #include <fovea/kernels/cuda/graph.h>
 
+#include <fovea/kernels/cuda/allocator.h>
 #include <fovea/kernels/cuda/core/check.h>
+#include <fovea/kernels/cuda/range_report.h>
+#include <fovea/kernels/cuda/recorded_random.h>
 #include <fovea/kernels/cuda/streams.h>
+#include <fovea/kernels/generator.h>
 
 namespace fovea::cuda {
 
@@ -10,10 +14,11 @@ using kernels::cuda::check_cuda;
 namespace detail {
 
 struct GraphState {
-  explicit GraphState(int device) : stream(device) {}
+  explicit GraphState(int device) : stream(device), random(static_cast<kernels::PhiloxKey*>(allocator::allocate(sizeof(kernels::PhiloxKey), device))) {}
   ~GraphState() {
     cudaStreamSynchronize(static_cast<cudaStream_t>(stream.handle()));      // a run may be under way
     if (executable) cudaGraphExecDestroy(executable);
+    allocator::release(random, sizeof(kernels::PhiloxKey), stream.device());
     keep_for_graph(static_cast<cudaStream_t>(stream.handle()), stream.device(), false);
   }
   GraphState(const GraphState&) = delete;
@@ -21,6 +26,8 @@ struct GraphState {
 
   Stream stream;
   cudaGraphExec_t executable = nullptr;
+  kernels::PhiloxKey* random;                // on the device: the default generator as a run begins
+  int64_t draws = 0;                         // how far a run moves it
 };
 
 namespace {
@@ -54,6 +61,27 @@ class Recording {
   bool is_over_ = false;
 };
 
+// While recording, kernels take the default generator's state from device memory. Recording draws nothing, so the generator is put back at the end.
+class RandomRecording {
+ public:
+  explicit RandomRecording(kernels::PhiloxKey* of_run) : before_(default_generator()) { kernels::cuda::recorded_random() = {{before_.seed(), before_.offset()}, of_run}; }
+  ~RandomRecording() {
+    kernels::cuda::recorded_random() = {};
+    default_generator() = before_;
+  }
+  RandomRecording(const RandomRecording&) = delete;
+  RandomRecording& operator=(const RandomRecording&) = delete;
+
+  int64_t draws() const {
+    const Generator& now = default_generator();
+    check<ValueError>(now.seed() == before_.seed() && now.offset() >= before_.offset(), "cuda::Graph: the recorded work must not seed the default generator; do that before");
+    return static_cast<int64_t>(now.offset() - before_.offset());
+  }
+
+ private:
+  Generator before_;
+};
+
 }  // namespace
 }  // namespace detail
 
@@ -61,10 +89,15 @@ Graph::Graph(const std::function<void()>& work, int device) : state_(std::make_s
   detail::DeviceScope on_device(device);
   const auto stream = static_cast<cudaStream_t>(state_->stream.handle());
   state_->stream.synchronize();
+  kernels::cuda::range_report_of(device);    // made on first use, which must not be recorded
   detail::keep_for_graph(stream, device, true);
   const StreamScope scope(state_->stream);
   detail::Recording recording(stream);
-  work();
+  {
+    const detail::RandomRecording random(state_->random);
+    work();
+    state_->draws = random.draws();
+  }
   cudaGraph_t graph = recording.end();
   const cudaError_t result = cudaGraphInstantiate(&state_->executable, graph, 0);
   cudaGraphDestroy(graph);
@@ -79,6 +112,7 @@ void Graph::replay() {
   state_->stream.wait(before);
   {
     detail::DeviceScope on_device(device);
+    if (state_->draws > 0) kernels::cuda::begin_run(state_->stream.handle(), state_->random, default_generator().next(state_->draws));
     check_cuda(cudaGraphLaunch(state_->executable, static_cast<cudaStream_t>(state_->stream.handle())), "cuda::Graph: a run cannot be started");
   }
   after.record(state_->stream);

@@ -12,13 +12,14 @@ namespace detail {
 struct GraphState;
 }
 
-// The work itself is fixed, and so is every number that the host gave it: a learning rate, the step count of Adam, the position of a random stream. Values in tensors may change
-// between runs, by copying new ones into the tensors that the recorded work read. Those must stay alive; memory asked for while recording belongs to the
-// graph as long as it lives, also when its tensors are gone.
+// The work itself is fixed, and so is every number that the host gave it: a learning rate, say, or the step count of an optimizer that counts on the host. Values in tensors
+// may change between runs, by copying new ones into the tensors that the recorded work read. Those must stay alive; memory asked for while recording belongs to the
+// graph as long as it lives, also when its tensors are gone. What the work draws from the default generator (dropout, rand) is drawn anew by each run: the runs draw what as many
+// calls of work() would have drawn, from the generator of the thread that calls replay(). Other generators' numbers are the same in every run.
 class Graph {
  public:
   // Calls work() once with a stream of the graph's own as the current one, and records what it puts there; nothing is computed yet. Work that waits for the device (item(),
-  // copies to the host, operations that look at labels or indices) can't be recorded: DeviceError, and there is no graph. Run the work once before, so that what is made
+  // copies to the host, masks and nonzero()) can't be recorded: DeviceError, and there is no graph. Run the work once before, so that what is made
   // on first use is there.
   explicit Graph(const std::function<void()>& work, int device = current_device());
   // Puts one run on the current stream: after what is there, before what comes.

@@ -6,6 +6,7 @@
 #include <fovea/kernels/cuda/convert.h>
 #include <fovea/kernels/cuda/core/launch.h>
 #include <fovea/kernels/cuda/core/pack.h>
+#include <fovea/kernels/cuda/recorded_random.h>
 #include <fovea/kernels/philox.h>
 
 #include <algorithm>
@@ -135,8 +136,25 @@ __device__ void store_neighbours(T* y, int64_t first, int64_t numel, bool is_pac
   }
 }
 
+// A key that a recorded graph moves on from run to run.
+struct RunKey {
+  PhiloxKey key;
+  const PhiloxKey* of_run;                   // null: the key is the one given; else the generator as this run begins, and `key` counts from there
+
+  explicit RunKey(PhiloxKey given) : key(given), of_run(nullptr) {
+    const RecordedRandom& recorded = recorded_random();
+    if (!recorded.of_run || given.seed != recorded.begin.seed || given.offset < recorded.begin.offset) return;
+    key.offset -= recorded.begin.offset;
+    of_run = recorded.of_run;
+  }
+  __device__ PhiloxKey now() const { return of_run ? PhiloxKey{of_run->seed, of_run->offset + key.offset} : key; }
+};
+
+__global__ void set_run_key(PhiloxKey* of_run, PhiloxKey key) { *of_run = key; }
+
 template <class D, class T>
-__global__ void __launch_bounds__(draw_threads) draw(D distribution, PhiloxKey key, T* y, int64_t numel, bool is_packed) {
+__global__ void __launch_bounds__(draw_threads) draw(D distribution, RunKey run_key, T* y, int64_t numel, bool is_packed) {
+  const PhiloxKey key = run_key.now();
   for (int64_t block = global_thread(); block * D::count < numel; block += global_threads()) {
     typename D::Value drawn[D::count];
     distribution(Philox::words(key.seed, key.offset + static_cast<uint64_t>(block)), drawn);
@@ -154,7 +172,7 @@ template <class T, class D>
 void draw_all(Queue queue, const D& distribution, PhiloxKey key, const View& y) {
   const int64_t n = y.numel();
   const bool is_packed = takes_packs<T>(y.data, D::count);
-  launch(queue, "random", grid_for(ceil_div<int64_t>(n, D::count), draw_threads), draw<D, T>, distribution, key, y.as<T>(), n, is_packed);
+  launch(queue, "random", grid_for(ceil_div<int64_t>(n, D::count), draw_threads), draw<D, T>, distribution, RunKey(key), y.as<T>(), n, is_packed);
 }
 
 // How many of the 2^24 values of a word's high bits lie below p.
@@ -191,8 +209,9 @@ void random(Queue queue, Distribution distribution, Scalars s, PhiloxKey key, co
 
 // C is what the product with `scale` is made in.
 template <class T, class C>
-__global__ void __launch_bounds__(draw_threads) drop(uint32_t threshold, C scale, PhiloxKey key, const T* x, T* y, int64_t numel, bool is_packed) {
+__global__ void __launch_bounds__(draw_threads) drop(uint32_t threshold, C scale, RunKey run_key, const T* x, T* y, int64_t numel, bool is_packed) {
   constexpr int count = 4, n = count < full_pack<T> ? count : full_pack<T>;
+  const PhiloxKey key = run_key.now();
   for (int64_t block = global_thread(); block * count < numel; block += global_threads()) {
     const int64_t first = block * count;
     T values[count] = {};
@@ -223,11 +242,18 @@ void dropout(Queue queue, double p, PhiloxKey key, const ConstView& x, const Vie
     using C = std::conditional_t<std::is_same_v<T, double>, double, float>;
     const C scale = p < 1 ? static_cast<C>(1 / (1 - p)) : C(0);
     const bool is_packed = takes_packs<T>(x.data, 4) && takes_packs<T>(y.data, 4);
-    launch(queue, "dropout", grid_for(ceil_div<int64_t>(n, 4), draw_threads), drop<T, C>, threshold_of(p), scale, key, x.as<T>(), y.as<T>(), n, is_packed);
+    launch(queue, "dropout", grid_for(ceil_div<int64_t>(n, 4), draw_threads), drop<T, C>, threshold_of(p), scale, RunKey(key), x.as<T>(), y.as<T>(), n, is_packed);
   });
 }
 
 }  // namespace
+
+RecordedRandom& recorded_random() {
+  thread_local RecordedRandom recorded;
+  return recorded;
+}
+
+void begin_run(Queue queue, PhiloxKey* of_run, PhiloxKey key) { launch(queue, "set_run_key", {dim3(1), dim3(1), 0}, set_run_key, of_run, key); }
 
 void add_random(KernelTable& t) {
   t.random = random;

@@ -29,12 +29,24 @@ std::string describe(const char* name, const Grid& g) {
              g.shared_bytes, " bytes of shared memory)");
 }
 
+// Errors after which CUDA answers every call of the process with the same error.
+bool loses_device(cudaError_t error) {
+  switch (static_cast<int>(error)) {
+    case 214:                                              // memory that can't be corrected
+    case 700: case 702:                                    // illegal address, time-out
+    case 710: case 714: case 715: case 716: case 717: case 718: case 719:    // assert, hardware stack, illegal instruction, misaligned, address space, program counter, launch
+    case 721: return true;                                 // contained
+    default: return false;
+  }
+}
+
 }  // namespace
 
 void check_cuda(cudaError_t result, const std::string& what) {
   if (result == cudaSuccess) [[likely]] return;
   cudaGetLastError();                                      // an error that does not outlive its call is forgotten, so that later calls are not blamed for it
-  fail<DeviceError>(what, ": ", cudaGetErrorString(result), " (", cudaGetErrorName(result), ")");
+  fail<DeviceError>(what, ": ", cudaGetErrorString(result), " (", cudaGetErrorName(result), ")",
+                    loses_device(result) ? "; with this error the device is lost to the process: every later call fails the same way, and the program must be started again" : "");
 }
 
 void set_synchronous(bool is_on) { synchronous() = is_on; }
