@@ -9,10 +9,10 @@ namespace fovea {
 
 // x [n, channels, ...]; weight, bias, running_mean, running_var [channels]. With `training` the statistics are each channel's over the batch and all positions, and
 // running = (1 - momentum) * running + momentum * batch (with the unbiased variance, as PyTorch) if there are running statistics; otherwise those are used, and must
-// be there. ValueError when training on a single value a channel.   Source: Ioffe & Szegedy 2015.
+// be there. ValueError when training on a single value a channel. A channels-last x (autograd/shape.h) has a channels-last result and gradient.
+// Source: Ioffe & Szegedy 2015.
 Tensor batch_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& running_mean, const Tensor& running_var, bool training,
                   double momentum = 0.1, double eps = 1e-5);
-// x [n, channels, h, w] may be channels-last (autograd/shape.h): the result is then, and its gradients are.
 // relu(batch_norm(...)) in one pass over memory.
 Tensor batch_norm_relu(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& running_mean, const Tensor& running_var, bool training,
                        double momentum = 0.1, double eps = 1e-5);

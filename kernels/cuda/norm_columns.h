@@ -82,7 +82,7 @@ struct Slope {
 template <class T>
 struct NormBackward {
   using A = Accumulate<T>;
-  double count;                              // of a channel's elements
+  double share;                              // 1 / the elements of a channel
   const T *dy, *x, *y;                       // y: null without a ReLU
   const A *gamma, *mean, *invstd;            // gamma: may be null
   T *dx, *dresidual;                         // each gradient may be null
@@ -90,7 +90,7 @@ struct NormBackward {
 
   NormBackward(const NormGeometry& g, const ConstView& gradient, const ConstView& values, const ConstView& mask, const ConstView& weight, const ConstView& center,
                const ConstView& inverse, const View& dvalues, const View& dadded, const View& dweight, const View& dbias)
-      : count(static_cast<double>(g.n * g.spatial)), dy(gradient.as<T>()), x(values.as<T>()), y(mask.as<T>()), gamma(weight.as<A>()), mean(center.as<A>()),
+      : share(1 / static_cast<double>(g.n * g.spatial)), dy(gradient.as<T>()), x(values.as<T>()), y(mask.as<T>()), gamma(weight.as<A>()), mean(center.as<A>()),
         invstd(inverse.as<A>()), dx(dvalues.as<T>()), dresidual(dadded.as<T>()), dgamma(dweight.as<A>()), dbeta(dbias.as<A>()) {
     check_of_channels<T>("batch_norm_backward", {weight, center, inverse, dweight, dbias});
   }
@@ -103,8 +103,8 @@ struct NormBackward {
       if (dgamma) dgamma[channel] = static_cast<A>(sums.product * inverse);
       if (dbeta) dbeta[channel] = static_cast<A>(sums.gradient);
     }
-    return {mean[channel], static_cast<A>(inverse * static_cast<double>(value_or(gamma, channel, A(1)))), static_cast<A>(sums.gradient / count),
-            static_cast<A>(sums.product * inverse * inverse / count)};
+    return {mean[channel], static_cast<A>(inverse * static_cast<double>(value_or(gamma, channel, A(1)))), static_cast<A>(sums.gradient * share),
+            static_cast<A>(sums.product * inverse * inverse * share)};
   }
 };
 
