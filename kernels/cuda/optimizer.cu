@@ -26,12 +26,6 @@
 namespace fovea::kernels::cuda {
 namespace {
 
-// What a kernel may be given, in bytes. Drivers and compilers before CUDA 12.1 stop at 4096.
-#if defined(CUDART_VERSION) && CUDART_VERSION < 12010
-constexpr size_t argument_bytes = 4096;
-#else
-constexpr size_t argument_bytes = 32764;
-#endif
 constexpr int threads = 256;
 constexpr int64_t step_piece = 4096, gradient_piece = 8192;          // elements of a block
 constexpr int most_steps = 16;                                       // different numbers in one launch
@@ -182,7 +176,7 @@ struct StepEntry {
 
 template <class Step>
 struct StepList {
-  static constexpr int most_slots = static_cast<int>((argument_bytes - most_steps * sizeof(Step) - 48) / sizeof(StepEntry));
+  static constexpr int most_slots = static_cast<int>((most_parameter_bytes - most_steps * sizeof(Step) - 48) / sizeof(StepEntry));
   StepEntry entries[most_slots];
   Step steps[most_steps];
   const Step* counted;                       // one for each entry, in the place of `steps`; null: none
@@ -282,7 +276,7 @@ struct CountList {
     const double* lr;
     int64_t step;
   };
-  static constexpr int most_slots = static_cast<int>((argument_bytes - most_steps * sizeof(Options) - 48) / sizeof(Entry));
+  static constexpr int most_slots = static_cast<int>((most_parameter_bytes - most_steps * sizeof(Options) - 48) / sizeof(Entry));
   Entry entries[most_slots];
   Options steps[most_steps];
   const int32_t* found_inf;
@@ -416,7 +410,7 @@ struct GradientEntry {
   bool is_packable;
 };
 struct GradientList {
-  static constexpr int most_slots = std::min<int>(most_gradients, (argument_bytes - 64) / sizeof(GradientEntry));
+  static constexpr int most_slots = std::min<int>(most_gradients, (most_parameter_bytes - 64) / sizeof(GradientEntry));
   GradientEntry entries[most_slots];
   int slots;
 };

@@ -34,11 +34,16 @@ int64_t num_launches();
 bool prepare_launch(const char* name, const Grid& grid, const void* kernel);         // false when there is nothing to do: no blocks
 void finish_launch(const char* name, const Grid& grid, Queue queue, cudaError_t result);
 
-constexpr size_t most_parameter_bytes = 4096;              // of a kernel, on every architecture
+// Of a kernel. CUDA before 12.1 stops at 4096.
+#if defined(CUDART_VERSION) && CUDART_VERSION < 12010
+constexpr size_t most_parameter_bytes = 4096;
+#else
+constexpr size_t most_parameter_bytes = 32764;
+#endif
 
 template <class... Parameters, class... Arguments>
 void launch(Queue queue, const char* name, const Grid& grid, void (*kernel)(Parameters...), const Arguments&... arguments) {
-  static_assert((sizeof(Parameters) + ... + 0) <= most_parameter_bytes, "a kernel's parameters have at most 4 KiB; pass a pointer to device memory");
+  static_assert((sizeof(Parameters) + ... + 0) <= most_parameter_bytes, "a kernel's parameters are too many bytes; pass a pointer to device memory");
   if (!prepare_launch(name, grid, reinterpret_cast<const void*>(kernel))) return;
   cudaLaunchConfig_t config{};
   config.gridDim = grid.blocks;
