@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include <fovea/autograd/elementwise.h>
 #include <fovea/autograd/shape.h>
@@ -30,7 +31,8 @@ GradScaler::GradScaler(GradScalerOptions options) : options_(options) {
 }
 
 void GradScaler::check_options(const GradScalerOptions& o) const {
-  check<ValueError>(std::isfinite(o.init_scale) && o.init_scale > 0, "GradScaler: init_scale must be positive and finite, got ", o.init_scale);
+  using Limits = std::numeric_limits<float>;                         // what scale_ is in
+  check<ValueError>(o.init_scale >= Limits::min() && o.init_scale <= Limits::max(), "GradScaler: init_scale must be positive and finite in float32, got ", o.init_scale);
   check<ValueError>(std::isfinite(o.growth_factor) && o.growth_factor > 1, "GradScaler: growth_factor must be above 1, got ", o.growth_factor);
   check<ValueError>(o.backoff_factor > 0 && o.backoff_factor < 1, "GradScaler: backoff_factor must be between 0 and 1, got ", o.backoff_factor);
   check<ValueError>(o.growth_interval > 0 && o.growth_interval < (int64_t{1} << 31), "GradScaler: growth_interval must be positive and below 2^31, got ", o.growth_interval);
@@ -63,11 +65,16 @@ GradScaler::Use& GradScaler::use_of(const Optimizer& optimizer) {
 
 int32_t* GradScaler::found_by(const Use& use) { return memory_of<int32_t>(found_inf_) + (&use - uses_.data()); }
 
-void GradScaler::look_for_inf(Optimizer& optimizer, Use& use, bool is_written) {
-  const std::vector<DeviceGradients> devices = gradients_of(optimizer.parameters());
+// The optimizer's gradients, all of them where the scale is.
+std::vector<DeviceGradients> GradScaler::checked_gradients(const Optimizer& optimizer) const {
+  std::vector<DeviceGradients> devices = gradients_of(optimizer.parameters());
   for (const DeviceGradients& gradients : devices)
     check<DeviceError>(gradients.device == scale_.device(), "GradScaler: ", optimizer.name(), " has gradients on ", gradients.device, ", the scale is on ", scale_.device(),
                        "; scale(loss) puts it on the device of the loss, where all gradients must be");
+  return devices;
+}
+
+void GradScaler::look_for_inf(const std::vector<DeviceGradients>& devices, const Use& use, bool is_written) {
   for (const DeviceGradients& gradients : devices) {
     gradients.table().unscale_gradients(gradients.queue(), is_written, memory_of<const float>(scale_), gradients.slots, found_by(use));
     if (is_written) gradients.store();
@@ -81,18 +88,20 @@ void GradScaler::unscale(Optimizer& optimizer) {
     check<DTypeError>(!gradient.defined() || gradient.dtype() != DType::float16, "GradScaler: the gradient of \"", name,
                       "\" is float16, and unscaled would lose its small values; leave it to step(), and clip at the limit times current_scale()");
   }
+  const std::vector<DeviceGradients> gradients = checked_gradients(optimizer);
   Use& use = use_of(optimizer);
   check<ValueError>(!use.is_unscaled, "GradScaler: the gradients of this ", optimizer.name(), " were unscaled already since the last update()");
   check<ValueError>(!use.has_stepped, "GradScaler: unscale() comes after step(); call update() first");
-  look_for_inf(optimizer, use, true);
+  look_for_inf(gradients, use, true);
   use.is_unscaled = true;
 }
 
 void GradScaler::step(Optimizer& optimizer) {
   if (!options_.enabled) return optimizer.step();
+  const std::vector<DeviceGradients> gradients = checked_gradients(optimizer);
   Use& use = use_of(optimizer);
   check<ValueError>(!use.has_stepped, "GradScaler: this ", optimizer.name(), " has stepped already since the last update()");
-  if (!use.is_unscaled) look_for_inf(optimizer, use, false);
+  if (!use.is_unscaled) look_for_inf(gradients, use, false);
   kernels::StepControl control;
   if (!use.is_unscaled) control.grad_scale = memory_of<const float>(scale_);
   if (optimizer.is_capturable()) {
@@ -134,7 +143,9 @@ void GradScaler::load_state(const NamedTensors& state) {
   GradScalerOptions loaded = options_;
   loaded.growth_factor = value("growth_factor", DType::float64);
   loaded.backoff_factor = value("backoff_factor", DType::float64);
-  loaded.growth_interval = static_cast<int64_t>(value("growth_interval", DType::float64));
+  const double growth_interval = value("growth_interval", DType::float64);
+  check<ValueError>(growth_interval >= 1 && growth_interval < 0x1p31, "GradScaler: load_state: growth_interval must be positive and below 2^31, got ", growth_interval);
+  loaded.growth_interval = static_cast<int64_t>(growth_interval);
   check_options(loaded);
   const double scale = value("scale", DType::float32), good_steps = value("good_steps", DType::int32);
   check<ValueError>(std::isfinite(scale) && scale > 0, "GradScaler: load_state: scale must be positive and finite, got ", scale);

@@ -21,8 +21,10 @@ namespace fovea::optim {
 struct GradScalerOptions {
   double init_scale = 65536, growth_factor = 2, backoff_factor = 0.5;
   int64_t growth_interval = 2000;            // good steps in a row before the scale grows
-  bool enabled = true;                       // false: scale() returns the loss, step() is the optimizer's, everything else does nothing
+  bool enabled = true;                       // false: scale() returns the loss, step() is the optimizer's, unscale() and update() do nothing
 };
+
+struct DeviceGradients;                      // gradients.h
 
 class GradScaler {
  public:
@@ -54,7 +56,8 @@ class GradScaler {
   void make(Device device);
   Use& use_of(const Optimizer& optimizer);
   int32_t* found_by(const Use& use);
-  void look_for_inf(Optimizer& optimizer, Use& use, bool is_written);
+  std::vector<DeviceGradients> checked_gradients(const Optimizer& optimizer) const;
+  void look_for_inf(const std::vector<DeviceGradients>& devices, const Use& use, bool is_written);
 
   GradScalerOptions options_;
   Tensor scale_, good_steps_, found_inf_;    // found_inf_: one for each use

@@ -3,14 +3,21 @@
 #include <cmath>
 #include <limits>
 
+#include <fovea/autograd/elementwise.h>
+#include <fovea/autograd/reduce.h>
 #include <fovea/autograd/shape.h>
+#include <fovea/kernels/cuda/runtime.h>
+#include <fovea/layers/linear.h>
+#include <fovea/optim/checkpoint.h>
 #include <fovea/optim/clip.h>
+#include <fovea/optim/grad_scaler.h>
 #include <fovea/optim/optimizers.h>
 #include <fovea/optim/schedule.h>
 #include <fovea/tensor/npz.h>
 
 #include "devices.h"
 #include "file_cases.h"
+#include "temporary_folder.h"
 
 using namespace fovea;
 using namespace fovea::optim;
@@ -347,4 +354,323 @@ TEST_CASE("schedules: bad arguments are refused when the schedule is made") {
   CHECK_THROWS_AS(sequence({{constant(1), 0}}, constant(1)), ValueError);
   CHECK_THROWS_AS(sequence({{nullptr, 1}}, constant(1)), ValueError);
   CHECK_THROWS_AS(sequence({}, nullptr), ValueError);
+}
+
+// --- loss scaling ---
+
+namespace {
+
+void give_gradient(const Tensor& parameter, const std::vector<double>& values) {
+  parameter.set_grad(to(from_vector(values, parameter.shape()), parameter.dtype()));
+}
+
+std::vector<float> values_of(const Tensor& x) { return x.detach().to_vector<float>(); }
+
+}  // namespace
+
+TEST_CASE("GradScaler: scale() multiplies the loss and every gradient, a loss of a half type in float32") {
+  GradScaler scaler({.init_scale = 1024});
+  const Tensor w = leaf(tensor({1, 2}));
+  scaler.scale(sum(w * w)).backward();
+  CHECK(values_of(w.grad()) == std::vector<float>{2048, 4096});
+  const Tensor half = full(Shape{}, 300, DType::float16);                    // times the scale it would be infinite in float16
+  CHECK(scaler.scale(half).dtype() == DType::float32);
+  CHECK(scaler.scale(half).item() == 300 * 1024);
+  CHECK(scaler.scale(full(Shape{}, 0.5, DType::float64)).dtype() == DType::float64);
+  CHECK_THROWS_WITH_AS(scaler.scale(full(Shape{}, 1, DType::int64)), "GradScaler: the loss is int64, expected a floating-point type", DTypeError);
+}
+
+TEST_CASE("GradScaler: a step divides gradients by the scale, in unscale() or within, in every type") {
+  for (const bool is_capturable : {false, true})
+    for (const bool is_unscaled : {false, true})
+      for (const DType dtype : {DType::float32, DType::float64, DType::float16, DType::bfloat16}) {
+        if (is_unscaled && dtype == DType::float16) continue;                // refused, see below
+        CAPTURE(is_capturable);
+        CAPTURE(is_unscaled);
+        CAPTURE(dtype);
+        const Tensor w = leaf(zeros({2}, dtype)), unused = leaf(ones({1}, dtype)), nothing = leaf(zeros({0, 3}, dtype));
+        SGD optimizer({{"w", w}, {"unused", unused}, {"nothing", nothing}}, {.lr = 1});
+        optimizer.set_capturable(is_capturable);
+        GradScaler scaler({.init_scale = 16});
+        scaler.scale(ones({}));
+        give_gradient(w, {8, -32});
+        nothing.set_grad(zeros({0, 3}, dtype));
+        if (is_unscaled) scaler.unscale(optimizer);
+        CHECK(values_of(w.grad()) == (is_unscaled ? std::vector<float>{0.5, -2} : std::vector<float>{8, -32}));
+        scaler.step(optimizer);
+        CHECK(values_of(w) == std::vector<float>{-0.5, 2});
+        CHECK(values_of(unused) == std::vector<float>{1});
+        scaler.update();
+        CHECK(scaler.current_scale() == 16);
+        CHECK(scaler.state()["good_steps"].item() == 1);
+      }
+}
+
+TEST_CASE("GradScaler: unscale() keeps the strides of a gradient") {
+  const Tensor w = leaf(zeros({2, 3}));
+  SGD optimizer({{"w", w}}, {.lr = 1});
+  GradScaler scaler({.init_scale = 2});
+  scaler.scale(ones({}));
+  w.set_grad(transpose(counting({3, 2}, DType::float32)));
+  scaler.unscale(optimizer);
+  CHECK(!w.grad().is_contiguous());
+  CHECK(contiguous(w.grad()).to_vector<float>() == std::vector<float>{-1.5, -0.5, 0.5, -1, 0, 1});
+}
+
+TEST_CASE("GradScaler: a step is left out where one gradient is infinite or NaN, and leaves no trace in the optimizer") {
+  for (const bool is_capturable : {false, true})
+    for (const bool is_unscaled : {false, true})
+      for (const double bad : {infinity, -infinity, not_a_number}) {
+        CAPTURE(is_capturable);
+        CAPTURE(is_unscaled);
+        CAPTURE(bad);
+        const Tensor w = leaf(ones({2})), v = leaf(ones({3}));
+        Adam optimizer({{"w", w}, {"v", v}}, {.lr = 0.5});
+        optimizer.set_capturable(is_capturable);
+        GradScaler scaler({.init_scale = 16});
+        const auto step = [&](double last) {
+          scaler.scale(ones({}));
+          give_gradient(w, {1, 1});
+          give_gradient(v, {1, 1, last});
+          if (is_unscaled) scaler.unscale(optimizer);
+          scaler.step(optimizer);
+          scaler.update();
+        };
+        step(bad);
+        CHECK(values_of(w) == std::vector<float>{1, 1});
+        CHECK(values_of(v) == std::vector<float>{1, 1, 1});
+        CHECK(!optimizer.state().contains("state.w.step"));
+        CHECK(scaler.current_scale() == 8);
+        step(1);
+        CHECK(values_of(w)[0] == doctest::Approx(0.5));
+        CHECK(optimizer.state()["state.w.step"].item() == 1);
+        CHECK(scaler.current_scale() == 8);
+      }
+}
+
+TEST_CASE("GradScaler: many good steps in a row raise the scale, a bad one lowers it and counts anew") {
+  const Tensor w = leaf(ones({1})), v = leaf(ones({1}));
+  SGD first({{"w", w}}), second({{"v", v}});
+  GradScaler scaler({.init_scale = 64, .growth_factor = 4, .backoff_factor = 0.25, .growth_interval = 3});
+  const auto scale_after = [&](double of_first, double of_second) {
+    scaler.scale(ones({}));
+    give_gradient(w, {of_first});
+    give_gradient(v, {of_second});
+    scaler.step(first);
+    scaler.step(second);
+    scaler.update();
+    return scaler.current_scale();
+  };
+  CHECK(scale_after(1, 1) == 64);
+  CHECK(scale_after(1, 1) == 64);
+  CHECK(scale_after(1, 1) == 256);
+  CHECK(scale_after(1, 1) == 256);
+  CHECK(scale_after(1, infinity) == 64);                                     // one of two optimizers is enough
+  CHECK(scale_after(1, 1) == 64);
+  CHECK(scale_after(not_a_number, 1) == 16);
+  for (int k = 0; k < 2; ++k) CHECK(scale_after(1, 1) == 16);
+  CHECK(scale_after(1, 1) == 64);
+
+  GradScaler large({.init_scale = 0x1p127, .growth_interval = 1});           // twice that is infinite in float32
+  large.scale(ones({}));
+  give_gradient(w, {1});
+  large.step(first);
+  large.update();
+  CHECK(large.current_scale() == 0x1p127);
+}
+
+TEST_CASE("GradScaler: what comes in the wrong order is refused") {
+  const Tensor w = leaf(ones({1})), half = leaf(ones({1}, DType::float16));
+  SGD optimizer({{"w", w}}), of_half({{"half", half}});
+  GradScaler scaler;
+  scaler.scale(ones({}));
+  CHECK_THROWS_WITH_AS(scaler.update(), "GradScaler: update() comes after a step()", ValueError);
+  give_gradient(w, {1});
+  scaler.unscale(optimizer);
+  CHECK_THROWS_WITH_AS(scaler.unscale(optimizer), doctest::Contains("were unscaled already since the last update()"), ValueError);
+  scaler.step(optimizer);
+  CHECK_THROWS_WITH_AS(scaler.step(optimizer), doctest::Contains("this SGD has stepped already since the last update()"), ValueError);
+  scaler.update();
+  scaler.step(optimizer);
+  CHECK_THROWS_WITH_AS(scaler.unscale(optimizer), doctest::Contains("unscale() comes after step()"), ValueError);
+  scaler.update();
+  give_gradient(half, {1});
+  CHECK_THROWS_WITH_AS(scaler.unscale(of_half), doctest::Contains("the gradient of \"half\" is float16"), DTypeError);
+  CHECK(values_of(half.grad()) == std::vector<float>{1});
+
+  CHECK_THROWS_AS(GradScaler({.init_scale = 0}), ValueError);
+  CHECK_THROWS_AS(GradScaler({.init_scale = infinity}), ValueError);
+  CHECK_THROWS_AS(GradScaler({.init_scale = 1e39}), ValueError);             // infinite in float32
+  CHECK_THROWS_AS(GradScaler({.init_scale = 1e-50}), ValueError);            // zero in float32
+  CHECK_THROWS_AS(GradScaler({.growth_factor = 1}), ValueError);
+  CHECK_THROWS_AS(GradScaler({.growth_factor = not_a_number}), ValueError);
+  CHECK_THROWS_AS(GradScaler({.backoff_factor = 1}), ValueError);
+  CHECK_THROWS_AS(GradScaler({.backoff_factor = not_a_number}), ValueError);
+  CHECK_THROWS_AS(GradScaler({.growth_interval = 0}), ValueError);
+}
+
+TEST_CASE("GradScaler: a state saved and loaded goes on, and a failed load changes nothing") {
+  const Tensor w = leaf(ones({1}));
+  SGD optimizer({{"w", w}});
+  const auto step = [&](GradScaler& scaler, double gradient) {
+    scaler.scale(ones({}));
+    give_gradient(w, {gradient});
+    scaler.step(optimizer);
+    scaler.update();
+  };
+  GradScaler saved({.init_scale = 64, .growth_factor = 8, .backoff_factor = 0.25, .growth_interval = 3}), loaded;
+  for (const double gradient : {infinity, 1.0, 1.0}) step(saved, gradient);
+  const NamedTensors state = saved.state();
+  loaded.load_state(state);
+  CHECK(loaded.current_scale() == 16);
+  for (const auto& [name, tensor] : state) check_identical(loaded.state()[name], tensor);
+  step(saved, 1), step(loaded, 1);
+  CHECK(saved.current_scale() == 128);
+  CHECK(loaded.current_scale() == 128);
+  CHECK(state["scale"].item() == 16);                                        // a copy
+
+  const NamedTensors before = loaded.state();
+  const auto check_refused = [&](const std::string& key, const Tensor& value, const char* reason) {
+    NamedTensors changed;
+    for (const auto& [name, tensor] : state)
+      if (name != key) changed.add(name, tensor);
+    if (value.defined()) changed.add(key, value);
+    CHECK_THROWS_WITH_AS(loaded.load_state(changed), doctest::Contains(reason), ValueError);
+    const NamedTensors now = loaded.state();
+    for (const auto& [name, tensor] : before) check_identical(now[name], tensor);
+  };
+  check_refused("scale", {}, "GradScaler: load_state: missing \"scale\"");
+  check_refused("scale", zeros({}), "scale must be positive and finite, got 0");
+  check_refused("scale", scalar(2, DType::float64), "scale: float64[], expected float32[]");
+  check_refused("good_steps", zeros({1}, DType::int32), "good_steps: int32[1], expected int32[]");
+  check_refused("good_steps", full(Shape{}, -1, DType::int32), "good_steps must not be negative");
+  check_refused("growth_factor", scalar(0.5, DType::float64), "growth_factor must be above 1, got 0.5");
+  check_refused("backoff_factor", scalar(2, DType::float64), "backoff_factor must be between 0 and 1");
+  for (const double bad : {0.0, 1e30, infinity, not_a_number}) check_refused("growth_interval", scalar(bad, DType::float64), "growth_interval must be");
+}
+
+TEST_CASE("GradScaler: one that is off leaves everything to the optimizer") {
+  const Tensor w = leaf(ones({2}));
+  SGD optimizer({{"w", w}}, {.lr = 0.5});
+  GradScaler scaler({.enabled = false});
+  const Tensor loss = sum(w);
+  CHECK(scaler.scale(loss).is_same(loss));
+  give_gradient(w, {2, infinity});
+  scaler.unscale(optimizer);
+  CHECK(values_of(w.grad())[0] == 2);
+  scaler.step(optimizer);
+  CHECK(values_of(w) == std::vector<float>{0, -static_cast<float>(infinity)});
+  scaler.update();
+  CHECK(scaler.current_scale() == 1);
+  CHECK(scaler.state()["scale"].item() == 65536);                            // what one that is on would start from
+}
+
+// --- half types, devices, tensors with nothing in them ---
+
+TEST_CASE("optimizers: parameters of half types resume bit for bit from a checkpoint file") {
+  const TemporaryFolder folder;
+  for (const DType dtype : {DType::float16, DType::bfloat16})
+    for (const bool is_capturable : {false, true}) {
+      CAPTURE(dtype);
+      CAPTURE(is_capturable);
+      const std::string path = folder / "half.safetensors";
+      const auto step = [](layers::Linear& net, Optimizer& optimizer, int k) {
+        for (const auto& [name, parameter] : net.named_parameters())
+          parameter.set_grad(to(testing::filled<float>(parameter.shape(), [k](int64_t i) { return std::sin(0.3 * static_cast<double>(i) + k); }), parameter.dtype()));
+        optimizer.step();
+      };
+      layers::Linear straight(5, 3), resumed(5, 3);
+      straight.to(dtype), resumed.to(dtype);
+      Adam first(straight.named_parameters(), {.lr = 1e-4}), second(resumed.named_parameters());      // one step is less than a rounding
+      first.set_capturable(is_capturable), second.set_capturable(is_capturable);
+      for (int k = 0; k < 3; ++k) step(straight, first, k);
+      GradScaler scaler({.init_scale = 32});
+      save_checkpoint(path, straight, first, {.step = 3, .tensors = scaler.state()});
+      const TrainingState at = load_checkpoint(path, resumed, second);
+      GradScaler again;
+      again.load_state(at.tensors);
+      CHECK(again.current_scale() == 32);
+      check_identical(second.state()["state.weight.master"], first.state()["state.weight.master"]);
+      CHECK(second.state()["state.weight.master"].dtype() == DType::float32);
+      for (int k = 3; k < 8; ++k) step(straight, first, k), step(resumed, second, k);
+      for (const auto& [name, parameter] : straight.named_parameters()) check_identical(resumed.named_parameters()[name].detach(), parameter.detach());
+      const NamedTensors expected = first.state(), state = second.state();
+      REQUIRE(state.size() == expected.size());
+      for (const auto& [name, tensor] : expected) check_identical(state[name], tensor);
+    }
+}
+
+TEST_CASE("optimizers: parameters with no elements or no gradient are left as they are, capturable or not, of every optimizer and type") {
+  for (const auto& [name, make] : cases)
+    for (const bool is_capturable : {false, true})
+      for (const DType dtype : {DType::float32, DType::float16}) {
+        const std::string label = name;
+        CAPTURE(label);
+        CAPTURE(is_capturable);
+        CAPTURE(dtype);
+        const Tensor nothing = leaf(zeros({3, 0}, dtype)), unused = leaf(ones({2}, dtype)), w = leaf(ones({2}, dtype));
+        const auto optimizer = make({{"nothing", nothing}, {"unused", unused}, {"w", w}});
+        optimizer->set_capturable(is_capturable);
+        optimizer->step();                                                   // nothing has a gradient
+        CHECK(!optimizer->state().contains("state.w.step"));
+        nothing.set_grad(zeros({3, 0}, dtype));
+        optimizer->step();                                                   // only what is empty has one
+        give_gradient(w, {1, -1});
+        CHECK(clip_grad_norm(optimizer->parameters(), 10) == doctest::Approx(std::sqrt(2)));
+        optimizer->step();
+        CHECK(values_of(unused) == std::vector<float>{1, 1});
+        CHECK(values_of(w)[0] < 1);
+        CHECK(nothing.shape() == Shape{3, 0});
+        const NamedTensors state = optimizer->state();
+        CHECK(state["state.nothing.step"].item() == 2);
+        CHECK(state["state.w.step"].item() == 1);
+        CHECK(!state.contains("state.unused.step"));
+        const auto second = make({{"nothing", leaf(nothing.detach())}, {"unused", leaf(unused.detach())}, {"w", leaf(w.detach())}});
+        second->load_state(state);
+        CHECK(second->state().size() == state.size());
+      }
+}
+
+TEST_CASE("optimizers: parameters on the CPU and on a CUDA device are stepped as on one device; a scaler wants them on one") {
+  if (cuda::device_count() == 0) return;
+  for (const auto& [name, make] : cases)
+    for (const bool is_capturable : {false, true}) {
+      const std::string label = name;
+      CAPTURE(label);
+      CAPTURE(is_capturable);
+      const auto on = [&](const char* key, Device device) { return copied_to(golden()[key], device).set_requires_grad(); };
+      const NamedTensors here = {{"weight", on("weight", Device::cpu())}, {"bias", on("bias", Device::cpu())}};
+      const NamedTensors mixed = {{"weight", on("weight", Device::cpu())}, {"bias", on("bias", Device::cuda())}};
+      const auto of_here = make(here), of_mixed = make(mixed);
+      of_here->set_capturable(is_capturable), of_mixed->set_capturable(is_capturable);
+      for (int k = 2; k < 5; ++k) {
+        for (const NamedTensors& parameters : {here, mixed})
+          for (const auto& [key, parameter] : parameters) parameter.set_grad(copied_to(golden()[str("gradient", k, "/", key)], parameter.device()));
+        CHECK(clip_grad_norm(mixed, 1) == doctest::Approx(clip_grad_norm(here, 1)).epsilon(1e-6));
+        of_here->step(), of_mixed->step();
+      }
+      for (const auto& [key, parameter] : here) check_close(mixed[key].detach(), parameter.detach(), 1e-6);
+      CHECK(mixed["bias"].device() == Device::cuda());
+      const auto again = make(mixed);
+      again->load_state(of_mixed->state());
+      for (const auto& [key, tensor] : of_mixed->state()) check_identical(again->state()[key], tensor);
+    }
+
+  const Tensor w = ones({1}, Device::cpu()).set_requires_grad(), v = ones({1}, Device::cuda()).set_requires_grad();
+  SGD optimizer({{"w", w}, {"v", v}}, {.lr = 0.5});
+  w.set_grad(full({1}, 8, Device::cpu())), v.set_grad(full({1}, 8, Device::cuda()));
+  GradScaler scaler({.init_scale = 8});
+  scaler.scale(ones({}, Device::cuda()));
+  for (int k = 0; k < 2; ++k) {                                              // an error leaves nothing behind
+    CHECK_THROWS_WITH_AS(scaler.step(optimizer), doctest::Contains("SGD has gradients on cpu, the scale is on cuda:0"), DeviceError);
+    CHECK_THROWS_AS(scaler.unscale(optimizer), DeviceError);
+  }
+  scaler.scale(ones({}, Device::cpu()));
+  w.set_grad(full({1}, 8, Device::cpu())), v.set_grad({});
+  scaler.step(optimizer);
+  CHECK(w.item() == 0.5);
+  CHECK(v.item() == 1);
+  CHECK_THROWS_WITH_AS(scaler.scale(ones({}, Device::cuda())), doctest::Contains("the loss is on cuda:0, gradients since the last update() were on cpu"), DeviceError);
+  scaler.update();
+  CHECK(scaler.scale(ones({}, Device::cuda())).item() == 8);                 // the scale moves, and keeps its value
 }

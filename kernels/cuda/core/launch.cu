@@ -10,7 +10,6 @@ namespace {
 
 thread_local const char* latest_kernel = "";
 thread_local std::vector<std::string>* launch_log = nullptr;
-thread_local int64_t launched = 0;
 
 constexpr size_t default_shared_limit = 48 << 10;          // more has to be asked for
 constexpr unsigned most_threads = 1024, most_blocks_yz = 65535;
@@ -61,8 +60,6 @@ dim3 blocks_of(int64_t x, int64_t y, int64_t z) {
   return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z));
 }
 
-int64_t num_launches() { return launched; }
-
 bool prepare_launch(const char* name, const Grid& g, const void* kernel) {
   if (g.blocks.x == 0 || g.blocks.y == 0 || g.blocks.z == 0) return false;
   const uint64_t threads = uint64_t{g.threads.x} * g.threads.y * g.threads.z;
@@ -76,7 +73,6 @@ bool prepare_launch(const char* name, const Grid& g, const void* kernel) {
 void finish_launch(const char* name, const Grid& g, Queue queue, cudaError_t result) {
   latest_kernel = name;
   if (launch_log) [[unlikely]] launch_log->push_back(name);
-  ++launched;
   if (result == cudaSuccess && is_synchronous()) result = cudaStreamSynchronize(stream_of(queue));
   if (result != cudaSuccess) [[unlikely]] check_cuda(result, describe(name, g) + " failed");
 }

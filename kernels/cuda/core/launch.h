@@ -27,8 +27,6 @@ void set_synchronous(bool is_on);
 bool is_synchronous();
 // The name that the latest launch of this thread was given; "" before the first.
 const char* last_kernel();
-// How many kernels this thread has launched.
-int64_t num_launches();
 
 // The two halves of launch() that do not depend on the kernel's type.
 bool prepare_launch(const char* name, const Grid& grid, const void* kernel);         // false when there is nothing to do: no blocks
