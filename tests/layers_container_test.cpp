@@ -83,7 +83,8 @@ TEST_CASE("sequential: batch norm with the ReLU after it is what they are one by
 TEST_CASE("batch norm with a residual and the ReLU after it is what they are one by one, in value, gradients and statistics") {
   manual_seed(3);
   const Shape shape{4, 3, 5, 2};
-  const Tensor weight = randn({3}), bias = randn({3}), x_values = randn(shape) * 2 + 1, residual_values = randn(shape), weighting = randn(shape);
+  const Tensor weight = randn({3}), bias = randn({3});
+  const Tensor x_values = randn(shape) * 2 + 1, residual_values = randn(shape), weighting = randn(shape);
   for (const bool is_training : {true, false}) {
     const auto run = [&](bool is_fused) {
       BatchNorm2d norm(3);
@@ -111,7 +112,8 @@ TEST_CASE("batch norm with a residual and the ReLU after it is what they are one
   }
   BatchNorm2d norm(3);
   CHECK(error_of<ValueError>([&] { norm.forward_add_relu(x_values, {}); }) == "BatchNorm2d: residual is an undefined tensor");
-  CHECK(error_of<ShapeError>([&] { norm.forward_add_relu(x_values, narrow(residual_values, 0, 0, 1)); }).find("residual must have x's shape") != std::string::npos);
+  const std::string misfit = error_of<ShapeError>([&] { norm.forward_add_relu(x_values, narrow(residual_values, 0, 0, 1)); });
+  CHECK(misfit.find("residual must have x's shape") != std::string::npos);
   CHECK(norm.num_batches_tracked.item<int64_t>() == 0);                      // a call that failed is no batch
 }
 
