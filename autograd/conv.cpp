@@ -58,20 +58,14 @@ Tensor sum_of_channels(const Tensor& g) { return reshape(sum_to(g, {1, g.size(1)
 // Note [Layouts of a convolution]
 // On CUDA, where tensor cores want it, a tensor that lies channels-last ([n,h,w,c] in memory) stays so, and the result lies as what is convolved does. Everything else is
 // contiguous. The gradient of a weight always is.
-bool is_last(const Tensor& x) {
-  const ConstView v = x.view();
-  const int64_t c = v.size(1), h = v.size(2), w = v.size(3), expected[] = {c * h * w, 1, w * c, c};
-  for (int axis = 0; axis < 4; ++axis)
-    if (v.size(axis) != 1 && v.stride(axis) != expected[axis]) return false;
-  return x.device().kind == Device::Kind::cuda && !x.is_contiguous();
-}
+bool is_last(const Tensor& x) { return x.device().kind == Device::Kind::cuda && detail::is_only_channels_last(x); }
 
 Tensor laid_out(const Tensor& x) { return is_last(x) ? x : contiguous(x); }
 
 // Of `shape` [n,c,h,w], for what is computed from x.
 Tensor empty_as(const Tensor& x, const Shape& shape) {
   const TensorOptions options{x.dtype(), x.device()};
-  return is_last(x) ? permute(empty({shape[0], shape[2], shape[3], shape[1]}, options), {0, 3, 1, 2}) : empty(shape, options);
+  return is_last(x) ? empty_channels_last(shape, options) : empty(shape, options);
 }
 
 // The gradients of weight and bias from one call, where nothing of it is recorded.

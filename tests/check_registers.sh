@@ -22,7 +22,7 @@ kernels=$(wc -l <"$table")
 
 readable() { if command -v c++filt >/dev/null; then c++filt; else cat; fi; }
 echo "$kernels kernels; those with the most registers:"
-sort -rn "$table" | head -n 5 | awk '{ print "  " $1 " registers, " $4 ", " $5 }' | readable
+sort -rn "$table" | awk 'NR <= 5 { print "  " $1 " registers, " $4 ", " $5 }' | readable
 spilling=$(awk '$2 > 0 { print "  " $2 " bytes, " $4 ", " $5 }' "$table" | readable)
 if [ -n "$spilling" ]; then
   echo "kernels that spill:" && echo "$spilling" && exit 1

@@ -4,6 +4,8 @@
 #include <functional>
 
 #include <fovea/autograd/activations.h>
+#include <fovea/autograd/elementwise.h>
+#include <fovea/autograd/inplace.h>
 #include <fovea/autograd/shape.h>
 #include <fovea/layers/activation.h>
 #include <fovea/layers/container.h>
@@ -78,6 +80,43 @@ TEST_CASE("sequential: batch norm with the ReLU after it is what they are one by
   CHECK(together.layer_costs({4, 3, 5, 2}).size() == 2);
 }
 
+TEST_CASE("batch norm with a residual and the ReLU after it is what they are one by one, in value, gradients and statistics") {
+  manual_seed(3);
+  const Shape shape{4, 3, 5, 2};
+  const Tensor weight = randn({3}), bias = randn({3});
+  const Tensor x_values = randn(shape) * 2 + 1, residual_values = randn(shape), weighting = randn(shape);
+  for (const bool is_training : {true, false}) {
+    const auto run = [&](bool is_fused) {
+      BatchNorm2d norm(3);
+      norm(x_values * 3 - 1);                                                // so that its running statistics are not what it starts with
+      {
+        NoGrad no_grad;
+        copy_(norm.weight, weight);
+        copy_(norm.bias, bias);
+      }
+      norm.train(is_training);
+      Tensor x = clone(x_values), residual = clone(residual_values);
+      x.set_requires_grad();
+      residual.set_requires_grad();
+      const Tensor y = is_fused ? norm.forward_add_relu(x, residual) : relu(norm(x) + residual);
+      y.backward(weighting);
+      return std::vector<Tensor>{y.detach(),        x.grad(),          residual.grad(),  norm.weight.grad(),
+                                 norm.bias.grad(), norm.running_mean, norm.running_var, norm.num_batches_tracked};
+    };
+    const std::vector<Tensor> fused = run(true), separate = run(false);
+    for (size_t i = 0; i < fused.size(); ++i) {
+      CAPTURE(i);
+      CHECK(compare(fused[i], separate[i], {.rtol = 1e-4, .atol = 1e-5}));
+    }
+    CHECK(fused.back().item<int64_t>() == (is_training ? 2 : 1));
+  }
+  BatchNorm2d norm(3);
+  CHECK(error_of<ValueError>([&] { norm.forward_add_relu(x_values, {}); }) == "BatchNorm2d: residual is an undefined tensor");
+  const std::string misfit = error_of<ShapeError>([&] { norm.forward_add_relu(x_values, narrow(residual_values, 0, 0, 1)); });
+  CHECK(misfit.find("residual must have x's shape") != std::string::npos);
+  CHECK(norm.num_batches_tracked.item<int64_t>() == 0);                      // a call that failed is no batch
+}
+
 TEST_CASE("module list: holds layers for a forward that is written out") {
   struct Sum : Module {
     Sum() : list(add("list", ModuleList(Linear(3, 2), Linear(3, 2)))) {}
@@ -100,6 +139,16 @@ TEST_CASE("residual: x + body(x), with a shortcut where the shape changes") {
   CHECK(moved(ones({3, 2})).shape() == Shape{3, 4});
   Residual misfit(Linear(2, 4));
   CHECK(error_of([&] { misfit(ones({3, 2})); }).find("give a shortcut layer") != std::string::npos);
+}
+
+TEST_CASE("residual: a body that ends in batch norm, and the ReLU after it, add before they cut off") {
+  manual_seed(4);
+  Sequential net(Residual(Sequential(BatchNorm2d(3))), ReLU());
+  BatchNorm2d norm(3);
+  const Tensor x = randn({4, 3, 5, 2});
+  const Tensor y = net(x), expected = relu(norm(x) + x);
+  CHECK(compare(y, expected, {.rtol = 1e-5, .atol = 1e-6}));
+  CHECK(!compare(y, relu(norm(x)) + x, {.rtol = 1e-5, .atol = 1e-6}));
 }
 
 TEST_CASE("sequential: weights learn, and frozen ones do not") {

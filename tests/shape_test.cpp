@@ -2,14 +2,18 @@
 #include <doctest/doctest.h>
 
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <fovea/autograd/activations.h>
 #include <fovea/autograd/backward.h>
 #include <fovea/autograd/elementwise.h>
+#include <fovea/autograd/reduce.h>
 #include <fovea/autograd/shape.h>
+#include <fovea/tensor/compare.h>
 #include <fovea/tensor/creation.h>
 
+#include "devices.h"
 #include "messages.h"
 
 using namespace fovea;
@@ -180,4 +184,51 @@ TEST_CASE("channels_last: the same elements in another order of memory, which el
   CHECK(!is_channels_last(zeros({2, 3, 4})));
   CHECK(!is_channels_last(permute(zeros({2, 3, 5, 4}), {0, 1, 3, 2})));
   CHECK_THROWS_WITH_AS(channels_last(zeros({2, 3})), "channels_last: takes x [n, channels, h, w], got [2,3]", ShapeError);
+}
+
+TEST_CASE("channels_last: elementwise operations on it give the CPU's values and gradients, wherever they run") {
+  using Operation = Tensor (*)(const Tensor& a, const Tensor& b, const Tensor& bias);        // bias: one value a channel
+  struct Case {
+    const char* name;
+    bool takes_b;
+    Operation of;
+  };
+  const Case cases[] = {
+      {"unary", false, [](const Tensor& a, const Tensor&, const Tensor&) { return tanh(a); }},
+      {"chain", false, [](const Tensor& a, const Tensor&, const Tensor&) { return sigmoid(relu(a) * 2.0 - 0.5); }},
+      {"binary", true, [](const Tensor& a, const Tensor& b, const Tensor&) { return a * b - a; }},
+      {"broadcast", false, [](const Tensor& a, const Tensor&, const Tensor& bias) { return (a + bias) / (square(bias) + 1.0); }},
+      {"ternary", true, [](const Tensor& a, const Tensor& b, const Tensor& bias) { return lerp(a, b, bias); }},
+      {"where", true, [](const Tensor& a, const Tensor& b, const Tensor&) { return where(gt(a, b), a, b * 3.0); }},
+      {"cast", true, [](const Tensor& a, const Tensor& b, const Tensor&) { return to(a, DType::float64) + to(b, DType::float64); }},
+  };
+  enum class Layout : uint8_t { planar, last };
+  const auto compute = [&](const Case& c, Device device, const std::vector<Tensor>& values, Layout layout_a, Layout layout_b) {
+    std::vector<Tensor> leaves;
+    for (const Tensor& x : values) leaves.push_back(copied_to(x, device).set_requires_grad());
+    const auto laid_out = [](const Tensor& x, Layout layout) { return layout == Layout::last ? channels_last(x) : x; };
+    const Tensor y = c.of(laid_out(leaves[0], layout_a), laid_out(leaves[1], layout_b), leaves[2]);
+    CHECK(is_channels_last(y) == (layout_a == Layout::last || (c.takes_b && layout_b == Layout::last)));
+    std::vector<Tensor> results = {on_cpu(y)};
+    for (const Tensor& g : grad({sum(y * y)}, leaves, {}, {.allow_unused = true})) results.push_back(g ? on_cpu(g) : g);
+    return results;
+  };
+  manual_seed(5);
+  for (const Shape& shape : {Shape{3, 7, 5, 9}, {2, 8, 3, 4}, {2, 3, 1, 17}, {1, 33, 4, 1}}) {
+    const TensorOptions host{DType::float32, Device::cpu()};
+    const std::vector<Tensor> values = {randn(shape, host), randn(shape, host), randn({shape[1], 1, 1}, host)};
+    for (const Case& c : cases) {
+      const std::vector<Tensor> expected = compute(c, Device::cpu(), values, Layout::planar, Layout::planar);
+      for (const auto& [a, b] : {std::pair{Layout::last, Layout::last}, {Layout::last, Layout::planar}, {Layout::planar, Layout::last}}) {
+        CAPTURE(c.name);
+        CAPTURE(shape);
+        const std::vector<Tensor> found = compute(c, default_device(), values, a, b);
+        for (size_t i = 0; i < found.size(); ++i) {
+          CAPTURE(i);
+          REQUIRE(found[i].defined() == expected[i].defined());
+          if (found[i]) CHECK(compare(found[i], expected[i], {.rtol = 1e-5, .atol = 1e-5}));
+        }
+      }
+    }
+  }
 }

@@ -228,7 +228,7 @@ __global__ void __launch_bounds__(warp_size) states_in_warp(Samples<T> s) {
 
 // Any number of states: a step reads the row of the step before it from memory.
 template <class T>
-__global__ void __launch_bounds__(512) states_in_block(Samples<T> s) {
+__global__ void __launch_bounds__(512, 1) states_in_block(Samples<T> s) {
   RowMemory<T>& memory = shared<RowMemory<T>>();
   const Mirror<T> m(s, static_cast<int>(blockIdx.y), blockIdx.x);
   const int64_t states = m.states();

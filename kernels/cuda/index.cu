@@ -344,7 +344,7 @@ __global__ __launch_bounds__(threads, 2) void check_range_in_grid(Values v, unsi
   if (own != nowhere) atomicMin(first, static_cast<unsigned long long>(own));
 }
 
-__global__ void tell_range(Values v, const unsigned long long* first) {
+__global__ __launch_bounds__(1) void tell_range(Values v, const unsigned long long* first) {
   if (*first < static_cast<unsigned long long>(nowhere)) v.tell(static_cast<int64_t>(*first));
 }
 

@@ -324,9 +324,10 @@ __device__ void gradient_rows(const Columns& columns, int64_t first, int64_t beg
       });
 }
 
-// One block to a multiprocessor: it is for small tensors, and more registers than two blocks leave keep its sums from spilling.
+// One block to a multiprocessor: it is for small tensors, and more registers than two blocks leave keep its sums from spilling. The 1 has to be said: by
+// itself ptxas aims at more blocks, and spills for them.
 template <int pack, class T>
-__global__ __launch_bounds__(team_threads) void batch_norm_columns_backward_kernel(Columns columns, NormBackward<T> b) {
+__global__ __launch_bounds__(team_threads, 1) void batch_norm_columns_backward_kernel(Columns columns, NormBackward<T> b) {
   columns.for_each_pack<pack>([&](int64_t first, bool exists) {
     const PackSums<pack> sums = join_rows(columns, first, exists, 0, columns.rows, FindColumnSums<pack, T>{b});
     if (!exists) return;

@@ -495,7 +495,7 @@ __global__ void __launch_bounds__(threads) norm_all(const __grid_constant__ Grad
   if (threadIdx.x == 0) *norm = is_infinity ? total : std::sqrt(total);
 }
 
-__global__ void set_zero(double* value) { *value = 0; }
+__global__ __launch_bounds__(1) void set_zero(double* value) { *value = 0; }
 
 template <class T, int n>
 __device__ void multiply_pack(Pack<T, n> values, T* data, int64_t i, Accumulate<T> factor) {
@@ -533,7 +533,7 @@ __global__ void __launch_bounds__(threads) unscale_all(const __grid_constant__ G
   if (__syncthreads_or(is_bad) && threadIdx.x == 0) atomicOr(found_inf, 1);
 }
 
-__global__ void advance_scale(ScaleGrowth growth, float* scale, int32_t* good_steps, int32_t* found_inf, int64_t count) {
+__global__ __launch_bounds__(1) void advance_scale(ScaleGrowth growth, float* scale, int32_t* good_steps, int32_t* found_inf, int64_t count) {
   bool has_found = false;
   for (int64_t i = 0; i < count; ++i) {
     has_found |= found_inf[i] != 0;

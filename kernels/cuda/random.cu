@@ -150,7 +150,7 @@ struct RunKey {
   __device__ PhiloxKey now() const { return of_run ? PhiloxKey{of_run->seed, of_run->offset + key.offset} : key; }
 };
 
-__global__ void set_run_key(PhiloxKey* of_run, PhiloxKey key) { *of_run = key; }
+__global__ __launch_bounds__(1) void set_run_key(PhiloxKey* of_run, PhiloxKey key) { *of_run = key; }
 
 template <class D, class T>
 __global__ void __launch_bounds__(draw_threads) draw(D distribution, RunKey run_key, T* y, int64_t numel, bool is_packed) {
