@@ -180,6 +180,7 @@ Problem step_problem(const Row& row) {
   p.flops = 3.0 * static_cast<double>(ResNet50(classes).cost({batch, 3, height, width}).flops);
   p.make_inputs = [=] { return Tensors{random_pictures(row, {batch, 3, height, width}), randint(0, classes, {batch})}; };
   p.bind = [=](const Tensors& in) {
+    const DefaultDevice beside(in[0].device());
     manual_seed(1);
     auto net = std::make_shared<ResNet50>(classes);
     auto sgd = std::make_shared<optim::SGD>(net->named_parameters(), optim::SGDOptions{.lr = 0.01, .momentum = 0.9, .weight_decay = 1e-4});
