@@ -221,6 +221,15 @@ class Measurement {
     return work;
   }
 
+  // In memory of its own, in the row's layout.
+  Tensor copy_of(const Tensor& x) const {
+    if (x.rank() != 4 || !row_.is_channels_last()) return clone(x);
+    NoGrad no_grad;
+    Tensor copy = empty_channels_last(x.shape(), {x.dtype(), x.device()});
+    copy_(copy, x);
+    return copy;
+  }
+
   // Of all algorithms that the vendor has and that compute the right thing, the fastest.
   std::optional<Shot> vendor_shot(const Tensors& reference) {
     if (options_.vendor == "self") {                              // both sides are ours: the ratio tells how far this machine's ratios can be trusted
@@ -231,7 +240,7 @@ class Measurement {
     Tensors first;
     for (const Tensor& t : outputs_) {
       if (!t.defined()) first.emplace_back();
-      else first.push_back(t.rank() == 4 && row_.is_channels_last() ? channels_last_copy(t) : clone(contiguous(t)));
+      else first.push_back(copy_of(t));
     }
     Task task{.op = row_.op, .direction = row_.direction, .allows_tf32 = row_.allows_tf32(), .values = row_.values, .inputs = arrays_of(inputs_[0]),
               .outputs = arrays_of(first)};
@@ -291,7 +300,7 @@ class Measurement {
     std::vector<Work> work;
     for (size_t i = 0; i < inputs_.size(); ++i) {
       Tensors out;
-      for (const Tensor& t : first) out.push_back(!t.defined() ? Tensor() : t.rank() == 4 && row_.is_channels_last() ? channels_last_copy(t) : clone(t));
+      for (const Tensor& t : first) out.push_back(t.defined() ? copy_of(t) : Tensor());
       const std::vector<Array> in = arrays_of(inputs_[i]), to_fill = arrays_of(out);
       out.push_back(best_workspace);
       work.push_back([run = best->run, in, to_fill, out, workspace = best_workspace.mutable_view().data] {

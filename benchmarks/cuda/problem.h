@@ -46,7 +46,6 @@ Problem problem_of(const Row& row);
 
 // Standard normal numbers of a row's dtype; of rank 4 with channels last where the row says so. Never zeros: they are multiplied faster.
 Tensor random_input(const Row& row, const Shape& shape);
-Tensor channels_last_copy(const Tensor& x);                       // the same logical shape, the channels innermost in memory
 Tensor last(const Tensor& x, int64_t axis, int64_t count);        // the last `count` along an axis, where tails of kernels' tiles lie; all, if there are fewer
 double bytes_of(const Tensors& tensors);
 

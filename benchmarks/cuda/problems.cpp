@@ -8,11 +8,9 @@
 
 namespace fovea::benchmarks {
 
-Tensor channels_last_copy(const Tensor& x) { return permute(contiguous(permute(x, {0, 2, 3, 1})), {0, 3, 1, 2}); }
-
 Tensor random_input(const Row& row, const Shape& shape) {
   const Tensor x = to(randn(shape), row.element());
-  return shape.rank() == 4 && row.is_channels_last() ? channels_last_copy(x) : x;
+  return shape.rank() == 4 && row.is_channels_last() ? channels_last(x) : x;
 }
 
 Tensor last(const Tensor& x, int64_t axis, int64_t count) {
@@ -243,7 +241,7 @@ Tensor normalized(const Tensors& in, NormKind kind, bool is_training) {
   const Tensor &x = in[0], &gamma = in[1], &beta = in[2], &mean = in[in.size() - 2], &variance = in[in.size() - 1];
   if (kind == NormKind::plain) return batch_norm(x, gamma, beta, mean, variance, is_training);
   if (kind == NormKind::relu) return batch_norm_relu(x, gamma, beta, mean, variance, is_training);
-  return relu(batch_norm(x, gamma, beta, mean, variance, is_training) + in[3]);
+  return batch_norm_add_relu(x, in[3], gamma, beta, mean, variance, is_training);
 }
 
 }  // namespace

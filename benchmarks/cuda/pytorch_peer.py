@@ -236,9 +236,14 @@ def step(row, d):
         x, labels = torch.randn(batch, 3, d["height"], d["width"], device="cuda"), torch.randint(0, d["classes"], (batch,), device="cuda")
         def loss_of():
             return F.cross_entropy(net(x), labels)
+    dtype = DTYPES[row["dtype"]]                                   # a half type: mixed precision, as ours under Autocast
+    if row["layout"] == "nhwc":
+        net, x = net.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
     def run():
         update.zero_grad()
-        loss_of().backward()
+        with torch.autocast("cuda", dtype=dtype, enabled=dtype != torch.float32):
+            loss = loss_of()
+        loss.backward()
         if row["op"] == "crnn_step":
             torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
         update.step()

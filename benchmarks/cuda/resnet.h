@@ -14,6 +14,7 @@ class Bottleneck : public layers::Module {
 
  private:
   layers::Sequential& body_;
+  layers::BatchNorm2d& norm_;                                   // with the sum and the last ReLU in one pass
   layers::Sequential& shortcut_;                                // empty where x is added as it is
 };
 

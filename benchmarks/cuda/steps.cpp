@@ -1,5 +1,6 @@
 // Optimizers over lists of parameters, and whole training steps.
 #include <memory>
+#include <optional>
 
 #include <fovea/fovea.h>
 
@@ -12,15 +13,15 @@ namespace fovea::benchmarks {
 Bottleneck::Bottleneck(int64_t in, int64_t width, int64_t stride)
     : body_(add("body", layers::Sequential(layers::Conv2d({.in = in, .out = width, .bias = false}), layers::BatchNorm2d(width), layers::ReLU(),
                                            layers::Conv2d({.in = width, .out = width, .kernel = 3, .stride = stride, .padding = 1, .bias = false}),
-                                           layers::BatchNorm2d(width), layers::ReLU(), layers::Conv2d({.in = width, .out = 4 * width, .bias = false}),
-                                           layers::BatchNorm2d(4 * width)))),
+                                           layers::BatchNorm2d(width), layers::ReLU(), layers::Conv2d({.in = width, .out = 4 * width, .bias = false})))),
+      norm_(add("norm", layers::BatchNorm2d(4 * width))),
       shortcut_(add("shortcut", layers::Sequential())) {
   if (in == 4 * width && stride == 1) return;
   shortcut_.append(layers::Conv2d({.in = in, .out = 4 * width, .stride = stride, .bias = false}));
   shortcut_.append(layers::BatchNorm2d(4 * width));
 }
 
-Tensor Bottleneck::forward(const Tensor& x) { return relu(body_(x) + (shortcut_.size() == 0 ? x : shortcut_(x))); }
+Tensor Bottleneck::forward(const Tensor& x) { return norm_.forward_add_relu(body_(x), shortcut_.size() == 0 ? x : shortcut_(x)); }
 
 layers::Sequential ResNet50::make_body() {
   layers::Sequential body(layers::Conv2d({.in = 3, .out = 64, .kernel = 7, .stride = 2, .padding = 3, .bias = false}), layers::BatchNorm2d(64), layers::ReLU(),
@@ -85,17 +86,27 @@ std::shared_ptr<optim::Optimizer> make_optimizer(const std::string& op, const Na
 // Numbers of four bytes that a step moves for each number of a parameter: parameter, gradient and state read; parameter and state written.
 double words_per_parameter(const std::string& op) { return op == "sgd" || op == "rmsprop" || op == "adagrad" ? 5 : 7; }
 
-// One step of training: forward, loss, backward, update. Returns the loss.
-Run training_run(std::shared_ptr<layers::Module> net, std::shared_ptr<optim::Optimizer> optimizer, std::function<Tensor()> loss_of, double max_norm) {
+// One step of training: forward and loss (of a row in a half type under Autocast, as mixed precision has it), backward, update. Returns the loss.
+Run training_run(const Row& row, std::shared_ptr<layers::Module> net, std::shared_ptr<optim::Optimizer> optimizer, std::function<Tensor()> loss_of, double max_norm) {
+  // A recorded step reads learning rate and step count on the device; an eager one is a user's, who need not ask for that.
+  if (row.direction == "graph") optimizer->set_capturable();
+  const std::optional<DType> half = row.element() == DType::float32 ? std::nullopt : std::optional(row.element());
   return [=] {
-    const Tensor loss = loss_of();
     net->zero_grad();
+    Tensor loss;
+    {
+      const Autocast scope(half);
+      loss = loss_of();
+    }
     loss.backward();
-    if (max_norm > 0) optim::clip_grad_norm(net->named_parameters(), max_norm);
+    if (max_norm > 0) optim::clip_grad_norm_async(net->named_parameters(), max_norm);
     optimizer->step();
     return Tensors{loss.detach()};
   };
 }
+
+// float32 whatever the row's dtype: Autocast converts them.
+Tensor random_pictures(const Row& row, const Shape& shape) { return row.is_channels_last() ? channels_last(randn(shape)) : randn(shape); }
 
 }  // namespace
 
@@ -122,8 +133,9 @@ Problem optimizer_problem(const Row& row) {
       parameters.add(std::to_string(i), parameter);
     }
     const auto optimizer = make_optimizer(op, parameters);
+    optimizer->set_capturable();                                  // so that a graph of steps counts them
     return Run([=] {
-      if (op == "clip_adamw") optim::clip_grad_norm(parameters, 1.0);
+      if (op == "clip_adamw") optim::clip_grad_norm_async(parameters, 1.0);
       optimizer->step();
       Tensors out;
       for (const auto& [name, parameter] : parameters) out.push_back(parameter.detach());
@@ -143,7 +155,7 @@ Problem step_problem(const Row& row) {
   p.compared_runs = 2;
   p.sample_inputs = [](const Tensors& in) {
     Tensors part;
-    for (const Tensor& t : in) part.push_back(contiguous(narrow(t, 0, 0, std::min<int64_t>(2, t.size(0)))));
+    for (const Tensor& t : in) part.push_back(narrow(t, 0, 0, std::min<int64_t>(2, t.size(0))));
     return part;
   };
   if (row.op == "crnn_step") {
@@ -151,7 +163,7 @@ Problem step_problem(const Row& row) {
     const DefaultDevice on_cpu(Device::cpu());
     p.flops = 3.0 * static_cast<double>(recognizer_of(height, classes).cost({batch, 1, height, width}).flops);
     p.make_inputs = [=] {
-      return Tensors{randn({batch, 1, height, width}), randint(1, classes, {batch, target}),
+      return Tensors{random_pictures(row, {batch, 1, height, width}), randint(1, classes, {batch, target}),
                      full({batch}, static_cast<double>(Recognizer::steps(width)), DType::int64), full({batch}, static_cast<double>(target), DType::int64)};
     };
     p.bind = [=](const Tensors& in) {
@@ -159,19 +171,20 @@ Problem step_problem(const Row& row) {
       manual_seed(1);
       auto net = std::make_shared<Recognizer>(recognizer_of(height, classes));
       auto adam = std::make_shared<optim::Adam>(net->named_parameters(), optim::AdamOptions{.lr = 1e-3});
-      return training_run(net, adam, [net = net.get(), in] { return ctc_loss((*net)(in[0]), in[1], in[2], in[3]); }, 5.0);
+      return training_run(row, net, adam, [net = net.get(), in] { return ctc_loss((*net)(in[0]), in[1], in[2], in[3]); }, 5.0);
     };
     return p;
   }
   check<ValueError>(row.op == "resnet50_step", "shapes: ", row.op, " is no operation of the steps family");
   const DefaultDevice on_cpu(Device::cpu());
   p.flops = 3.0 * static_cast<double>(ResNet50(classes).cost({batch, 3, height, width}).flops);
-  p.make_inputs = [=] { return Tensors{randn({batch, 3, height, width}), randint(0, classes, {batch})}; };
+  p.make_inputs = [=] { return Tensors{random_pictures(row, {batch, 3, height, width}), randint(0, classes, {batch})}; };
   p.bind = [=](const Tensors& in) {
+    const DefaultDevice beside(in[0].device());
     manual_seed(1);
     auto net = std::make_shared<ResNet50>(classes);
     auto sgd = std::make_shared<optim::SGD>(net->named_parameters(), optim::SGDOptions{.lr = 0.01, .momentum = 0.9, .weight_decay = 1e-4});
-    return training_run(net, sgd, [net = net.get(), in] { return cross_entropy((*net)(in[0]), in[1]); }, 0);
+    return training_run(row, net, sgd, [net = net.get(), in] { return cross_entropy((*net)(in[0]), in[1]); }, 0);
   };
   return p;
 }
