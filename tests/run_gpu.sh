@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The whole check of a machine with a GPU: builds the CUDA backend, runs the tests of its kernels, and runs them again under compute-sanitizer where that is installed.
+# The whole check of a machine with a GPU: builds the CUDA backend, compares what the tests without a GPU take for hardware with hardware (test_cuda_ptx*), runs the tests
+# of the kernels and then everything else that runs on a device, and runs the kernels' tests again under compute-sanitizer where that is installed.
 # Usage: tests/run_gpu.sh [--build DIR] [--out DIR]      --build: a folder that is built already;  --out: where the logs go (out/gpu)
 set -uo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -35,7 +36,13 @@ run() {                                          # name, command ...
   fi
 }
 nvidia-smi >"$out/machine.log"
-for test in "$build"/tests/test_cuda*; do run "$(basename "$test")" "$test"; done
+for test in "$build"/tests/test_cuda_ptx*; do run "$(basename "$test")" "$test"; done
+for test in "$build"/tests/test_cuda*; do
+  [[ $test == */test_cuda_ptx* ]] || run "$(basename "$test")" "$test"
+done
+while read -r name; do
+  [ -x "$build/tests/$name" ] && run "device_$name" env FOVEA_DEVICE=cuda "$build/tests/$name"
+done <"$build/tests/device_tests.txt"
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do
     for test in "$build"/tests/test_cuda_*; do run "$tool-$(basename "$test")" compute-sanitizer --tool "$tool" --error-exitcode 1 "$test"; done
