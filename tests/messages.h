@@ -11,12 +11,13 @@ namespace fovea::testing {
 // range is found only then; that it was found there is left out of the text.
 template <class E = Error, class F>
 std::string error_of(const F& f) {
+  const bool is_on_cuda = default_device().kind == Device::Kind::cuda;
   try {
     f();
-    if (default_device().kind == Device::Kind::cuda) cuda::synchronize(default_device().index);
+    if (is_on_cuda) cuda::synchronize(default_device().index);
   } catch (const E& error) {
     const std::string text = error.what();
-    return text.substr(0, text.find(" (found on cuda:"));
+    return is_on_cuda ? text.substr(0, text.find(" (found on cuda:")) : text;
   }
   return "";
 }
