@@ -11,10 +11,13 @@
 #include <fovea/kernels/cuda/core/launch.h>
 #include <fovea/kernels/cuda/core/ptx_hopper.h>
 
+#include "device_buffer.h"
+
 using namespace fovea::kernels::cuda;
 using fovea::bfloat16;
 using fovea::DType;
 using fovea::float16;
+using fovea::testing::Buffer;
 
 namespace {
 
@@ -24,29 +27,6 @@ bool has_hopper() {
   if (major != 9) MESSAGE("left out: these instructions need a GPU of compute capability 9.0, this one has " << major << ".x");
   return major == 9;
 }
-
-// Device memory that is freed again.
-template <class T>
-class Buffer {
- public:
-  explicit Buffer(const std::vector<T>& values) : n_(values.size()) {
-    check_cuda(cudaMalloc(reinterpret_cast<void**>(&data_), n_ * sizeof(T)), "memory of a test");
-    check_cuda(cudaMemcpy(data_, values.data(), n_ * sizeof(T), cudaMemcpyHostToDevice), "input of a test");
-  }
-  ~Buffer() { cudaFree(data_); }
-  Buffer(const Buffer&) = delete;
-  T* get() const { return data_; }
-  std::vector<T> values() const {
-    std::vector<T> host(n_);
-    check_cuda(cudaDeviceSynchronize(), "kernel of a test");
-    check_cuda(cudaMemcpy(host.data(), data_, n_ * sizeof(T), cudaMemcpyDeviceToHost), "output of a test");
-    return host;
-  }
-
- private:
-  T* data_ = nullptr;
-  size_t n_;
-};
 
 std::mt19937 generator(11);
 int random_below(int n) { return static_cast<int>(generator() % static_cast<unsigned>(n)); }

@@ -11,40 +11,15 @@
 #include <fovea/kernels/cuda/core/launch.h>
 #include <fovea/kernels/cuda/core/ptx.h>
 
+#include "device_buffer.h"
 #include "host_cuda/ptx_semantics.h"
 
 using namespace fovea::kernels::cuda;
 using fovea::bfloat16;
 using fovea::float16;
+using fovea::testing::Buffer;
 
 namespace {
-
-// Device memory that is freed again.
-template <class T>
-class Buffer {
- public:
-  explicit Buffer(const std::vector<T>& values) : n_(values.size()) {
-    check_cuda(cudaMalloc(reinterpret_cast<void**>(&data_), n_ * sizeof(T)), "memory of a test");
-    check_cuda(cudaMemcpy(data_, values.data(), n_ * sizeof(T), cudaMemcpyHostToDevice), "input of a test");
-  }
-  explicit Buffer(size_t n) : n_(n) {
-    check_cuda(cudaMalloc(reinterpret_cast<void**>(&data_), n_ * sizeof(T)), "memory of a test");
-    check_cuda(cudaMemset(data_, 0xff, n_ * sizeof(T)), "memory of a test");
-  }
-  ~Buffer() { cudaFree(data_); }
-  Buffer(const Buffer&) = delete;
-  T* get() const { return data_; }
-  std::vector<T> values() const {
-    std::vector<T> host(n_);
-    check_cuda(cudaDeviceSynchronize(), "kernel of a test");
-    check_cuda(cudaMemcpy(host.data(), data_, n_ * sizeof(T), cudaMemcpyDeviceToHost), "output of a test");
-    return host;
-  }
-
- private:
-  T* data_ = nullptr;
-  size_t n_;
-};
 
 std::mt19937 generator(7);
 std::vector<float> random_numbers(size_t n) {

@@ -18,6 +18,12 @@ Tensor last(const Tensor& x, int64_t axis, int64_t count) {
   return narrow(x, axis, size - taken, taken);
 }
 
+Tensors last_of_each(const Tensors& all, int64_t count) {
+  Tensors parts;
+  for (const Tensor& x : all) parts.push_back(last(x, 0, count));
+  return parts;
+}
+
 double bytes_of(const Tensors& tensors) {
   double bytes = 0;
   for (const Tensor& t : tensors) bytes += static_cast<double>(t.nbytes());
@@ -299,13 +305,7 @@ Problem pooling_problem(const Row& row) {
     };
     return is_backward ? backward_run({in[0]}, 1, forward, in[1]) : forward_run(in, forward);
   };
-  const auto last_image = [](const Tensors& all) {
-    Tensors part;
-    for (const Tensor& t : all) part.push_back(last(t, 0, 1));
-    return part;
-  };
-  p.sample_inputs = last_image;
-  p.sample_outputs = last_image;
+  p.sample_inputs = p.sample_outputs = [](const Tensors& all) { return last_of_each(all, 1); };
   return p;
 }
 
@@ -321,13 +321,7 @@ Problem softmax_problem(const Row& row) {
       const Forward forward = [](const Tensors& t) { return softmax(t[0]); };
       return backward ? forward_backward_run({in[0]}, 1, forward, in[1]) : forward_run({in[0]}, forward);
     };
-    const auto last_rows = [](const Tensors& all) {
-      Tensors rows;
-      for (const Tensor& t : all) rows.push_back(last(t, 0, 64));
-      return rows;
-    };
-    p.sample_inputs = last_rows;
-    p.sample_outputs = last_rows;
+    p.sample_inputs = p.sample_outputs = [](const Tensors& all) { return last_of_each(all, 64); };
     return p;
   }
   check<ValueError>(row.op == "cross_entropy", "shapes: ", row.op, " is no operation of the softmax family");

@@ -205,26 +205,8 @@ __global__ void __launch_bounds__(Tile::threads, blocks_beside(Tile::tall * Tile
   const int32_t group = within / column_tiles, first_pixel = row_tile * Tile::rows, first_column = (within - group * column_tiles) * Tile::columns;
   const WindowLoader<Tile, bytes> loader(p, source + static_cast<int64_t>(group) * p.source_group, weight + group * p.weight_group, first_pixel, first_column);
 
-  // Note [A ring of stages]
-  // Step t is multiplied out of stage t % stages, while the next stages - 1 steps are on their way. The barrier comes after each thread has waited for its own copies
-  // of step t: then all of them have landed. It also ends everyone's reading of step t - 1, whose stage is filled again right after it.
-  // A group of copies is closed in every step, empty or not, so that the number of groups in flight is the same to the end.
-  const int steps = ceil_div(p.depth, Tile::depth);
-#pragma unroll
-  for (int t = 0; t < stages - 1; ++t) {
-    if (t < steps) loader.copy(ring, t, t);
-    commit_copies();
-  }
   float sums[Tile::tall][Tile::wide][4] = {};
-  for (int t = 0; t < steps; ++t) {
-    wait_for_copies<stages - 2>();
-    __syncthreads();
-    const int next = t + stages - 1;
-    if (next < steps) loader.copy(ring, next % stages, next);
-    commit_copies();
-    Tile::multiply(ring, t % stages, sums);
-  }
-  wait_for_copies<0>();
+  run_ring(ceil_div(p.depth, Tile::depth), [&](int stage, int t) { loader.copy(ring, stage, t); }, [&](int stage) { Tile::multiply(ring, stage, sums); });
   __syncthreads();                                      // the results take the ring's place
 
   auto& staged = shared<typename Tile::Staged>();

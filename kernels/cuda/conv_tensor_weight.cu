@@ -174,24 +174,9 @@ __global__ void __launch_bounds__(Tile::threads, blocks_beside(Tile::tall * Tile
   const int32_t end = static_cast<int32_t>(begin + p.pixels_per_split < p.pixels ? begin + p.pixels_per_split : p.pixels);
   const int steps = begin < end ? static_cast<int>((end - begin + Tile::depth - 1) / Tile::depth) : 0;
   const PixelLoader<Tile, bytes> loader(p, x + static_cast<int64_t>(group) * p.x_group, dy + static_cast<int64_t>(group) * p.dy_group, first_row, first_column);
-  const auto copy = [&](int stage, int t) { loader.copy(ring, stage, static_cast<int32_t>(begin + static_cast<int64_t>(t) * Tile::depth), end); };
-
-  // See Note [A ring of stages] in conv_tensor.cu.
-#pragma unroll
-  for (int t = 0; t < stages - 1; ++t) {
-    if (t < steps) copy(t, t);
-    commit_copies();
-  }
   float sums[Tile::tall][Tile::wide][4] = {};
-  for (int t = 0; t < steps; ++t) {
-    wait_for_copies<stages - 2>();
-    __syncthreads();
-    const int next = t + stages - 1;
-    if (next < steps) copy(next % stages, next);
-    commit_copies();
-    Tile::multiply(ring, t % stages, sums);
-  }
-  wait_for_copies<0>();
+  run_ring(steps, [&](int stage, int t) { loader.copy(ring, stage, static_cast<int32_t>(begin + static_cast<int64_t>(t) * Tile::depth), end); },
+           [&](int stage) { Tile::multiply(ring, stage, sums); });
 
   parts += static_cast<int64_t>(blockIdx.y) * p.part_split + group * p.part_group;
 #pragma unroll

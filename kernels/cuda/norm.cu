@@ -56,15 +56,6 @@ __global__ __launch_bounds__(team_threads, 2) void batch_norm_eval_kernel(Walk w
 // --- backward ---
 
 template <int pack, class T>
-__device__ GradientPacks<T, pack> load_gradients(const NormBackward<T>& b, int64_t offset) {
-  GradientPacks<T, pack> packs = {};
-  packs.dy = load_pack<T, pack>(b.dy + offset, 0);
-  packs.x = load_pack<T, pack>(b.x + offset, 0);
-  if (b.y) packs.y = load_pack<T, pack>(b.y + offset, 0);
-  return packs;
-}
-
-template <int pack, class T>
 struct FindSums {
   using Partial = GradientSums;
   using Join = JoinSums;

@@ -157,15 +157,6 @@ struct FindColumnMoments {
   }
 };
 
-template <int pack, class T>
-__device__ GradientPacks<T, pack> load_gradients(const NormBackward<T>& b, int64_t offset) {
-  GradientPacks<T, pack> packs = {};
-  packs.dy = load_pack<T, pack>(b.dy + offset, 0);
-  packs.x = load_pack<T, pack>(b.x + offset, 0);
-  if (b.y) packs.y = load_pack<T, pack>(b.y + offset, 0);
-  return packs;
-}
-
 // Sums in the type that T is computed in over a run of rows, in float64 beyond.
 template <int pack, class T>
 struct FindColumnSums {

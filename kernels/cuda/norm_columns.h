@@ -108,6 +108,15 @@ struct NormBackward {
   }
 };
 
+template <int pack, class T>
+__device__ GradientPacks<T, pack> load_gradients(const NormBackward<T>& b, int64_t offset) {
+  GradientPacks<T, pack> packs = {};
+  packs.dy = load_pack<T, pack>(b.dy + offset, 0);
+  packs.x = load_pack<T, pack>(b.x + offset, 0);
+  if (b.y) packs.y = load_pack<T, pack>(b.y + offset, 0);
+  return packs;
+}
+
 // norm_columns.cu: x is channels-last, or has one element a channel in each row.
 void batch_norm_train_columns(Queue, const NormGeometry&, bool has_relu, const ConstView& x, const ConstView& residual, const ConstView& gamma,
                               const ConstView& beta, const View& y, const View& mean, const View& invstd);

@@ -157,111 +157,51 @@ __device__ inline void wait_for_products() { asm volatile("wgmma.wait_group.sync
 // A row of d's asm operands can only be written out, which these do for 8 registers at a time.
 #define FOVEA_SUMS_8(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
 #define FOVEA_SUMS_32(i) FOVEA_SUMS_8(i), FOVEA_SUMS_8(i + 8), FOVEA_SUMS_8(i + 16), FOVEA_SUMS_8(i + 24)
+// Their names within the instruction, and the instruction: its shape, its types and its flags stand in a text, which no template can put together.
+#define FOVEA_NAMES_32 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define FOVEA_NAMES_64 FOVEA_NAMES_32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define FOVEA_NAMES_96 FOVEA_NAMES_64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
+  "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define FOVEA_NAMES_128 FOVEA_NAMES_96 ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
+  "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+#define FOVEA_MULTIPLY(shape, names, a_name, b_name, flag_name, tail, ...)                                                                  \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " flag_name ", 0;\nwgmma.mma_async.sync.aligned." shape " {" names "}, " a_name ", " b_name ", p, 1, 1" tail ";\n}" \
+               : __VA_ARGS__                                                                                                                \
+               : "l"(a), "l"(b), "r"(static_cast<int>(accumulates)))
+#define FOVEA_MULTIPLY_GROUP(depth, types, tail)                                                                                            \
+  static_assert(columns == 64 || columns == 128 || columns == 256);                                                                         \
+  if constexpr (columns == 64)                                                                                                              \
+    FOVEA_MULTIPLY("m64n64" depth types, FOVEA_NAMES_32, "%32", "%33", "%34", tail, FOVEA_SUMS_32(0));                                      \
+  else if constexpr (columns == 128)                                                                                                        \
+    FOVEA_MULTIPLY("m64n128" depth types, FOVEA_NAMES_64, "%64", "%65", "%66", tail, FOVEA_SUMS_32(0), FOVEA_SUMS_32(32));                  \
+  else                                                                                                                                      \
+    FOVEA_MULTIPLY("m64n256" depth types, FOVEA_NAMES_128, "%128", "%129", "%130", tail, FOVEA_SUMS_32(0), FOVEA_SUMS_32(32), FOVEA_SUMS_32(64), FOVEA_SUMS_32(96))
 
 // d = a b, or (where it accumulates) d += a b, with a [64,k], b [k,columns] and d [64,columns]; columns is 64, 128 or 256, and k 16 (8 for TF32). Starts only. a and b
 // lie in shared memory and are given by group_operand(). Of thread 32 w + l of the four warps, with g = l / 4 and t = l % 4, d[4 j] and d[4 j + 1] are columns
 // 8 j + 2 t and + 1 of row 16 w + g, d[4 j + 2] and d[4 j + 3] those of row 16 w + g + 8.
 template <int columns>
 __device__ inline void multiply_group(float (&d)[columns / 2], uint64_t a, uint64_t b, float16, bool accumulates) {
-  static_assert(columns == 64 || columns == 128 || columns == 256);
-  if constexpr (columns == 64)
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {"
-                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-                 "}, %32, %33, p, 1, 1, 0, 0;\n}"
-                 : FOVEA_SUMS_32(0)
-                 : "l"(a), "l"(b), "r"(static_cast<int>(accumulates)));
-  else if constexpr (columns == 128)
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\nwgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {"
-                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-                 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-                 "}, %64, %65, p, 1, 1, 0, 0;\n}"
-                 : FOVEA_SUMS_32(0), FOVEA_SUMS_32(32)
-                 : "l"(a), "l"(b), "r"(static_cast<int>(accumulates)));
-  else if constexpr (columns == 256)
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\nwgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16 {"
-                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-                 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
-                 "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
-                 "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
-                 "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
-                 "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
-                 "}, %128, %129, p, 1, 1, 0, 0;\n}"
-                 : FOVEA_SUMS_32(0), FOVEA_SUMS_32(32), FOVEA_SUMS_32(64), FOVEA_SUMS_32(96)
-                 : "l"(a), "l"(b), "r"(static_cast<int>(accumulates)));
+  FOVEA_MULTIPLY_GROUP("k16", ".f32.f16.f16", ", 0, 0");
 }
 template <int columns>
 __device__ inline void multiply_group(float (&d)[columns / 2], uint64_t a, uint64_t b, bfloat16, bool accumulates) {
-  static_assert(columns == 64 || columns == 128 || columns == 256);
-  if constexpr (columns == 64)
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
-                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-                 "}, %32, %33, p, 1, 1, 0, 0;\n}"
-                 : FOVEA_SUMS_32(0)
-                 : "l"(a), "l"(b), "r"(static_cast<int>(accumulates)));
-  else if constexpr (columns == 128)
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\nwgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
-                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-                 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-                 "}, %64, %65, p, 1, 1, 0, 0;\n}"
-                 : FOVEA_SUMS_32(0), FOVEA_SUMS_32(32)
-                 : "l"(a), "l"(b), "r"(static_cast<int>(accumulates)));
-  else if constexpr (columns == 256)
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\nwgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {"
-                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-                 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
-                 "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
-                 "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
-                 "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
-                 "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
-                 "}, %128, %129, p, 1, 1, 0, 0;\n}"
-                 : FOVEA_SUMS_32(0), FOVEA_SUMS_32(32), FOVEA_SUMS_32(64), FOVEA_SUMS_32(96)
-                 : "l"(a), "l"(b), "r"(static_cast<int>(accumulates)));
+  FOVEA_MULTIPLY_GROUP("k16", ".f32.bf16.bf16", ", 0, 0");
 }
 template <int columns>
 __device__ inline void multiply_group_tf32(float (&d)[columns / 2], uint64_t a, uint64_t b, bool accumulates) {
-  static_assert(columns == 64 || columns == 128 || columns == 256);
-  if constexpr (columns == 64)
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\nwgmma.mma_async.sync.aligned.m64n64k8.f32.tf32.tf32 {"
-                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-                 "}, %32, %33, p, 1, 1;\n}"
-                 : FOVEA_SUMS_32(0)
-                 : "l"(a), "l"(b), "r"(static_cast<int>(accumulates)));
-  else if constexpr (columns == 128)
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\nwgmma.mma_async.sync.aligned.m64n128k8.f32.tf32.tf32 {"
-                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-                 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-                 "}, %64, %65, p, 1, 1;\n}"
-                 : FOVEA_SUMS_32(0), FOVEA_SUMS_32(32)
-                 : "l"(a), "l"(b), "r"(static_cast<int>(accumulates)));
-  else if constexpr (columns == 256)
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\nwgmma.mma_async.sync.aligned.m64n256k8.f32.tf32.tf32 {"
-                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-                 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
-                 "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
-                 "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
-                 "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
-                 "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
-                 "}, %128, %129, p, 1, 1;\n}"
-                 : FOVEA_SUMS_32(0), FOVEA_SUMS_32(32), FOVEA_SUMS_32(64), FOVEA_SUMS_32(96)
-                 : "l"(a), "l"(b), "r"(static_cast<int>(accumulates)));
+  FOVEA_MULTIPLY_GROUP("k8", ".f32.tf32.tf32", "");
 }
-#undef FOVEA_SUMS_8
+#undef FOVEA_MULTIPLY_GROUP
+#undef FOVEA_MULTIPLY
+#undef FOVEA_NAMES_128
+#undef FOVEA_NAMES_96
+#undef FOVEA_NAMES_64
+#undef FOVEA_NAMES_32
 #undef FOVEA_SUMS_32
+#undef FOVEA_SUMS_8
 
 // ---- registers ----
 
