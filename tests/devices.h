@@ -10,6 +10,8 @@
 #include <fovea/tensor/creation.h>
 #include <fovea/tensor/named_tensors.h>
 
+#include "default_device.h"
+
 namespace fovea::testing {
 
 // Decorates a case about the CPU itself: its kernels, its allocator, memory that host code reads, processes that fork. Left out where tensors are made elsewhere.
@@ -34,18 +36,6 @@ Tensor filled(const Shape& shape, const Value& value) {
   for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<T>(value(static_cast<int64_t>(i)));
   return from_vector(values, shape);
 }
-
-// Where tensors are made while it is alive.
-class DefaultDevice {
- public:
-  explicit DefaultDevice(Device device) : before_(default_device()) { set_default_device(device); }
-  ~DefaultDevice() { set_default_device(before_); }
-  DefaultDevice(const DefaultDevice&) = delete;
-  DefaultDevice& operator=(const DefaultDevice&) = delete;
-
- private:
-  Device before_;
-};
 
 // How often to do something, or how large to make it: less over the model of CUDA, which takes a thousand times as long.
 inline int64_t less_over_the_model([[maybe_unused]] int64_t elsewhere, [[maybe_unused]] int64_t over_the_model) {

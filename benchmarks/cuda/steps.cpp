@@ -5,6 +5,7 @@
 #include <fovea/fovea.h>
 
 #include "../../examples/handwriting/recognizer.h"
+#include "../../tests/default_device.h"
 #include "problem.h"
 #include "resnet.h"
 
@@ -43,16 +44,7 @@ Tensor ResNet50::forward(const Tensor& x) { return head_(global_avg_pool(body_(x
 
 namespace {
 
-class DefaultDevice {                                             // where modules are made, for the life of the object
- public:
-  explicit DefaultDevice(Device device) : before_(default_device()) { set_default_device(device); }
-  ~DefaultDevice() { set_default_device(before_); }
-  DefaultDevice(const DefaultDevice&) = delete;
-  DefaultDevice& operator=(const DefaultDevice&) = delete;
-
- private:
-  Device before_;
-};
+using testing::DefaultDevice;
 
 Recognizer recognizer_of(int64_t height, int64_t classes) {
   return Recognizer({.height = height, .classes = classes, .channels = {32, 64, 128, 128}, .hidden = 128});
