@@ -24,7 +24,7 @@ struct Options {
   std::string family, filter, shapes, out = "results.csv", machine, commit = "unknown", vendor = "auto";
   int tier = 2;
   double minutes = 10, seconds = 0.3, search = 2.0;
-  bool only_ceilings = false, skips_done = false;
+  bool only_ceilings = false, skips_done = false, checks_vendor = false;
 };
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
@@ -32,7 +32,7 @@ double now() { return std::chrono::duration<double>(std::chrono::steady_clock::n
 // --- vendors ---
 
 // The module's vendor, or null with the reason in `missing`. It stays loaded.
-std::unique_ptr<Vendor> load_vendor(const std::string& file, std::string& missing) {
+std::unique_ptr<Vendor> load_vendor(const std::string& file, bool has_device, std::string& missing) {
   const std::string path = std::filesystem::read_symlink("/proc/self/exe").parent_path() / file;
   void* module = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   const auto make = module ? reinterpret_cast<MakeVendor>(dlsym(module, make_vendor_symbol)) : nullptr;
@@ -42,27 +42,38 @@ std::unique_ptr<Vendor> load_vendor(const std::string& file, std::string& missin
     return nullptr;
   }
   try {
-    return std::unique_ptr<Vendor>(make());
+    return std::unique_ptr<Vendor>(make(has_device));
   } catch (const std::exception& error) {
     missing = error.what();
     return nullptr;
   }
 }
 
-Array array_of(const Tensor& x) {
-  Array a{.data = x.mutable_view().data, .dtype = x.dtype(), .shape = {}, .strides = {}, .values = {}};
-  for (int i = 0; i < x.rank(); ++i) {
-    a.shape.push_back(x.size(i));
-    a.strides.push_back(x.strides()[i]);
-  }
-  if (!is_floating(x.dtype())) a.values = x.to_vector<int64_t>();
-  return a;
-}
+const char* module_of(const std::string& family) { return family == "gemm" ? "fovea_vendor_cublas.so" : "fovea_vendor_cudnn.so"; }
 
-std::vector<Array> arrays_of(const Tensors& tensors) {
-  std::vector<Array> arrays;
-  for (const Tensor& t : tensors) arrays.push_back(t.defined() ? array_of(t) : Array{});
-  return arrays;
+bool is_wanted(const Row& row, const Options& options) { return str(row.key(), ",", row.what).find(options.filter) != std::string::npos; }
+
+// What can be tried of the vendor's side on a machine without a GPU: descriptors, and for convolutions plans for a GPU that is only described. Prints a line a row.
+int check_vendor(const Options& options) {
+  std::string missing;
+  const std::unique_ptr<Vendor> vendor = load_vendor(module_of(options.family), false, missing);
+  check<Error>(vendor != nullptr, "the vendor's library cannot be loaded: ", missing);
+  int refused = 0, rows = 0;
+  for (const Row& row : read_rows(options.shapes + "/" + options.family + ".csv", options.family, options.tier)) {
+    if (!is_wanted(row, options)) continue;
+    ++rows;
+    std::string answer;
+    try {
+      answer = vendor->check_without_device(described_task(row), options.search);
+    } catch (const Error& error) {
+      answer = str("REFUSED: ", error.what());
+      ++refused;
+    }
+    std::printf("%s: %s\n", row.key().c_str(), answer.c_str());
+    std::fflush(stdout);
+  }
+  std::printf("%s: %d of %d rows refused\n", options.family.c_str(), refused, rows);
+  return refused > 0 ? 1 : 0;
 }
 
 // --- whether a result is right ---
@@ -391,20 +402,23 @@ Options parse(int argc, char** argv) {
     else if (name == "--search") options.search = std::stod(value());
     else if (name == "--ceilings") options.only_ceilings = true;
     else if (name == "--skip-done") options.skips_done = true;
+    else if (name == "--check-vendor") options.checks_vendor = true;
     else fail<ValueError>("unknown option ", name, "\nusage: fovea_cuda_bench --shapes DIR --family NAME [--filter TEXT] [--tier 1|2|3] [--minutes M] [--out results.csv]\n"
                           "       [--machine machine.csv] [--vendor auto|none|self] [--seconds per row and side] [--search seconds for a vendor's algorithms]\n"
-                          "       [--skip-done] [--commit C], or --ceilings --machine machine.csv");
+                          "       [--skip-done] [--commit C], or --ceilings --machine machine.csv,\n"
+                          "       or --check-vendor --shapes DIR --family NAME [--filter TEXT] [--tier T] [--search seconds]");
   }
   return options;
 }
 
 int run(const Options& options) {
+  if (options.checks_vendor) return check_vendor(options);
   check<DeviceError>(cuda::device_count() > 0, "no CUDA device on this machine; what can be tried without one: benchmarks/run_gpu.sh --dry-run");
   set_default_device(Device::cuda(0));
   const bool has_vendor = options.vendor == "auto" && !is_model;
   std::string missing;
   const bool is_product = options.only_ceilings || options.family == "gemm";
-  std::unique_ptr<Vendor> vendor = has_vendor ? load_vendor(is_product ? "fovea_vendor_cublas.so" : "fovea_vendor_cudnn.so", missing) : nullptr;
+  std::unique_ptr<Vendor> vendor = has_vendor ? load_vendor(module_of(is_product ? "gemm" : options.family), true, missing) : nullptr;
   if (has_vendor && !vendor) std::printf("no vendor to compare with: %s\n", missing.c_str());
   const Machine machine = this_machine();
   Ceilings ceilings;
@@ -417,7 +431,7 @@ int run(const Options& options) {
   const double end = now() + 60 * options.minutes;
   int bad = 0, left = 0;
   for (const Row& row : read_rows(options.shapes + "/" + options.family + ".csv", options.family, options.tier)) {
-    if (done.count(row.key()) || str(row.key(), ",", row.what).find(options.filter) == std::string::npos) continue;
+    if (done.count(row.key()) || !is_wanted(row, options)) continue;
     if (now() > end) {
       ++left;
       continue;
