@@ -110,8 +110,13 @@ for tier in $tiers; do
   left=$((tier_end - SECONDS))
   [ $has_pytorch = yes ] && [ $left -gt 5 ] || continue
   started=$SECONDS
-  timeout -k 5 $((left + 60)) python3 "$here/cuda/pytorch_peer.py" --shapes "$shapes" --family "$families" --tier "$tier" --minutes "$(calculate "100 * $left / 60")e-2" \
-    --seconds $seconds --commit "$commit" --out "$out/pytorch.csv" --skip-done >>"$out/pytorch.log" 2>&1 || echo "pytorch: status $?, see $out/pytorch.log"
+  for attempt in 1 2 3 4; do                     # status 3: the device was lost in a row, which has its line
+    timeout -k 5 $((tier_end - SECONDS + 60)) python3 "$here/cuda/pytorch_peer.py" --shapes "$shapes" --family "$families" --tier "$tier" \
+      --minutes "$(calculate "100 * ($tier_end - $SECONDS) / 60")e-2" --seconds $seconds --commit "$commit" --out "$out/pytorch.csv" --skip-done >>"$out/pytorch.log" 2>&1
+    status=$?
+    if [ $status -ne 3 ] || [ $((tier_end - SECONDS)) -le 0 ]; then break; fi
+  done
+  [ $status -eq 0 ] || echo "pytorch: status $status, see $out/pytorch.log"
   echo "pytorch, tier $tier: in $((SECONDS - started)) s"
   report
 done
