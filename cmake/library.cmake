@@ -34,8 +34,9 @@ add_library(fovea ${FOVEA_SOURCES})
 add_library(fovea::fovea ALIAS fovea)
 target_compile_features(fovea PUBLIC cxx_std_20)
 # While the version is 0.x, every minor version may change the ABI.
+# No symbol tells a shared library's objects from a static one's: nothing asks for it, and the compiler's cache serves both.
 set_target_properties(fovea PROPERTIES VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR}
-  POSITION_INDEPENDENT_CODE ON)
+  POSITION_INDEPENDENT_CODE ON DEFINE_SYMBOL "")
 target_include_directories(fovea
   PUBLIC $<BUILD_INTERFACE:${FOVEA_INCLUDE}> $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>
   PRIVATE ${PROJECT_SOURCE_DIR})

@@ -2,6 +2,7 @@
 // An engine is left out where its numerical notes say that it computes less exactly than the task asks for.
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <set>
 
 #include "cudnn_vendor.h"
@@ -78,7 +79,27 @@ Direction direction_of(const std::string& name) {
           CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_BETA};
 }
 
-Backend operation_graph(cudnnHandle_t handle, const Task& task) {
+// What plans are made for: the GPU behind a handle, or one that is only described.
+struct Target {
+  cudnnHandle_t handle = nullptr;
+  Backend device;
+};
+
+// An H200, in the words of cuDNN's serialised device properties: limits of compute capability 9.0 from the CUDA programming guide, sizes and clocks from NVIDIA's data sheet.
+Target described_h200() {
+  const std::string text =
+      R"({"deviceName":"NVIDIA H200","deviceVer":900,"driverVer":13000,"cudaDeviceId":0,"pciDeviceId":0,"isTccDriver":0,"supportCoopLaunch":1,)"
+      R"("multiProcessorCount":132,"warpSize":32,"maxGridSize":[2147483647,65535,65535],"maxBlockSize":[1024,1024,64],"maxThreadsPerBlock":1024,"maxThreadsPerSM":2048,)"
+      R"("maxCtasPerSM":32,"regsPerBlock":65536,"maxRegistersPerSM":65536,"maxSharedMemoryPerBlock":49152,"maxSharedMemoryPerBlockOptin":232448,)"
+      R"("reservedSharedMemoryPerBlock":1024,"totalGlobalMem":150000000000,"l2CacheSize":62914560,"smClockRateKHz":1980000,"memClockRateKHz":3201000,)"
+      R"("schemaVersion":1,"cudnnVersion":)" + std::to_string(cudnnGetVersion()) + "}";
+  Target target{.device = make_backend(CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR)};
+  set(target.device, CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION, CUDNN_TYPE_CHAR, static_cast<int64_t>(text.size() + 1), text.c_str());
+  finalize(target.device, "description of a device");
+  return target;
+}
+
+Backend operation_graph(const Target& target, const Task& task) {
   const Direction d = direction_of(task.direction);
   const Backend operation = make_backend(d.type);
   const double alpha = 1, beta = 0;
@@ -91,14 +112,15 @@ Backend operation_graph(cudnnHandle_t handle, const Task& task) {
   finalize(operation, "convolution operation");
   const Backend graph = make_backend(CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR);
   set(graph, CUDNN_ATTR_OPERATIONGRAPH_OPS, operation);
-  set(graph, CUDNN_ATTR_OPERATIONGRAPH_HANDLE, CUDNN_TYPE_HANDLE, 1, &handle);
+  if (target.handle) set(graph, CUDNN_ATTR_OPERATIONGRAPH_HANDLE, CUDNN_TYPE_HANDLE, 1, &target.handle);
   finalize(graph, "operation graph");
   return graph;
 }
 
 // The engine configurations that a heuristic mode names, the best first.
-std::vector<Backend> configurations(const Backend& graph, cudnnBackendHeurMode_t mode) {
+std::vector<Backend> configurations(const Target& target, const Backend& graph, cudnnBackendHeurMode_t mode) {
   const Backend heuristic = make_backend(CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR);
+  if (target.device) set(heuristic, CUDNN_ATTR_ENGINEHEUR_DEVICEPROP, target.device);
   set(heuristic, CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, graph);
   set(heuristic, CUDNN_ATTR_ENGINEHEUR_MODE, CUDNN_TYPE_HEUR_MODE, 1, &mode);
   if (cudnnBackendFinalize(heuristic.get()) != CUDNN_STATUS_SUCCESS) return {};
@@ -149,9 +171,10 @@ std::string name_of(const Engine& engine) {
   return name;
 }
 
-Algorithm plan_of(cudnnHandle_t handle, const Backend& configuration, const Engine& engine) {
+Algorithm plan_of(const Target& target, const Backend& configuration, const Engine& engine) {
   const Backend plan = make_backend(CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR);
-  set(plan, CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_TYPE_HANDLE, 1, &handle);
+  if (target.device) set(plan, CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP, target.device);
+  else set(plan, CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_TYPE_HANDLE, 1, &target.handle);
   set(plan, CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, configuration);
   finalize(plan, "execution plan");
   int64_t bytes = 0, count = 0;
@@ -159,7 +182,7 @@ Algorithm plan_of(cudnnHandle_t handle, const Backend& configuration, const Engi
   constexpr int64_t most = int64_t{4} << 30;
   check<Error>(bytes <= most, name_of(engine), " wants ", bytes >> 20, " MiB of workspace");
   return {.name = name_of(engine), .workspace_bytes = bytes,
-          .run = [handle, plan](void* stream, const std::vector<Array>& in, const std::vector<Array>& out, void* workspace) {
+          .run = [handle = target.handle, plan](void* stream, const std::vector<Array>& in, const std::vector<Array>& out, void* workspace) {
             check_status(cudnnSetStream(handle, static_cast<cudaStream_t>(stream)), "cudnnSetStream");
             const Backend pack = make_backend(CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR);
             const int64_t ids[] = {0, 1, 2};
@@ -172,23 +195,47 @@ Algorithm plan_of(cudnnHandle_t handle, const Backend& configuration, const Engi
           }};
 }
 
-}  // namespace
-
-Makers conv_algorithms(cudnnHandle_t handle, const Task& task) {
-  const Backend graph = operation_graph(handle, task);
+Makers plans_for(const Target& target, const Task& task) {
+  const Backend graph = operation_graph(target, task);
   Makers makers;
   std::set<int64_t> engines;                                     // of a later mode only engines that the one before did not name
   for (cudnnBackendHeurMode_t mode : {CUDNN_HEUR_MODE_A, CUDNN_HEUR_MODE_B, CUDNN_HEUR_MODE_FALLBACK}) {
     const std::set<int64_t> before = engines;
-    for (const Backend& configuration : configurations(graph, mode)) {
+    for (const Backend& configuration : configurations(target, graph, mode)) {
       const Engine engine = engine_of(configuration);
       if (before.count(engine.index) || !is_exact_enough(engine, task)) continue;
       engines.insert(engine.index);
       // The graph has to live as long as its configurations do.
-      makers.push_back([handle, graph, configuration, engine] { return plan_of(handle, configuration, engine); });
+      makers.push_back([target, graph, configuration, engine] { return plan_of(target, configuration, engine); });
     }
   }
   return makers;
+}
+
+}  // namespace
+
+Makers conv_algorithms(cudnnHandle_t handle, const Task& task) { return plans_for({.handle = handle, .device = {}}, task); }
+
+std::string check_conv(const Task& task, double seconds) {
+  const auto now = [] { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); };
+  const Makers makers = plans_for(described_h200(), task);
+  check<Error>(!makers.empty(), "the heuristics name no engine that is exact enough");
+  size_t tried = 0, made = 0;
+  double longest = 0;
+  std::string refusal, fastest;
+  for (const double end = now() + seconds; tried < makers.size() && (tried == 0 || now() < end); ++tried) {
+    const double begin = now();
+    try {
+      const Algorithm algorithm = makers[tried]();
+      if (made++ == 0) fastest = algorithm.name;
+    } catch (const Error& error) {
+      refusal = error.what();
+    }
+    longest = std::max(longest, now() - begin);
+  }
+  check<Error>(made > 0, "no plan of ", makers.size(), " could be made: ", refusal);
+  return str(made, " plans made of ", tried, " tried of ", makers.size(), ", the slowest in ", static_cast<int>(1000 * longest), " ms; first: ", fastest,
+             refusal.empty() ? "" : "; refused: ", refusal);
 }
 
 }  // namespace fovea::benchmarks

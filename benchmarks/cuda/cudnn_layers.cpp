@@ -60,7 +60,8 @@ struct NormPlan {
   }
 };
 
-std::shared_ptr<NormPlan> norm_plan(cudnnHandle_t handle, const Task& task, cudnnBatchNormMode_t mode) {
+// The descriptors alone: no device is needed for them.
+std::shared_ptr<NormPlan> described_norm(const Task& task, cudnnBatchNormMode_t mode) {
   const auto plan = std::make_shared<NormPlan>();
   const Array& x = task.inputs[0];
   plan->mode = mode;
@@ -72,7 +73,12 @@ std::shared_ptr<NormPlan> norm_plan(cudnnHandle_t handle, const Task& task, cudn
     plan->relu = make_shared_descriptor<cudnnActivationDescriptor_t>(cudnnCreateActivationDescriptor, cudnnDestroyActivationDescriptor, "cudnnCreateActivationDescriptor");
     check_status(cudnnSetActivationDescriptor(plan->relu.get(), CUDNN_ACTIVATION_RELU, CUDNN_PROPAGATE_NAN, 0), "cudnnSetActivationDescriptor");
   }
-  const std::vector<float> zeros(static_cast<size_t>(x.shape[1]), 0.0f);
+  return plan;
+}
+
+std::shared_ptr<NormPlan> norm_plan(cudnnHandle_t handle, const Task& task, cudnnBatchNormMode_t mode) {
+  std::shared_ptr<NormPlan> plan = described_norm(task, mode);
+  const std::vector<float> zeros(static_cast<size_t>(task.inputs[0].shape[1]), 0.0f);
   plan->running_mean = std::make_unique<DeviceMemory>(zeros.data(), 4 * zeros.size());
   plan->running_variance = std::make_unique<DeviceMemory>(zeros.data(), 4 * zeros.size());
   if (task.direction == "eval") return plan;
@@ -138,6 +144,21 @@ Makers batch_norm_algorithms(cudnnHandle_t handle, const Task& task) {
   return makers;
 }
 
+std::string check_batch_norm(const Task& task) {
+  const std::shared_ptr<NormPlan> plan = described_norm(task, CUDNN_BATCHNORM_SPATIAL_PERSISTENT);
+  // What describes one value a channel must be what cuDNN derives from x.
+  const auto derived = make_shared_descriptor<cudnnTensorDescriptor_t>(cudnnCreateTensorDescriptor, cudnnDestroyTensorDescriptor, "cudnnCreateTensorDescriptor");
+  check_status(cudnnDeriveBNTensorDescriptor(derived.get(), plan->x.get(), plan->mode), "cudnnDeriveBNTensorDescriptor");
+  const auto sizes_of = [](cudnnTensorDescriptor_t descriptor) {
+    cudnnDataType_t type;
+    int rank = 0, sizes[4] = {}, strides[4] = {};
+    check_status(cudnnGetTensorNdDescriptor(descriptor, 4, &type, &rank, sizes, strides), "cudnnGetTensorNdDescriptor");
+    return str(type == CUDNN_DATA_FLOAT ? "float32 [" : "another type [", sizes[0], ",", sizes[1], ",", sizes[2], ",", sizes[3], "]");
+  };
+  check<Error>(sizes_of(derived.get()) == sizes_of(plan->channels.get()), "a value a channel is ", sizes_of(plan->channels.get()), ", cuDNN wants ", sizes_of(derived.get()));
+  return "descriptors made";
+}
+
 // --- pooling ---
 
 namespace {
@@ -186,6 +207,18 @@ Makers pooling_algorithms(cudnnHandle_t handle, const Task& task) {
           [=] { return pool_algorithm(handle, task, CUDNN_POOLING_MAX_DETERMINISTIC, "max deterministic"); }};
 }
 
+std::string check_pooling(const Task& task) {
+  for (const auto& make : pooling_algorithms(nullptr, task)) make();
+  const auto pool = make_shared_descriptor<cudnnPoolingDescriptor_t>(cudnnCreatePoolingDescriptor, cudnnDestroyPoolingDescriptor, "cudnnCreatePoolingDescriptor");
+  const int kernel = static_cast<int>(task["kernel"]), padding = static_cast<int>(task["pad"]), stride = static_cast<int>(task["stride"]);
+  check_status(cudnnSetPooling2dDescriptor(pool.get(), CUDNN_POOLING_MAX, CUDNN_PROPAGATE_NAN, kernel, kernel, padding, padding, stride, stride), "cudnnSetPooling2dDescriptor");
+  int n = 0, c = 0, h = 0, w = 0;
+  check_status(cudnnGetPooling2dForwardOutputDim(pool.get(), tensor_descriptor(task.inputs[0]).get(), &n, &c, &h, &w), "cudnnGetPooling2dForwardOutputDim");
+  const std::vector<int64_t>& y = task.direction == "backward" ? task.inputs[1].shape : task.outputs[0].shape;
+  check<Error>(y == std::vector<int64_t>{n, c, h, w}, "cuDNN's output is ", n, "x", c, "x", h, "x", w, ", ours ", y[0], "x", y[1], "x", y[2], "x", y[3]);
+  return "descriptors made";
+}
+
 // --- softmax ---
 
 Makers softmax_algorithms(cudnnHandle_t handle, const Task& task) {
@@ -207,6 +240,12 @@ Makers softmax_algorithms(cudnnHandle_t handle, const Task& task) {
     });
   }
   return makers;
+}
+
+std::string check_softmax(const Task& task) {
+  for (const auto& make : softmax_algorithms(nullptr, task)) make();
+  tensor_descriptor(task.inputs[0]);
+  return "descriptors made";
 }
 
 }  // namespace fovea::benchmarks

@@ -45,7 +45,8 @@ Shared<cudnnRNNDataDescriptor_t> sequences(LstmPlan& plan, int time, int batch, 
   return data;
 }
 
-std::shared_ptr<LstmPlan> lstm_plan(cudnnHandle_t handle, const Task& task, cudnnRNNAlgo_t algorithm) {
+// The descriptors; those that a device is needed for only where there is a handle.
+std::shared_ptr<LstmPlan> described_lstm(cudnnHandle_t handle, const Task& task, cudnnRNNAlgo_t algorithm) {
   const auto plan = std::make_shared<LstmPlan>();
   const int time = static_cast<int>(task["time"]), batch = static_cast<int>(task["batch"]);
   plan->layers = static_cast<int>(task["layers"]);
@@ -56,7 +57,7 @@ std::shared_ptr<LstmPlan> lstm_plan(cudnnHandle_t handle, const Task& task, cudn
   plan->has_backward = task.direction != "forward";
   const bool is_even = task.values.at("lengths") == "equal";
   plan->dropout = make_shared_descriptor<cudnnDropoutDescriptor_t>(cudnnCreateDropoutDescriptor, cudnnDestroyDropoutDescriptor, "cudnnCreateDropoutDescriptor");
-  check_status(cudnnSetDropoutDescriptor(plan->dropout.get(), handle, 0, nullptr, 0, 0), "cudnnSetDropoutDescriptor");
+  if (handle) check_status(cudnnSetDropoutDescriptor(plan->dropout.get(), handle, 0, nullptr, 0, 0), "cudnnSetDropoutDescriptor");
   plan->rnn = make_shared_descriptor<cudnnRNNDescriptor_t>(cudnnCreateRNNDescriptor, cudnnDestroyRNNDescriptor, "cudnnCreateRNNDescriptor");
   // As PyTorch: float32 sums for all types; float32 without tensor cores unless TF32 is allowed.
   const cudnnMathType_t math = plan->dtype != DType::float32 ? CUDNN_TENSOR_OP_MATH : task.allows_tf32 ? CUDNN_DEFAULT_MATH : CUDNN_FMA_MATH;
@@ -69,6 +70,11 @@ std::shared_ptr<LstmPlan> lstm_plan(cudnnHandle_t handle, const Task& task, cudn
   plan->y = sequences(*plan, time, batch, plan->directions * plan->hidden, is_even, lengths);
   const int64_t rows = int64_t{plan->layers} * plan->directions;
   plan->states = tensor_descriptor(cudnn_type(plan->dtype), {rows, batch, plan->hidden}, {int64_t{batch} * plan->hidden, plan->hidden, 1});
+  return plan;
+}
+
+std::shared_ptr<LstmPlan> lstm_plan(cudnnHandle_t handle, const Task& task, cudnnRNNAlgo_t algorithm) {
+  std::shared_ptr<LstmPlan> plan = described_lstm(handle, task, algorithm);
   check_status(cudnnGetRNNWeightSpaceSize(handle, plan->rnn.get(), &plan->weight_bytes), "cudnnGetRNNWeightSpaceSize");
   check_status(cudnnGetRNNTempSpaceSizes(handle, plan->rnn.get(), plan->has_backward ? CUDNN_FWD_MODE_TRAINING : CUDNN_FWD_MODE_INFERENCE, plan->x.get(),
                                          &plan->workspace_bytes, &plan->reserve_bytes),
@@ -148,6 +154,11 @@ Makers lstm_algorithms(cudnnHandle_t handle, const Task& task) {
           [=] { return lstm_algorithm(handle, task, CUDNN_RNN_ALGO_PERSIST_STATIC_SMALL_H, "persist static small hidden"); }};
 }
 
+std::string check_lstm(const Task& task) {
+  for (cudnnRNNAlgo_t algorithm : {CUDNN_RNN_ALGO_STANDARD, CUDNN_RNN_ALGO_PERSIST_STATIC, CUDNN_RNN_ALGO_PERSIST_STATIC_SMALL_H}) described_lstm(nullptr, task, algorithm);
+  return "descriptors made";
+}
+
 // --- CTC ---
 
 namespace {
@@ -182,7 +193,7 @@ struct CtcPlan {
   }
 };
 
-Algorithm ctc_algorithm(cudnnHandle_t handle, const Task& task, cudnnCTCLossAlgo_t algorithm, bool is_on_host) {
+std::shared_ptr<CtcPlan> described_ctc(const Task& task) {
   const auto plan = std::make_shared<CtcPlan>();
   const Array& logits = task.inputs[0];
   check<Error>(logits.dtype == DType::float32, "cuDNN's CTC takes float32 only");
@@ -190,6 +201,11 @@ Algorithm ctc_algorithm(cudnnHandle_t handle, const Task& task, cudnnCTCLossAlgo
   plan->loss = make_shared_descriptor<cudnnCTCLossDescriptor_t>(cudnnCreateCTCLossDescriptor, cudnnDestroyCTCLossDescriptor, "cudnnCreateCTCLossDescriptor");
   check_status(cudnnSetCTCLossDescriptor_v9(plan->loss.get(), CUDNN_DATA_FLOAT, CUDNN_LOSS_NORMALIZATION_SOFTMAX, CUDNN_CTC_ZERO_OOB_GRADIENTS, static_cast<int>(task["target"])),
                "cudnnSetCTCLossDescriptor_v9");
+  return plan;
+}
+
+Algorithm ctc_algorithm(cudnnHandle_t handle, const Task& task, cudnnCTCLossAlgo_t algorithm, bool is_on_host) {
+  const std::shared_ptr<CtcPlan> plan = described_ctc(task);
   if (is_on_host) {
     const CtcLabels& l = plan->labels_of(task.inputs);
     check_status(cudnnGetCTCLossWorkspaceSize(handle, plan->logits.get(), plan->logits.get(), l.host.data(), l.host_counts.data(), l.host_steps.data(), algorithm,
@@ -225,6 +241,13 @@ Makers ctc_algorithms(cudnnHandle_t handle, const Task& task) {
     for (cudnnCTCLossAlgo_t algorithm : {CUDNN_CTC_LOSS_ALGO_DETERMINISTIC, CUDNN_CTC_LOSS_ALGO_NON_DETERMINISTIC})
       makers.push_back([=] { return ctc_algorithm(handle, task, algorithm, is_on_host); });
   return makers;
+}
+
+std::string check_ctc(const Task& task) {
+  if (task.inputs[0].dtype != DType::float32) return "cuDNN's CTC takes float32 only";
+  described_ctc(task);
+  CtcLabels::flat(task.inputs[1], task.inputs[3].values);
+  return "descriptors made";
 }
 
 }  // namespace fovea::benchmarks

@@ -16,7 +16,13 @@ namespace fovea::benchmarks {
 
 using Makers = std::vector<std::function<Algorithm()>>;
 
-inline void check_status(cudnnStatus_t status, const char* what) { check<Error>(status == CUDNN_STATUS_SUCCESS, what, ": ", cudnnGetErrorString(status)); }
+// The error ends with what cuDNN itself says about it ("!handle", the condition that did not hold).
+inline void check_status(cudnnStatus_t status, const char* what) {
+  if (status == CUDNN_STATUS_SUCCESS) return;
+  char reason[256] = "";
+  cudnnGetLastErrorString(reason, sizeof reason);
+  fail<Error>(what, ": ", cudnnGetErrorString(status), reason[0] ? " (" : "", reason, reason[0] ? ")" : "");
+}
 
 inline cudnnDataType_t cudnn_type(DType dtype) {
   switch (dtype) {
@@ -71,5 +77,13 @@ Makers lstm_algorithms(cudnnHandle_t handle, const Task& task);
 Makers ctc_algorithms(cudnnHandle_t handle, const Task& task);
 Makers pooling_algorithms(cudnnHandle_t handle, const Task& task);
 Makers softmax_algorithms(cudnnHandle_t handle, const Task& task);
+
+// Vendor::check_without_device, one for each family.
+std::string check_conv(const Task& task, double seconds);
+std::string check_batch_norm(const Task& task);
+std::string check_lstm(const Task& task);
+std::string check_ctc(const Task& task);
+std::string check_pooling(const Task& task);
+std::string check_softmax(const Task& task);
 
 }  // namespace fovea::benchmarks

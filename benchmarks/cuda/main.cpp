@@ -3,11 +3,16 @@
 #include <dlfcn.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cmath>
+#include <condition_variable>
 #include <cstdio>
 #include <filesystem>
+#include <fstream>
 #include <iostream>
+#include <mutex>
+#include <thread>
 
 #include <fovea/fovea.h>
 #include <fovea/kernels/cuda/core/launch_log.h>
@@ -23,8 +28,8 @@ namespace {
 struct Options {
   std::string family, filter, shapes, out = "results.csv", machine, commit = "unknown", vendor = "auto";
   int tier = 2;
-  double minutes = 10, seconds = 0.3, search = 2.0;
-  bool only_ceilings = false, skips_done = false;
+  double minutes = 10, seconds = 0.3, search = 2.0, row_seconds = 60;
+  bool only_ceilings = false, skips_done = false, checks_vendor = false;
 };
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
@@ -32,7 +37,7 @@ double now() { return std::chrono::duration<double>(std::chrono::steady_clock::n
 // --- vendors ---
 
 // The module's vendor, or null with the reason in `missing`. It stays loaded.
-std::unique_ptr<Vendor> load_vendor(const std::string& file, std::string& missing) {
+std::unique_ptr<Vendor> load_vendor(const std::string& file, bool has_device, std::string& missing) {
   const std::string path = std::filesystem::read_symlink("/proc/self/exe").parent_path() / file;
   void* module = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   const auto make = module ? reinterpret_cast<MakeVendor>(dlsym(module, make_vendor_symbol)) : nullptr;
@@ -42,27 +47,38 @@ std::unique_ptr<Vendor> load_vendor(const std::string& file, std::string& missin
     return nullptr;
   }
   try {
-    return std::unique_ptr<Vendor>(make());
+    return std::unique_ptr<Vendor>(make(has_device));
   } catch (const std::exception& error) {
     missing = error.what();
     return nullptr;
   }
 }
 
-Array array_of(const Tensor& x) {
-  Array a{.data = x.mutable_view().data, .dtype = x.dtype(), .shape = {}, .strides = {}, .values = {}};
-  for (int i = 0; i < x.rank(); ++i) {
-    a.shape.push_back(x.size(i));
-    a.strides.push_back(x.strides()[i]);
-  }
-  if (!is_floating(x.dtype())) a.values = x.to_vector<int64_t>();
-  return a;
-}
+const char* module_of(const std::string& family) { return family == "gemm" ? "fovea_vendor_cublas.so" : "fovea_vendor_cudnn.so"; }
 
-std::vector<Array> arrays_of(const Tensors& tensors) {
-  std::vector<Array> arrays;
-  for (const Tensor& t : tensors) arrays.push_back(t.defined() ? array_of(t) : Array{});
-  return arrays;
+bool is_wanted(const Row& row, const Options& options) { return str(row.key(), ",", row.what).find(options.filter) != std::string::npos; }
+
+// What can be tried of the vendor's side on a machine without a GPU: descriptors, and for convolutions plans for a GPU that is only described. Prints a line a row.
+int check_vendor(const Options& options) {
+  std::string missing;
+  const std::unique_ptr<Vendor> vendor = load_vendor(module_of(options.family), false, missing);
+  check<Error>(vendor != nullptr, "the vendor's library cannot be loaded: ", missing);
+  int refused = 0, rows = 0;
+  for (const Row& row : read_rows(options.shapes + "/" + options.family + ".csv", options.family, options.tier)) {
+    if (!is_wanted(row, options)) continue;
+    ++rows;
+    std::string answer;
+    try {
+      answer = vendor->check_without_device(described_task(row), options.search);
+    } catch (const Error& error) {
+      answer = str("REFUSED: ", error.what());
+      ++refused;
+    }
+    std::printf("%s: %s\n", row.key().c_str(), answer.c_str());
+    std::fflush(stdout);
+  }
+  std::printf("%s: %d of %d rows refused\n", options.family.c_str(), refused, rows);
+  return refused > 0 ? 1 : 0;
 }
 
 // --- whether a result is right ---
@@ -148,12 +164,78 @@ class Tf32Scope {
   bool before_;
 };
 
+// --- rows that end the program ---
+
+// What a row was doing: a device that is lost or a row that never ends is the vendor's if it happens in the vendor's stage.
+enum class Stage { reference, ours, vendor, timing };
+constexpr const char* stage_names[] = {"computing the reference", "our own runs", "the vendor's runs", "timing"};
+
+// A kernel failed in a way that only a new process gets over.
+struct DeviceLost : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// Throws DeviceLost where no work gets through any more. An error that was waiting to be reported is not one: it comes once.
+void check_device() {
+  try {
+    cuda::synchronize(0);
+  } catch (const std::exception&) {
+    try {
+      cuda::synchronize(0);
+    } catch (const std::exception& error) {
+      throw DeviceLost(error.what());
+    }
+  }
+}
+
+// Calls `expired`, which ends the program, where it lives longer than it may: nothing else stops a kernel that does not end.
+class Watchdog {
+ public:
+  Watchdog(double seconds, std::function<void()> expired)
+      : thread_([this, seconds, expired = std::move(expired)] {
+          std::unique_lock lock(mutex_);
+          if (!over_.wait_for(lock, std::chrono::duration<double>(seconds), [this] { return is_over_; })) expired();
+        }) {}
+  ~Watchdog() {
+    {
+      const std::lock_guard lock(mutex_);
+      is_over_ = true;
+    }
+    over_.notify_one();
+    thread_.join();
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable over_;
+  bool is_over_ = false;
+  std::thread thread_;                                             // last: it uses what stands above
+};
+
+// Beside the results lies a note of the row that is being measured. Who finds one at the start (--skip-done) knows where the run before ended: that row is measured without
+// the vendor, and left out if the program ended in it again.
+class RowNote {
+ public:
+  explicit RowNote(const std::string& results) : path_(results + ".row") {}
+  void write(const std::string& key, bool has_vendor) const { std::ofstream(path_) << (has_vendor ? "with " : "without ") << key << "\n"; }
+  void remove() const { std::filesystem::remove(path_); }
+  std::string read() const {
+    std::string line;
+    std::ifstream file(path_);
+    std::getline(file, line);
+    return line;
+  }
+
+ private:
+  std::string path_;
+};
+
 // --- one row ---
 
 class Measurement {
  public:
-  Measurement(const Row& row, const Options& options, const Machine& machine, const Ceilings& ceilings, Vendor* vendor)
-      : row_(row), options_(options), machine_(machine), ceilings_(ceilings), vendor_(vendor), problem_(problem_of(row)), result_(row) {}
+  Measurement(const Row& row, const Options& options, const Machine& machine, const Ceilings& ceilings, Vendor* vendor, std::atomic<Stage>& stage)
+      : row_(row), options_(options), machine_(machine), ceilings_(ceilings), vendor_(vendor), stage_(stage), problem_(problem_of(row)), result_(row) {}
 
   Result run() {
     const Tf32Scope tf32(row_.allows_tf32());
@@ -166,10 +248,13 @@ class Measurement {
     const Run expected = problem_.bind(on_cpu(part, problem_.reference_dtype));
     Tensors reference = expected();
     for (int i = 1; i < problem_.compared_runs; ++i) reference = expected();
+    stage_ = Stage::ours;
     run_ours_once(reference);
     make_sets();
     std::optional<Shot> ours(std::in_place, our_work(), row_.direction == "eager");
+    stage_ = Stage::vendor;
     std::optional<Shot> vendors = vendor_shot(reference);
+    stage_ = Stage::timing;
     Times our_times, vendor_times;
     const Budget budget{.warm_up = is_model ? 0 : 0.2, .seconds = options_.seconds, .least_samples = is_model ? 2 : 10, .most_samples = is_model ? 2 : 100};
     measure_in_turn(*ours, vendors ? &*vendors : nullptr, budget, our_times, vendor_times);
@@ -287,6 +372,7 @@ class Measurement {
         best_workspace = workspace;
       } catch (const std::exception& error) {
         refusal = error.what();
+        check_device();
       }
     }
     if (wrong > 0) result_.note(str(wrong, " of the vendor's algorithms were wrong or wrote not everything (error ", best_error, ")"));
@@ -342,6 +428,7 @@ class Measurement {
   const Machine& machine_;
   const Ceilings& ceilings_;
   Vendor* vendor_;
+  std::atomic<Stage>& stage_;
   Problem problem_;
   Result result_;
   std::vector<Tensors> inputs_;
@@ -349,25 +436,55 @@ class Measurement {
   double output_bytes_ = 0;
 };
 
-// A line for the row whatever happens: an error is noted in it. True if all went well.
-bool measure(const Row& row, const Options& options, const Machine& machine, const Ceilings& ceilings, Vendor* vendor) {
+constexpr int good = 0, bad_row = 1, start_again = 3;                // also what the program ends with
+
+// The row ends the program, which has to be started again. In the vendor's stage its note is left: the next run measures the row without the vendor.
+int give_up(const Row& row, const Options& options, const RowNote& note, Stage stage, const std::string& why) {
+  const std::string sentence = str(why, " (in ", stage_names[static_cast<int>(stage)], ")");
+  std::printf("%s: %s\n", row.key().c_str(), sentence.c_str());
+  std::fflush(stdout);
+  if (stage == Stage::vendor) return start_again;
+  Result result(row);
+  result.set("commit", options.commit);
+  result.note(str("ours: ", sentence));
+  append(options.out, result);
+  note.remove();
+  return start_again;
+}
+
+// A line for the row whatever happens: an error is noted in it. Says `good`, `bad_row` or `start_again`.
+int measure(const Row& row, const Options& options, const Machine& machine, const Ceilings& ceilings, Vendor* vendor) {
+  const RowNote note(options.out);
+  note.write(row.key(), vendor != nullptr);
+  std::atomic<Stage> stage = Stage::reference;
   Result result(row);
   bool is_good = true;
   try {
-    result = Measurement(row, options, machine, ceilings, vendor).run();
+    const Watchdog watchdog(options.row_seconds, [&] {
+      std::_Exit(give_up(row, options, note, stage, str("not finished after ", options.row_seconds, " s")));
+    });
+    result = Measurement(row, options, machine, ceilings, vendor, stage).run();
     is_good = result.get("note").find("OURS IS WRONG") == std::string::npos;
+  } catch (const DeviceLost& error) {
+    return give_up(row, options, note, stage, str("the device is lost: ", error.what()));
   } catch (const std::exception& error) {
     result.set("commit", options.commit);
     result.note(str("ours: ", error.what()));
     is_good = false;
   }
+  try {
+    check_device();
+  } catch (const DeviceLost& error) {
+    return give_up(row, options, note, stage, str("the device is lost: ", result.get("note").empty() ? error.what() : result.get("note")));
+  }
   append(options.out, result);
+  note.remove();
   std::printf("%s %s %s %s %s: ours %s us, %s %s us, ratio %s, %s %% of the roof, error %s, %s%s%s\n", row.op.c_str(), row.direction.c_str(), row.dtype.c_str(),
               row.layout.c_str(), row.dims.c_str(), result.get("ours_us").c_str(), result.get("vendor").c_str(), result.get("vendor_us").c_str(),
               result.get("ratio").c_str(), result.get("roof_percent").c_str(), result.get("error_ours").c_str(), result.get("kernel").c_str(),
               result.get("note").empty() ? "" : "; ", result.get("note").c_str());
   std::fflush(stdout);
-  return is_good;
+  return is_good ? good : bad_row;
 }
 
 Options parse(int argc, char** argv) {
@@ -389,22 +506,26 @@ Options parse(int argc, char** argv) {
     else if (name == "--minutes") options.minutes = std::stod(value());
     else if (name == "--seconds") options.seconds = std::stod(value());
     else if (name == "--search") options.search = std::stod(value());
+    else if (name == "--row-seconds") options.row_seconds = std::stod(value());
     else if (name == "--ceilings") options.only_ceilings = true;
     else if (name == "--skip-done") options.skips_done = true;
+    else if (name == "--check-vendor") options.checks_vendor = true;
     else fail<ValueError>("unknown option ", name, "\nusage: fovea_cuda_bench --shapes DIR --family NAME [--filter TEXT] [--tier 1|2|3] [--minutes M] [--out results.csv]\n"
                           "       [--machine machine.csv] [--vendor auto|none|self] [--seconds per row and side] [--search seconds for a vendor's algorithms]\n"
-                          "       [--skip-done] [--commit C], or --ceilings --machine machine.csv");
+                          "       [--skip-done] [--row-seconds at most for one row] [--commit C], or --ceilings --machine machine.csv,\n"
+                          "       or --check-vendor --shapes DIR --family NAME [--filter TEXT] [--tier T] [--search seconds]");
   }
   return options;
 }
 
 int run(const Options& options) {
+  if (options.checks_vendor) return check_vendor(options);
   check<DeviceError>(cuda::device_count() > 0, "no CUDA device on this machine; what can be tried without one: benchmarks/run_gpu.sh --dry-run");
   set_default_device(Device::cuda(0));
   const bool has_vendor = options.vendor == "auto" && !is_model;
   std::string missing;
   const bool is_product = options.only_ceilings || options.family == "gemm";
-  std::unique_ptr<Vendor> vendor = has_vendor ? load_vendor(is_product ? "fovea_vendor_cublas.so" : "fovea_vendor_cudnn.so", missing) : nullptr;
+  std::unique_ptr<Vendor> vendor = has_vendor ? load_vendor(module_of(is_product ? "gemm" : options.family), true, missing) : nullptr;
   if (has_vendor && !vendor) std::printf("no vendor to compare with: %s\n", missing.c_str());
   const Machine machine = this_machine();
   Ceilings ceilings;
@@ -414,19 +535,27 @@ int run(const Options& options) {
   }
   if (options.only_ceilings) return 0;
   const std::set<std::string> done = options.skips_done ? keys_in(options.out) : std::set<std::string>();
+  const std::string ended_in = options.skips_done ? RowNote(options.out).read() : "";
   const double end = now() + 60 * options.minutes;
   int bad = 0, left = 0;
   for (const Row& row : read_rows(options.shapes + "/" + options.family + ".csv", options.family, options.tier)) {
-    if (done.count(row.key()) || str(row.key(), ",", row.what).find(options.filter) == std::string::npos) continue;
+    if (done.count(row.key()) || !is_wanted(row, options)) continue;
     if (now() > end) {
       ++left;
       continue;
     }
-    if (!measure(row, options, machine, ceilings, vendor.get())) ++bad;
+    if (ended_in == "without " + row.key()) {
+      give_up(row, options, RowNote(options.out), Stage::ours, "the program ended in this row, also without a vendor");
+      ++bad;
+      continue;
+    }
+    const int status = measure(row, options, machine, ceilings, ended_in == "with " + row.key() ? nullptr : vendor.get());
+    if (status == start_again) std::_Exit(start_again);            // nothing can be freed on a device that is lost
+    bad += status == bad_row;
     cuda::allocator::clear();
   }
   if (left > 0) std::printf("%s: time was up, %d rows were not measured\n", options.family.c_str(), left);
-  return bad > 0 ? 1 : 0;
+  return bad > 0 ? bad_row : good;
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include <fovea/tensor/tensor.h>
 
 #include "row.h"
+#include "vendor.h"
 
 namespace fovea::benchmarks {
 
@@ -48,5 +49,11 @@ Problem problem_of(const Row& row);
 Tensor random_input(const Row& row, const Shape& shape);
 Tensor last(const Tensor& x, int64_t axis, int64_t count);        // the last `count` along an axis, where tails of kernels' tiles lie; all, if there are fewer
 double bytes_of(const Tensors& tensors);
+
+// As a vendor gets them. Integers are copied to the host; an undefined tensor is an empty Array.
+Array array_of(const Tensor& x);
+std::vector<Array> arrays_of(const Tensors& tensors);
+// The row's task without memory: of inputs and outputs only shapes, strides and dtypes, and integers' values. Needs no device.
+Task described_task(const Row& row);
 
 }  // namespace fovea::benchmarks

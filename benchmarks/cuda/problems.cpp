@@ -30,6 +30,22 @@ double bytes_of(const Tensors& tensors) {
   return bytes;
 }
 
+Array array_of(const Tensor& x) {
+  Array a{.data = x.mutable_view().data, .dtype = x.dtype(), .shape = {}, .strides = {}, .values = {}};
+  for (int i = 0; i < x.rank(); ++i) {
+    a.shape.push_back(x.size(i));
+    a.strides.push_back(x.strides()[i]);
+  }
+  if (!is_floating(x.dtype())) a.values = x.to_vector<int64_t>();
+  return a;
+}
+
+std::vector<Array> arrays_of(const Tensors& tensors) {
+  std::vector<Array> arrays;
+  for (const Tensor& t : tensors) arrays.push_back(t.defined() ? array_of(t) : Array{});
+  return arrays;
+}
+
 namespace {
 
 using Forward = std::function<Tensor(const Tensors&)>;

@@ -2,6 +2,7 @@
 
 What runs one after the other on the GPU is recorded in a CUDA graph where that is possible, as ours is: kernels are compared, not Python. Optimizers and whole training
 steps are also what a user would wait for, and are timed eager where the row says so. TF32 is on in rows of dtype tf32 only, for products and convolutions alike.
+--device cpu computes each row once, on the CPU: with small shapes a test of this script where there is no GPU. It writes no times.
 """
 import argparse
 import csv
@@ -14,8 +15,10 @@ import torch
 import torch.nn.functional as F
 
 DTYPES = {"float32": torch.float32, "tf32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-# Of a family that is left out here (gemm) the vendor's library has already been measured by the program itself.
-FAMILIES = ("conv", "ctc", "lstm", "batchnorm", "optimizer", "steps", "elementwise", "softmax", "pooling")
+DEVICE = "cuda"                                                  # --device
+# Of these families the vendor's library has already been measured by the program itself.
+ELSEWHERE = ("gemm",)
+KEY = ("op", "direction", "dtype", "layout", "dims")
 COLUMNS = ("op,direction,dtype,layout,dims,family,tier,what,kernel,ours_us,ours_p10,ours_p90,vendor,vendor_algorithm,vendor_us,vendor_p10,vendor_p90,ratio,gflop,mb,tflops,tbs,"
            "roof_us,roof_percent,bound,error_ours,error_vendor,workspace_mb,vendor_workspace_mb,deterministic,cache,timing,sm_mhz,device,driver,commit,note").split(",")
 
@@ -72,7 +75,7 @@ class ResNet50(torch.nn.Module):
 
 
 def random(row, *shape):
-    x = torch.randn(*shape, device="cuda").to(DTYPES[row["dtype"]])
+    x = torch.randn(*shape, device=DEVICE).to(DTYPES[row["dtype"]])
     return x.contiguous(memory_format=torch.channels_last) if row["layout"] == "nhwc" and len(shape) == 4 else x
 
 
@@ -97,7 +100,7 @@ def conv(row, d):
 
 
 def lstm(row, d):
-    net = torch.nn.LSTM(d["input"], d["hidden"], num_layers=d["layers"], bidirectional=d["directions"] == 2).cuda().to(DTYPES[row["dtype"]])
+    net = torch.nn.LSTM(d["input"], d["hidden"], num_layers=d["layers"], bidirectional=d["directions"] == 2).to(DEVICE).to(DTYPES[row["dtype"]])
     net.flatten_parameters()
     x = random(row, d["time"], d["batch"], d["input"])
     if d["lengths"] != "equal":
@@ -130,8 +133,8 @@ def ctc(row, d):
         counts[::2] = 0
     if kind == "infeasible":
         steps[::2] = max(1, target // 2)
-    labels, counts, steps = labels.cuda(), counts.cuda(), steps.cuda()
-    dy = torch.ones(batch, device="cuda")
+    labels = labels.to(DEVICE)                                     # lengths stay on the host, where PyTorch would copy them to
+    dy = torch.ones(batch, device=DEVICE)
     def run():
         return torch.autograd.grad(F.ctc_loss(F.log_softmax(logits, 2), labels, steps, counts, reduction="none"), logits, dy)
     return [("native, float32", run)]
@@ -140,7 +143,7 @@ def ctc(row, d):
 def batch_norm(row, d):
     c = d["c"]
     x = random(row, d["n"], c, d["h"], d["w"])
-    gamma, beta, mean, variance = torch.rand(c, device="cuda") + 0.5, torch.randn(c, device="cuda"), torch.zeros(c, device="cuda"), torch.ones(c, device="cuda")
+    gamma, beta, mean, variance = torch.rand(c, device=DEVICE) + 0.5, torch.randn(c, device=DEVICE), torch.zeros(c, device=DEVICE), torch.ones(c, device=DEVICE)
     residual = random(row, *x.shape) if row["op"] == "batch_norm_add_relu" else None
     def forward():
         y = F.batch_norm(x, mean, variance, gamma, beta, row["direction"] != "eval")
@@ -168,10 +171,12 @@ def optimizer(row, d):
     for way in ("fused", "foreach"):
         if way == "fused" and row["op"] in ("rmsprop", "adagrad"):
             continue
-        parameters = [p.cuda().requires_grad_() for p in parameters_of(d["parameters"])]
+        parameters = [p.to(DEVICE).requires_grad_() for p in parameters_of(d["parameters"])]
         for p in parameters:
             p.grad = torch.randn_like(p) * 0.1
         options = {"lr": 1e-3, way: True, **({"momentum": 0.9, "weight_decay": 1e-4} if row["op"] == "sgd" else {})}
+        if DEVICE == "cuda" and row["op"] not in ("sgd", "adagrad"):
+            options["capturable"] = True                          # the step count on the device, so that a graph of steps counts; the others need none or have no such option
         update = classes[row["op"]](parameters, **options)
         def step(update=update, parameters=parameters):
             if row["op"] == "clip_adamw":
@@ -201,7 +206,7 @@ def elementwise(row, d):
 def softmax(row, d):
     x = random(row, d["n"], d["classes"])
     if row["op"] == "cross_entropy":
-        labels = torch.randint(0, d["classes"], (d["n"],), device="cuda")
+        labels = torch.randint(0, d["classes"], (d["n"],), device=DEVICE)
         x.requires_grad_()
         return [("", lambda: torch.autograd.grad(F.cross_entropy(x, labels), x))]
     if row["direction"] == "forward":
@@ -224,16 +229,16 @@ def pooling(row, d):
 def step(row, d):
     batch = d["batch"]
     if row["op"] == "crnn_step":
-        net = Recognizer(d["height"], d["classes"]).cuda()
+        net = Recognizer(d["height"], d["classes"]).to(DEVICE)
         update = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True)
-        x, labels = torch.randn(batch, 1, d["height"], d["width"], device="cuda"), torch.randint(1, d["classes"], (batch, d["target"]), device="cuda")
-        steps, counts = torch.full((batch,), d["width"] // 4, device="cuda"), torch.full((batch,), d["target"], device="cuda")
+        x, labels = torch.randn(batch, 1, d["height"], d["width"], device=DEVICE), torch.randint(1, d["classes"], (batch, d["target"]), device=DEVICE)
+        steps, counts = torch.full((batch,), d["width"] // 4), torch.full((batch,), d["target"])      # on the host, where PyTorch would copy them to
         def loss_of():
             return F.ctc_loss(F.log_softmax(net(x), 2), labels, steps, counts)
     else:
-        net = ResNet50(d["classes"]).cuda()
+        net = ResNet50(d["classes"]).to(DEVICE)
         update = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, fused=True)
-        x, labels = torch.randn(batch, 3, d["height"], d["width"], device="cuda"), torch.randint(0, d["classes"], (batch,), device="cuda")
+        x, labels = torch.randn(batch, 3, d["height"], d["width"], device=DEVICE), torch.randint(0, d["classes"], (batch,), device=DEVICE)
         def loss_of():
             return F.cross_entropy(net(x), labels)
     dtype = DTYPES[row["dtype"]]                                   # a half type: mixed precision, as ours under Autocast
@@ -241,7 +246,7 @@ def step(row, d):
         net, x = net.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
     def run():
         update.zero_grad()
-        with torch.autocast("cuda", dtype=dtype, enabled=dtype != torch.float32):
+        with torch.autocast(DEVICE, dtype=dtype, enabled=dtype != torch.float32):
             loss = loss_of()
         loss.backward()
         if row["op"] == "crnn_step":
@@ -250,11 +255,14 @@ def step(row, d):
     return [("eager, fused optimizer", run)]
 
 
-MAKERS = {"conv": conv, "ctc": ctc, "lstm": lstm, "batchnorm": batch_norm, "optimizer": optimizer, "steps": step, "elementwise": elementwise, "softmax": softmax, "pooling": pooling}
+# In the order in which the goals of report.py need them.
+MAKERS = {"ctc": ctc, "lstm": lstm, "optimizer": optimizer, "steps": step, "conv": conv, "batchnorm": batch_norm, "elementwise": elementwise, "softmax": softmax,
+          "pooling": pooling}
 
 
 class Shot:
-    """A call repeated until it takes a tenth of a millisecond or more, recorded in a graph unless `is_eager` or impossible."""
+    """A call repeated until it takes a tenth of a millisecond or more, recorded in a graph unless `is_eager` or impossible. Everything of a row runs on one stream that is not
+    the default one: a backward pass runs where its forward pass did, and on the default stream nothing can be recorded."""
 
     def __init__(self, run, is_eager):
         for _ in range(3):
@@ -267,12 +275,7 @@ class Shot:
             return
         graph = torch.cuda.CUDAGraph()
         try:
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):                        # what is made on first use on a stream is made before recording
-                run()
-            torch.cuda.current_stream().wait_stream(side)
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
                 for _ in range(self.count):
                     run()
             graph.replay()
@@ -296,6 +299,11 @@ class Shot:
 
 
 def measure(run, is_eager, seconds):
+    """(samples in order, how they were taken); on the CPU no samples: it is computed twice, once to see that it can be repeated."""
+    if DEVICE == "cpu":
+        run()
+        run()
+        return [], "on the CPU: no times"
     shot = Shot(run, is_eager)
     warm = time.perf_counter() + 0.1
     while time.perf_counter() < warm:
@@ -312,8 +320,8 @@ def clean(text):
 
 def cells_of(row, arguments):
     cells = dict.fromkeys(COLUMNS, "")
-    cells.update({name: row[name] for name in ("op", "direction", "dtype", "layout", "dims", "tier", "what")})
-    cells.update(family=arguments.family, vendor=f"pytorch {torch.__version__}", device=torch.cuda.get_device_name(), commit=arguments.commit)
+    cells.update({name: row[name] for name in KEY + ("family", "tier", "what")})
+    cells.update(vendor=f"pytorch {torch.__version__}", device=torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu", commit=arguments.commit)
     return cells
 
 
@@ -322,14 +330,14 @@ def measured_lines(row, arguments):
     torch.manual_seed(1)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = row["dtype"] == "tf32"
     try:
-        for name, run in MAKERS[arguments.family](row, parse(row["dims"])):
+        for name, run in MAKERS[row["family"]](row, parse(row["dims"])):
             cells = cells_of(row, arguments)
-            # Optimizers keep step counts on the host, and packing waits for the device: eager is what there is.
-            is_eager = arguments.family in ("optimizer", "steps") or "Packed" in name
+            # Training steps are what a user waits for; CTC's lengths and packed sequences are copied from the host at every call, which no graph can hold.
+            is_eager = row["family"] in ("steps", "ctc") or "Packed" in name
             samples, how = measure(run, is_eager, arguments.seconds)
-            pick = [samples[min(len(samples) - 1, int(q * len(samples)))] * 1e6 for q in (0.5, 0.1, 0.9)]
-            cells.update(vendor_algorithm=clean(name), vendor_us=f"{pick[0]:.4g}", vendor_p10=f"{pick[1]:.4g}", vendor_p90=f"{pick[2]:.4g}", timing=clean(how),
-                         cache="warm (1 set)")
+            cells.update(vendor_algorithm=clean(name), timing=clean(how), cache="warm (1 set)")
+            for column, q in (("vendor_us", 0.5), ("vendor_p10", 0.1), ("vendor_p90", 0.9)):
+                cells[column] = f"{samples[min(len(samples) - 1, int(q * len(samples)))] * 1e6:.4g}" if samples else ""
             yield cells
     except Exception as error:  # noqa: BLE001: one row's failure is a line in the results, not the end of the run
         cells = cells_of(row, arguments)
@@ -337,38 +345,74 @@ def measured_lines(row, arguments):
         yield cells
 
 
+def rows_to_measure(arguments, done):
+    """Rows of all families, tier by tier."""
+    wanted_families = arguments.family.split()
+    for family in wanted_families:
+        if family not in MAKERS and family not in ELSEWHERE:
+            sys.exit(f"pytorch_peer.py: there is no family {family}; there are {', '.join(MAKERS)}")
+    rows = []
+    for family in MAKERS:
+        if family in wanted_families:
+            with open(os.path.join(arguments.shapes, family + ".csv"), newline="") as file:
+                rows += [{**row, "family": family} for row in csv.DictReader(file)]
+    wanted = [row for row in rows if int(row["tier"]) <= arguments.tier and arguments.filter in ",".join(row.values()) and tuple(row[name] for name in KEY) not in done]
+    return sorted(wanted, key=lambda row: int(row["tier"]))
+
+
+def device_is_lost():
+    try:
+        torch.cuda.synchronize()
+        return False
+    except RuntimeError:
+        return True
+
+
 def main():
+    global DEVICE
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", default=os.path.join(os.path.dirname(os.path.abspath(__file__)), "shapes"))
-    parser.add_argument("--family", required=True, choices=FAMILIES)
+    parser.add_argument("--family", default=" ".join(MAKERS), help="one or several, in quotes")
     parser.add_argument("--filter", default="", help="only rows that contain this")
     parser.add_argument("--tier", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=2.0)
     parser.add_argument("--seconds", type=float, default=0.2, help="of samples for each row")
     parser.add_argument("--commit", default="unknown")
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--skip-done", action="store_true", help="adds to --out what it does not hold yet")
     parser.add_argument("--out", required=True)
     arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        sys.exit("pytorch_peer.py: PyTorch finds no CUDA device")
+    DEVICE = arguments.device
+    if DEVICE == "cuda":
+        if not torch.cuda.is_available():
+            sys.exit("pytorch_peer.py: PyTorch finds no CUDA device")
+        torch.cuda.set_stream(torch.cuda.Stream())
     torch.backends.cudnn.benchmark = True                        # cuDNN's algorithms are timed and the best is taken
     end = time.perf_counter() + 60 * arguments.minutes
-    with open(os.path.join(arguments.shapes, arguments.family + ".csv"), newline="") as file:
-        rows = [row for row in csv.DictReader(file) if int(row["tier"]) <= arguments.tier and arguments.filter in ",".join(row.values())]
+    done, is_new = set(), not (arguments.skip_done and os.path.exists(arguments.out))
+    if not is_new:
+        with open(arguments.out, newline="") as file:
+            done = {tuple(row[name] for name in KEY) for row in csv.DictReader(file)}
     left = 0
-    with open(arguments.out, "w", newline="") as file:
+    with open(arguments.out, "w" if is_new else "a", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        for row in sorted(rows, key=lambda r: int(r["tier"])):
+        if is_new:
+            writer.writeheader()
+        for row in rows_to_measure(arguments, done):
             if time.perf_counter() > end:
                 left += 1
                 continue
             for cells in measured_lines(row, arguments):
                 writer.writerow(cells)
                 file.flush()
-                print(" ".join(cells[name] for name in ("op", "direction", "dtype", "layout", "dims", "vendor_algorithm", "vendor_us", "note")), flush=True)
-            torch.cuda.empty_cache()
+                print(" ".join(cells[name] for name in KEY + ("vendor_algorithm", "vendor_us", "timing", "note")), flush=True)
+            if DEVICE == "cuda":
+                if device_is_lost():
+                    print("the device is lost; started again with --skip-done, the next rows can be measured", flush=True)
+                    os._exit(3)                                   # nothing can be freed any more
+                torch.cuda.empty_cache()
     if left:
-        print(f"{arguments.family}: time was up, {left} rows were not measured")
+        print(f"time was up, {left} rows were not measured")
 
 
 if __name__ == "__main__":

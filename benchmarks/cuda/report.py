@@ -85,6 +85,8 @@ def read(paths):
     for path in paths:
         with open(path, newline="") as file:
             for cells in csv.DictReader(file):
+                if None in cells.values():                       # a line that a run was stopped in
+                    continue
                 key = tuple(cells[name] for name in KEY)
                 rows.setdefault(key, Row(cells)).add(cells)
     return list(rows.values())

@@ -1,5 +1,6 @@
 """What report.py must do, on rows invented for this test (no figure here was measured)."""
 import os
+import subprocess
 import sys
 import tempfile
 import unittest
@@ -60,6 +61,30 @@ class ReportTest(unittest.TestCase):
         text = "\n".join(report.summary(rows_of([conv("10", "10", note="OURS IS WRONG: error 1"), conv("", "", note="ours: takes float32")])))
         self.assertIn("2 rows wrong or refused", text)
         self.assertIn("takes float32", text)
+
+    def test_a_line_that_a_run_was_stopped_in_is_left_out(self):
+        rows = rows_of([conv("10", "20"), conv("30", "20")[:40]])
+        self.assertEqual(len(rows), 1)
+        self.assertIn("| conv | cuDNN | 1 | 2.00 | 2.00 | 1 | 0 |", report.summary(rows))
+
+    def test_everything_that_a_run_writes_is_read(self):
+        folder = tempfile.mkdtemp()
+        paths = {name: os.path.join(folder, name) for name in ("results.csv", "machine.csv", "report.md")}
+        with open(paths["results.csv"], "w") as file:
+            file.write("\n".join([",".join(HEADING), conv("10", "40", roof_percent="50", error_ours="1e-6", cache="cold", timing="graph of 3", kernel="k")]) + "\n")
+        with open(paths["machine.csv"], "w") as file:
+            file.write("name,value\ndevice,invented\ndriver,1\nruntime,13.0\ncommit,abc\nproducts_by,cuBLAS\ncopy,4e12\nfloat32,5e13\ntf32,4e14\nfloat16,8e14\nbfloat16,8e14\n")
+        program = [sys.executable, report.__file__, "--machine", paths["machine.csv"], "--out", paths["report.md"], paths["results.csv"], os.path.join(folder, "pytorch.csv")]
+        summary = subprocess.run(program, capture_output=True, text=True, check=True).stdout
+        with open(paths["report.md"]) as file:
+            text = file.read()
+        for part in ("Device: invented; driver 1; CUDA 13.0; commit abc.", "copy 4.00 TB/s", "| conv | cuDNN | 1 | 4.00 | 4.00 | 1 | 0 |"):
+            self.assertIn(part, summary)
+            self.assertIn(part, text)
+        self.assertIn("cuDNN 9: 40 (4.00)", text)
+        empty = subprocess.run(program[:-2] + [os.path.join(folder, "pytorch.csv")], capture_output=True, text=True)
+        self.assertEqual(empty.returncode, 1)
+        self.assertIn("no results in", empty.stderr)
 
     def test_columns_are_those_of_the_program(self):
         with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "row.cpp")) as file:

@@ -49,10 +49,13 @@ class Vendor {
   // Makers of the algorithms the library has for the task, the most promising first; none for what it does not compute. A maker may take long (code is compiled for it),
   // and throws where its algorithm does not fit.
   virtual std::vector<std::function<Algorithm()>> algorithms(const Task& task) = 0;
+  // On a machine without a GPU: makes every descriptor that `algorithms` would, and as many plans as fit into `seconds`, for a GPU that is only described. Data pointers may
+  // be null. Says what was made; throws fovea::Error where the library refuses what the task cannot do without.
+  virtual std::string check_without_device(const Task& task, double seconds) = 0;
 };
 
-// The one symbol of a module. The caller owns the result.
-using MakeVendor = Vendor* (*)();
+// The one symbol of a module. The caller owns the result. Without a device only check_without_device may be called.
+using MakeVendor = Vendor* (*)(bool has_device);
 inline constexpr const char* make_vendor_symbol = "fovea_make_vendor";
 
 }  // namespace fovea::benchmarks

@@ -72,20 +72,21 @@ cublasLtMatrixLayout_t layout_of(const Product& p, int64_t rows, int64_t columns
   if (operation == CUBLAS_OP_T) std::swap(rows, columns);
   check_status(cublasLtMatrixLayoutCreate(&layout, p.type, static_cast<uint64_t>(rows), static_cast<uint64_t>(columns), leading), "cublasLtMatrixLayoutCreate");
   const int32_t batch = static_cast<int32_t>(p.batch);
-  cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &batch, sizeof batch);
-  cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &batch_stride, sizeof batch_stride);
+  check_status(cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &batch, sizeof batch), "cublasLtMatrixLayoutSetAttribute");
+  check_status(cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &batch_stride, sizeof batch_stride), "cublasLtMatrixLayoutSetAttribute");
   return layout;
 }
 
 class Cublas final : public Vendor {
  public:
-  Cublas() {
+  explicit Cublas(bool has_device) {
+    if (!has_device) return;
     check_status(cublasCreate(&handle_), "cublasCreate");
     check_status(cublasLtCreate(&lt_handle_), "cublasLtCreate");
   }
   ~Cublas() override {
-    cublasLtDestroy(lt_handle_);
-    cublasDestroy(handle_);
+    if (lt_handle_) cublasLtDestroy(lt_handle_);
+    if (handle_) cublasDestroy(handle_);
   }
 
   std::string name() const override {
@@ -98,16 +99,7 @@ class Cublas final : public Vendor {
     if (task.op != "matmul") return {};
     const Product p = product_of(task);
     std::vector<std::function<Algorithm()>> makers{[this, p] { return gemm_ex(p); }};
-    const auto plan = std::make_shared<LtPlan>();
-    check_status(cublasLtMatmulDescCreate(&plan->operation, p.compute, CUDA_R_32F), "cublasLtMatmulDescCreate");
-    cublasLtMatmulDescSetAttribute(plan->operation, CUBLASLT_MATMUL_DESC_TRANSA, &p.b.operation, sizeof p.b.operation);
-    cublasLtMatmulDescSetAttribute(plan->operation, CUBLASLT_MATMUL_DESC_TRANSB, &p.a.operation, sizeof p.a.operation);
-    plan->a = layout_of(p, p.n, p.k, p.b.operation, p.b.leading, p.b.batch_stride);
-    plan->b = layout_of(p, p.k, p.m, p.a.operation, p.a.leading, p.a.batch_stride);
-    plan->y = layout_of(p, p.n, p.m, CUBLAS_OP_N, p.n, p.m * p.n);
-    check_status(cublasLtMatmulPreferenceCreate(&plan->preference), "cublasLtMatmulPreferenceCreate");
-    const uint64_t most = workspace_bytes;
-    cublasLtMatmulPreferenceSetAttribute(plan->preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &most, sizeof most);
+    const std::shared_ptr<LtPlan> plan = described_plan(p);
     constexpr int wanted = 8;
     cublasLtMatmulHeuristicResult_t results[wanted];
     int found = 0;
@@ -118,7 +110,29 @@ class Cublas final : public Vendor {
     return makers;
   }
 
+  std::string check_without_device(const Task& task, double) override {
+    if (task.op != "matmul") return "cuBLAS does not compute it";
+    described_plan(product_of(task));
+    return "descriptors made";
+  }
+
  private:
+  // Without a device too.
+  static std::shared_ptr<LtPlan> described_plan(const Product& p) {
+    const auto plan = std::make_shared<LtPlan>();
+    check_status(cublasLtMatmulDescCreate(&plan->operation, p.compute, CUDA_R_32F), "cublasLtMatmulDescCreate");
+    check_status(cublasLtMatmulDescSetAttribute(plan->operation, CUBLASLT_MATMUL_DESC_TRANSA, &p.b.operation, sizeof p.b.operation), "cublasLtMatmulDescSetAttribute");
+    check_status(cublasLtMatmulDescSetAttribute(plan->operation, CUBLASLT_MATMUL_DESC_TRANSB, &p.a.operation, sizeof p.a.operation), "cublasLtMatmulDescSetAttribute");
+    plan->a = layout_of(p, p.n, p.k, p.b.operation, p.b.leading, p.b.batch_stride);
+    plan->b = layout_of(p, p.k, p.m, p.a.operation, p.a.leading, p.a.batch_stride);
+    plan->y = layout_of(p, p.n, p.m, CUBLAS_OP_N, p.n, p.m * p.n);
+    check_status(cublasLtMatmulPreferenceCreate(&plan->preference), "cublasLtMatmulPreferenceCreate");
+    const uint64_t most = workspace_bytes;
+    check_status(cublasLtMatmulPreferenceSetAttribute(plan->preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &most, sizeof most),
+                 "cublasLtMatmulPreferenceSetAttribute");
+    return plan;
+  }
+
   Algorithm gemm_ex(const Product& p) {
     return {.name = "GemmEx", .workspace_bytes = workspace_bytes,
             .run = [this, p](void* stream, const std::vector<Array>& in, const std::vector<Array>& out, void* workspace) {
@@ -150,4 +164,4 @@ class Cublas final : public Vendor {
 }  // namespace
 }  // namespace fovea::benchmarks
 
-extern "C" fovea::benchmarks::Vendor* fovea_make_vendor() { return new fovea::benchmarks::Cublas(); }
+extern "C" fovea::benchmarks::Vendor* fovea_make_vendor(bool has_device) { return new fovea::benchmarks::Cublas(has_device); }
