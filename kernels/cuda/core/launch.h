@@ -11,6 +11,7 @@ namespace fovea::kernels::cuda {
 struct Grid {
   dim3 blocks, threads;
   size_t shared_bytes = 0;                   // of dynamic shared memory, for each block
+  dim3 cluster = dim3(1);                    // blocks that run together and reach each other's shared memory (ptx_cluster.h): 1 to 16, and they divide `blocks`
 };
 
 // So many blocks. DeviceError where there are more than a grid can have, instead of a number that has lost its upper bits.
@@ -28,6 +29,8 @@ void set_synchronous(bool is_on);
 bool is_synchronous();
 // The name that the latest launch of this thread was given; "" before the first.
 const char* last_kernel();
+
+inline uint64_t cluster_blocks(const Grid& grid) { return uint64_t{grid.cluster.x} * grid.cluster.y * grid.cluster.z; }
 
 // The two halves of launch() that do not depend on the kernel's type.
 bool prepare_launch(const char* name, const Grid& grid, const void* kernel);         // false when there is nothing to do: no blocks
@@ -51,6 +54,11 @@ void launch(Queue queue, const char* name, const Grid& grid, void (*kernel)(Para
   config.blockDim = grid.threads;
   config.dynamicSmemBytes = grid.shared_bytes;
   config.stream = stream_of(queue);
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = grid.cluster.x, cluster.val.clusterDim.y = grid.cluster.y, cluster.val.clusterDim.z = grid.cluster.z;
+  config.attrs = &cluster;
+  config.numAttrs = cluster_blocks(grid) > 1;
   finish_launch(name, grid, function, queue, cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
 }
 

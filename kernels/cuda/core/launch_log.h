@@ -12,7 +12,7 @@ namespace fovea::kernels::cuda {
 struct LaunchRecord {
   const char* name = "";
   const void* kernel = nullptr;              // null: no launch yet
-  dim3 blocks, threads;
+  dim3 blocks, threads, cluster = dim3(1);
   size_t shared_bytes = 0;
   int device = 0;
 };
