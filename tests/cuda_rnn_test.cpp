@@ -233,6 +233,20 @@ TEST_CASE("cuda rnn: without lengths, states or biases; one step; nothing") {
     }
 }
 
+TEST_CASE("cuda rnn: where rows are whole copies, forward launches one kernel a step for both directions, and nothing else beside its products") {
+  const RnnCase c{{.cell = RnnCell::lstm, .time = 4, .batch = 3, .input_size = 8, .hidden_size = 16, .directions = 2}, true, false, true};
+  for (const Mode& mode : all_modes) {
+    const Tf32Scope scope(mode.has_tf32);
+    const std::vector<Tensor> inputs = rnn_inputs(c, mode.dtype);
+    const std::vector<std::string> names = launches_of([&] { rnn_on_cuda(c, inputs); });
+    const std::string name = name_for(c.g, mode.dtype, RnnPass::forward, mode.has_tf32);
+    CHECK(std::vector<std::string>(names.begin(), names.begin() + 4) == std::vector<std::string>(4, name));
+    CHECK(count_of(names, name) == 4);
+    CHECK(count_of(names, name_for(c.g, mode.dtype, RnnPass::backward, mode.has_tf32)) == 5);
+    check_rnn(c, mode);
+  }
+}
+
 TEST_CASE("cuda rnn: large tiles, where the last units and samples of the last tile are missing") {
   struct Row {
     RnnCell cell;
