@@ -307,3 +307,35 @@ TEST_CASE("cuda rnn: lstm() of a half type, two layers in both directions, is th
     }
   }
 }
+
+TEST_CASE("cuda rnn: in half types a gate close to one still lets its gradient through") {
+  // All weights zero, so that biases alone decide: a forget gate of sigmoid(7) = 0.9991, which rounds to 1 in bfloat16, whose gradient has a factor of 1 - 0.9991.
+  for (const DType dtype : {DType::float16, DType::bfloat16}) {
+    CAPTURE(std::string(name_of(dtype)));
+    const auto bias_gradient = [&](Device device, DType computed) {
+      const auto place = [&](const Tensor& t) { return copied_to(to(t, computed), device); };
+      Tensor bias = place(from_vector<double>({1, 7, 1, 1}));
+      bias.set_requires_grad();
+      const std::vector<Tensor> weights = {place(zeros({4, 1})), place(zeros({4, 1})), bias, place(zeros({4}))};
+      RnnOptions options;
+      options.c0 = place(ones({1, 1, 1}));
+      options.h0 = place(zeros({1, 1, 1}));
+      const RnnResult r = lstm(place(zeros({3, 1, 1})), weights, options);
+      return copied_to(grad({r.output}, {bias}, {place(ones({3, 1, 1}))})[0], Device::cpu());
+    };
+    const Tensor got = bias_gradient(Device::cuda(0), dtype), want = bias_gradient(Device::cpu(), DType::float32);
+    CHECK(std::abs(want.to_vector<double>()[1]) > 1e-4);
+    CHECK(difference(got, want, 4 * rounding(dtype), 0) == "");
+  }
+}
+
+TEST_CASE("cuda matmul: a product of half operands that is written in float32 is not rounded to theirs") {
+  for (const DType dtype : {DType::float16, DType::bfloat16}) {
+    const Tensor a = numbers({5, 9}, dtype, 1), b = numbers({9, 7}, dtype, 2);
+    const DeviceTensor on_a(a), on_b(b), y = DeviceTensor::poisoned({5, 7}, DType::float32);
+    fovea::testing::cuda().matmul(nullptr, {1, 5, 7, 9}, {1, 0}, on_a.view(), on_b.view(), absent(), y.view(), {});
+    Tensor want = empty({5, 7}, DType::float64);
+    cpu().matmul(nullptr, {1, 5, 7, 9}, {1, 0}, widened(a).view(), widened(b).view(), absent(), want.mutable_view(), HostBytes(cpu().matmul_workspace({1, 5, 7, 9}, DType::float64)));
+    CHECK(difference(y.to_host(), want, 1e-6, 1e-6) == "");
+  }
+}

@@ -160,10 +160,10 @@ struct StepLoader {
   template <class RowOf>
   __device__ StepLoader(const RnnProduct<T>& p, int64_t first_row, int64_t rows, const RowOf& row_of) : somewhere(p.b), chunks(ceil_div<int64_t>(p.depth, chunk<T>)) {
 #pragma unroll
-    for (int i = 0; i < a_count; ++i) a[i] = line(i) < Tile::rows && first_row + line(i) < rows ? p.a + (first_row + line(i)) * p.a_pitch : nullptr;
+    for (int i = 0; i < a_count; ++i) a[i] = p.depth > 0 && line(i) < Tile::rows && first_row + line(i) < rows ? p.a + (first_row + line(i)) * p.a_pitch : nullptr;
 #pragma unroll
     for (int i = 0; i < b_count; ++i) {
-      const int64_t row = line(i) < Tile::columns ? row_of(line(i)) : -1;
+      const int64_t row = p.depth > 0 && line(i) < Tile::columns ? row_of(line(i)) : -1;
       b[i] = row >= 0 ? p.b + row * p.b_pitch : nullptr;
     }
   }
