@@ -23,6 +23,7 @@ namespace {
 struct RnnCase {
   RnnGeometry g;
   bool has_lengths = true, has_states = true, has_biases = true;
+  int64_t offset = 0;                        // of all memory, in elements: 1 leaves nothing aligned to more than an element
 };
 
 // A dtype, and how it is computed with.
@@ -136,8 +137,8 @@ std::vector<Tensor> rnn_on_cpu(const RnnCase& c, const std::vector<Tensor>& inpu
 }
 
 std::vector<Tensor> rnn_on_cuda(const RnnCase& c, const std::vector<Tensor>& inputs) {
-  const auto out = run_rnn<DeviceTensor, DeviceBytes>(fovea::testing::cuda(), c, inputs, [](const Tensor& t) { return DeviceTensor(t); },
-                                                      [](const Shape& s, DType d) { return DeviceTensor::poisoned(s, d); });
+  const auto out = run_rnn<DeviceTensor, DeviceBytes>(fovea::testing::cuda(), c, inputs, [&](const Tensor& t) { return DeviceTensor(t, c.offset); },
+                                                      [&](const Shape& s, DType d) { return DeviceTensor::poisoned(s, d, c.offset); });
   std::vector<Tensor> list;
   for (const DeviceTensor& t : out) list.push_back(t.to_host());
   return list;
@@ -245,6 +246,33 @@ TEST_CASE("cuda rnn: where rows are whole copies, forward launches one kernel a 
     CHECK(count_of(names, name_for(c.g, mode.dtype, RnnPass::backward, mode.has_tf32)) == 5);
     check_rnn(c, mode);
   }
+}
+
+TEST_CASE("cuda rnn: memory that is aligned to nothing but its elements") {
+  for (const Mode& mode : all_modes)
+    for (const int64_t hidden : {16, 18})
+      check_rnn({{.cell = RnnCell::gru, .time = 3, .batch = 2, .input_size = 8, .hidden_size = hidden, .directions = 2}, true, true, true, 1}, mode);
+}
+
+TEST_CASE("cuda rnn: a pass that nothing is kept of gives the same bits") {
+  for (const RnnCell cell : all_cells)
+    for (const DType dtype : {DType::float32, DType::bfloat16}) {
+      const RnnGeometry g{.cell = cell, .time = 4, .batch = 3, .input_size = 5, .hidden_size = 9, .directions = 1};
+      const auto place = [&](const Shape& shape, unsigned seed) { return copied_to(numbers(shape, dtype, seed), Device::cuda(0)); };
+      const int64_t rows = g.gates() * g.hidden_size;
+      const std::vector<Tensor> weights = {place({rows, g.input_size}, 1), place({rows, g.hidden_size}, 2), place({rows}, 3), place({rows}, 4)};
+      Tensor x = place({g.time, g.batch, g.input_size}, 5);
+      const auto run = [&] {
+        switch (cell) {
+          case RnnCell::lstm: return lstm(x, weights, {}).output;
+          case RnnCell::gru: return gru(x, weights, {}).output;
+          default: return rnn(x, weights, cell == RnnCell::rnn_relu ? RnnActivation::relu : RnnActivation::tanh, {}).output;
+        }
+      };
+      const Tensor alone = copied_to(run(), Device::cpu());
+      x.set_requires_grad();
+      CHECK(same_bits(copied_to(run(), Device::cpu()), alone));
+    }
 }
 
 TEST_CASE("cuda rnn: large tiles, where the last units and samples of the last tile are missing") {
