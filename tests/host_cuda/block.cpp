@@ -477,13 +477,13 @@ void run_resident() {
       throw Failure(cudaErrorIllegalAddress, text(describe(*launch), ", ", block_name(blocks[b]), ": wrote to what lies ", damage, " its shared memory", seed_note()));
 }
 
-// How many clusters (blocks, where they have one only) run beside each other now. Alone is quickest, and more stacks than the caches hold are slow; the thread
-// sanitizer sees what blocks do to each other only where they are resident together.
+// How many clusters (blocks, where they have one only) run beside each other now. Alone is quickest, as the stacks of many are more than the caches hold; but only
+// where they run together can they get into each other's way, and can the thread sanitizer see that.
 int choose_clusters(uint64_t left) {
   const int room = std::max(1, std::min(most_resident_blocks / 2, together_threads / stride) / cluster_size);
   const int most = static_cast<int>(std::min<uint64_t>(static_cast<uint64_t>(room), left));
   if (most == 1 || sanitize_threads) return most;
-  return chance().one_in(4) ? 1 + static_cast<int>(chance().below(static_cast<uint32_t>(most))) : 1;
+  return chance().one_in(8) ? 2 + static_cast<int>(chance().below(static_cast<uint32_t>(std::min(most, 4) - 1))) : 1;
 }
 
 const void* fault_address = nullptr;
