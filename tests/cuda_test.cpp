@@ -370,6 +370,7 @@ TEST_CASE("cuda: two devices hold their own tensors, copy to each other, and are
 TEST_CASE("cuda: two devices share pinned memory, which is not given away while one of them still copies from it") {
   if (cuda::device_count() < 2) return;
   constexpr int64_t count = 1024, bytes = count * int64_t{sizeof(float)};
+  std::vector<void*> held;                                 // so that the cache has no other block to give away
   for (const Device device : {gpu, Device::cuda(1), gpu, Device::cuda(1)}) {
     Tensor target = zeros({count}, device);
     const auto block_of = [&](float value) {
@@ -382,8 +383,9 @@ TEST_CASE("cuda: two devices share pinned memory, which is not given away while 
     cuda::release_pinned(block, bytes);
     float* const next = block_of(2);                       // another block, or the same one once it has been read
     CHECK(equal(to(target, cpu), ones({count}, cpu)));
-    cuda::release_pinned(next, bytes);
+    held.push_back(next);
   }
+  for (void* block : held) cuda::release_pinned(block, bytes);
 }
 
 TEST_CASE("cuda: operations of many kinds name both devices when their arguments lie on two") {
