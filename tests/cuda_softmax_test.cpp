@@ -60,7 +60,7 @@ void check_softmax(const AxisGeometry& g, DType dtype, int64_t offset) {
 
 TEST_CASE("cuda softmax: rows of a few elements, of a warp, of a block, and longer than its registers") {
   for (const DType dtype : floating)
-    for (const int64_t size : {1, 3, 31, 32, 33, 100, 128, 129, 512, 513, 1500})
+    for (const int64_t size : {1, 3, 31, 32, 33, 100, 128, 129, 512, 513, 1024, 1500})
       check_softmax(axis(5, size, 1), dtype, size % 2);
   for (const DType dtype : floating) check_softmax(axis(2, 9000, 1), dtype, 0);
   check_softmax(axis(300, 10, 1), DType::float32, 0);

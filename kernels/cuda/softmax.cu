@@ -98,9 +98,13 @@ __global__ __launch_bounds__(is_block ? row_threads : warps_per_block* warp_size
     max = team.max(max);
     row.for_each([&](int64_t, A v) { sum += exp_of(v - max); });
     const double total = team.sum(sum);
-    const A log_sum = static_cast<A>(log(total)), scale = static_cast<A>(1.0 / total);
-    if (is_log) row.for_each([&](int64_t i, A v) { out[i] = narrow<T>(v - max - log_sum); });
-    else row.for_each([&](int64_t i, A v) { out[i] = narrow<T>(exp_of(v - max) * scale); });
+    if (is_log) {                            // which costs a short row as much as its elements do
+      const A log_sum = static_cast<A>(log(total));
+      row.for_each([&](int64_t i, A v) { out[i] = narrow<T>(v - max - log_sum); });
+    } else {
+      const A scale = static_cast<A>(1.0 / total);
+      row.for_each([&](int64_t i, A v) { out[i] = narrow<T>(exp_of(v - max) * scale); });
+    }
   }
 }
 
@@ -181,12 +185,14 @@ __global__ __launch_bounds__(team_threads) void softmax_backward_columns_kernel(
   });
 }
 
-// Calls f with (is_block, kept) as types: how a row of this size is shared out.
+// Calls f with (is_block, kept) as types: how a row of this size is shared out. A warp has it as long as registers hold its share: what is done once for each warp of a
+// row, joining lanes above all, is as much as a dozen elements are.
 template <class F>
 void with_row_team(int64_t size, const F& f) {
   if (size <= warp_size) f(std::false_type{}, std::integral_constant<int, 1>{});
   else if (size <= 4 * warp_size) f(std::false_type{}, std::integral_constant<int, 4>{});
   else if (size <= 16 * warp_size) f(std::false_type{}, std::integral_constant<int, 16>{});
+  else if (size <= 32 * warp_size) f(std::false_type{}, std::integral_constant<int, 32>{});
   else f(std::true_type{}, std::integral_constant<int, 8>{});
 }
 
