@@ -34,6 +34,7 @@ pack_build() {
   folder=$(mktemp -d)
   mkdir -p "$folder/gpu-build/tests" "$folder/gpu-build/benchmarks/cuda"
   cp "$build/tests/device_tests.txt" "$folder/gpu-build/tests"
+  git -C "$root" describe --always --dirty 2>/dev/null >"$folder/gpu-build/commit.txt"
   for file in "$build"/tests/test_cuda* $(sed "s|^|$build/tests/|" "$build/tests/device_tests.txt") "$build"/benchmarks/cuda/fovea_cuda_bench "$build"/benchmarks/cuda/fovea_vendor_*.so \
               "$build"/libfovea.so.*.*.*; do
     [ -e "$file" ] || continue
