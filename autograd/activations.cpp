@@ -32,6 +32,7 @@ Tensor slope_product(const Slope& slope, const Tensor& g, const Tensor& v) {
 
 // y = f(x), saving the one of x and y from which the slope is worked out.
 Tensor activation(const char* name, Unary op, const Tensor& x0, bool saves_y, const Slope& slope) {
+  const cuda::Range range(name);
   const Tensor x = as_floating(name, x0);
   const Tensor y = detail::unary(name, op, x, slope.scalars);
   return record(name, y, {x}, saving(saves_y ? y : x),

@@ -40,6 +40,7 @@ Tensor hooked(const Hook& hook, Tensor gradient, const char* what) {
 }
 
 void accumulate_into_leaf(const Tensor& leaf, Tensor gradient, bool create_graph) {
+  const cuda::Range range("accumulate");
   AutogradMeta& meta = *autograd_meta(leaf);
   std::unique_lock lock(meta.accumulating);
   if (create_graph) {
@@ -135,6 +136,7 @@ class Engine {
 
   void step(const std::shared_ptr<Node>& node, Grads& gradients) {
     if (results_ && !leads_on(*node)) return;
+    const cuda::Range range(node->name, " backward");
     check<AutogradError>(!node->was_freed, "backward: the graph of '", node->name, "' was already freed by an earlier backward pass; pass retain_graph = true to the first");
     Grads input_grads = node->backward(Saved(node, results_ ? &wanted_ : nullptr), gradients);
     check<AutogradError>(input_grads.size() == node->inputs.size(), "backward: '", node->name, "' returned ", input_grads.size(), " gradients for ",

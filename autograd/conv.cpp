@@ -158,6 +158,7 @@ Tensor transposed_convolution(const char* op, const Tensor& x, const Tensor& wei
 }  // namespace
 
 Tensor conv2d_backward_data(const ConvGeometry& geometry, const Tensor& dy, const Tensor& weight) {
+  const cuda::Range range("conv2d_backward_data");
   constexpr const char* op = "conv2d_backward_data";
   const ConvGeometry& g = geometry;
   check_geometry(op, g);
@@ -169,6 +170,7 @@ Tensor conv2d_backward_data(const ConvGeometry& geometry, const Tensor& dy, cons
 }
 
 Tensor conv2d_backward_weight(const ConvGeometry& g, const Tensor& x_any, const Tensor& dy_any) {
+  const cuda::Range range("conv2d_backward_weight");
   constexpr const char* op = "conv2d_backward_weight";
   check_geometry(op, g);
   detail::check_real(op, "x", x_any, Family::conv);
@@ -187,6 +189,7 @@ Tensor conv2d_backward_weight(const ConvGeometry& g, const Tensor& x_any, const 
 }
 
 Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias, Conv2dOptions options) {
+  const cuda::Range range("conv2d");
   if (const detail::Cast cast("conv2d", Family::conv, {x, weight, bias}); cast) return cast.back(conv2d(cast(x), cast(weight), cast(bias), options));
   check_ranks("conv2d", x, weight, 4);
   check_arguments("conv2d", x, weight, bias);
@@ -195,6 +198,7 @@ Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias, Conv2dO
 }
 
 Tensor conv_transpose2d(const Tensor& x, const Tensor& weight, const Tensor& bias, ConvTranspose2dOptions options) {
+  const cuda::Range range("conv_transpose2d");
   if (const detail::Cast cast("conv_transpose2d", Family::conv, {x, weight, bias}); cast) return cast.back(conv_transpose2d(cast(x), cast(weight), cast(bias), options));
   check_ranks("conv_transpose2d", x, weight, 4);
   check_arguments("conv_transpose2d", x, weight, bias);
@@ -204,6 +208,7 @@ Tensor conv_transpose2d(const Tensor& x, const Tensor& weight, const Tensor& bia
 
 // In one dimension: images of one row. The new axis is the second to last.
 Tensor conv1d(const Tensor& x, const Tensor& weight, const Tensor& bias, Conv1dOptions o) {
+  const cuda::Range range("conv1d");
   if (const detail::Cast cast("conv1d", Family::conv, {x, weight, bias}); cast) return cast.back(conv1d(cast(x), cast(weight), cast(bias), o));
   check_ranks("conv1d", x, weight, 3);
   check_arguments("conv1d", x, weight, bias);
@@ -213,6 +218,7 @@ Tensor conv1d(const Tensor& x, const Tensor& weight, const Tensor& bias, Conv1dO
 }
 
 Tensor conv_transpose1d(const Tensor& x, const Tensor& weight, const Tensor& bias, ConvTranspose1dOptions o) {
+  const cuda::Range range("conv_transpose1d");
   if (const detail::Cast cast("conv_transpose1d", Family::conv, {x, weight, bias}); cast) return cast.back(conv_transpose1d(cast(x), cast(weight), cast(bias), o));
   check_ranks("conv_transpose1d", x, weight, 3);
   check_arguments("conv_transpose1d", x, weight, bias);

@@ -91,6 +91,7 @@ Tensor loss_weights(Reduction reduction, const Tensor& target_lengths, const Ten
 }  // namespace
 
 Tensor ctc_loss(const Tensor& logits, const Tensor& targets, const Tensor& input_lengths, const Tensor& target_lengths, const CtcOptions& options) {
+  const cuda::Range range("ctc_loss");
   const char* op = "ctc_loss";
   if (const detail::Cast cast(op, kernels::Family::ctc, {logits}); cast) return cast.back(ctc_loss(cast(logits), targets, input_lengths, target_lengths, options));
   check_logits(op, logits, options.blank);

@@ -91,11 +91,13 @@ Tensor gradient_for(const Saved& s, int input, const Shape& shape, const F& f) {
 Tensor saved_if(bool is_needed, const Tensor& x) { return is_needed ? x : Tensor(); }
 
 Tensor compare(const char* name, Binary op, const Tensor& a, const Tensor& b) {
+  const cuda::Range range(name);
   const DType dtype = common_dtype(name, a, b);
   return detail::binary(name, op, to(a.detach(), dtype), to(b.detach(), dtype), DType::boolean);
 }
 
 Tensor compare(const char* name, Binary op, const Tensor& a, Scalar b) {
+  const cuda::Range range(name);
   DType dtype = common_dtype(name, a, b);
   if (!is_floating(dtype) && !detail::fits(b.value, dtype)) dtype = DType::int64;      // 300 is above every uint8
   return detail::binary(name, op, to(a.detach(), dtype), detail::scalar_tensor(name, b, {dtype, a.device()}), DType::boolean);
@@ -113,6 +115,7 @@ Tensor share_of_first(const Tensor& a, const Tensor& b, bool is_max) {
 }
 
 Tensor extreme(const char* name, Binary op, const Tensor& a0, const Tensor& b0, bool is_max) {
+  const cuda::Range range(name);
   const DType dtype = common_dtype(name, a0, b0);
   const Tensor a = to(a0, dtype), b = to(b0, dtype);
   return record(name, detail::binary(name, op, a, b, dtype), {a, b}, saving(a, b), [is_max](const Saved& s, const Tensor& g) {
@@ -125,6 +128,7 @@ Tensor extreme(const char* name, Binary op, const Tensor& a0, const Tensor& b0, 
 // y = f(x) computed in floating point, whose gradient is f'(x, y) g.
 template <class F>
 Tensor real_function(const char* name, Unary op, const Tensor& x0, bool saves_x, bool saves_y, F slope_times) {
+  const cuda::Range range(name);
   const Tensor x = as_floating(name, x0);
   const Tensor y = detail::unary(name, op, x);
   return record(name, y, {x}, saving(saved_if(saves_x, x), saved_if(saves_y, y)),
@@ -133,6 +137,7 @@ Tensor real_function(const char* name, Unary op, const Tensor& x0, bool saves_x,
 
 // A function that is constant almost everywhere; integers stay as they are.
 Tensor step_function(const char* name, Unary op, const Tensor& x) {
+  const cuda::Range range(name);
   return record(name, detail::unary(name, op, x), {x}, saving(), [](const Saved&, const Tensor& g) { return grads(zeros_like(g)); });
 }
 
@@ -148,6 +153,7 @@ Tensor clamp_backward(const Tensor& g, const Tensor& x, double low, double high)
 }
 
 Tensor clamped(const char* name, const Tensor& x, double low, double high) {
+  const cuda::Range range(name);
   check<ValueError>(!std::isnan(low) && !std::isnan(high), name, ": the bounds cannot be NaN");
   return record(name, detail::unary(name, Unary::clamp, x, {low, high}), {x}, saving(x),
                 [low, high](const Saved& s, const Tensor& g) { return grads(clamp_backward(g, s[0], low, high)); });
@@ -184,6 +190,7 @@ DType promote(const Tensor& a, const Tensor& b) {
 // --- arithmetic ---
 
 Tensor add(const Tensor& a0, const Tensor& b0) {
+  const cuda::Range range("add");
   const DType dtype = common_dtype("add", a0, b0);
   const Tensor a = to(a0, dtype), b = to(b0, dtype);
   return record("add", detail::binary("add", Binary::add, a, b, dtype), {a, b}, saving(),
@@ -193,6 +200,7 @@ Tensor add(const Tensor& a0, const Tensor& b0) {
 }
 
 Tensor sub(const Tensor& a0, const Tensor& b0) {
+  const cuda::Range range("sub");
   const DType dtype = common_dtype("sub", a0, b0);
   check<DTypeError>(dtype != DType::boolean, "sub: takes numbers, got two bool tensors; use logical_xor, or logical_not");
   const Tensor a = to(a0, dtype), b = to(b0, dtype);
@@ -203,6 +211,7 @@ Tensor sub(const Tensor& a0, const Tensor& b0) {
 }
 
 Tensor mul(const Tensor& a0, const Tensor& b0) {
+  const cuda::Range range("mul");
   const DType dtype = common_dtype("mul", a0, b0);
   const Tensor a = to(a0, dtype), b = to(b0, dtype);
   const Tensor y = detail::binary("mul", Binary::multiply, a, b, dtype);
@@ -213,6 +222,7 @@ Tensor mul(const Tensor& a0, const Tensor& b0) {
 }
 
 Tensor div(const Tensor& a0, const Tensor& b0) {
+  const cuda::Range range("div");
   const DType common = common_dtype("div", a0, b0), dtype = is_floating(common) ? common : DType::float32;
   const Tensor a = to(a0, dtype), b = to(b0, dtype);
   const Tensor y = detail::binary("div", Binary::divide, a, b, dtype);
@@ -224,19 +234,23 @@ Tensor div(const Tensor& a0, const Tensor& b0) {
 }
 
 Tensor add(const Tensor& a0, Scalar b) {
+  const cuda::Range range("add");
   const Tensor a = to(a0, common_dtype("add", a0, b));
   return needs_tensor(a, b) ? add(a, as_tensor("add", a, b)) : scaled("add", Unary::add_scalar, a, b.value, 1);
 }
 Tensor sub(const Tensor& a0, Scalar b) {
+  const cuda::Range range("sub");
   const Tensor a = to(a0, common_dtype("sub", a0, b));
   return needs_tensor(a, b) ? sub(a, as_tensor("sub", a, b)) : scaled("sub", Unary::add_scalar, a, -b.value, 1);
 }
 Tensor mul(const Tensor& a0, Scalar b) {
+  const cuda::Range range("mul");
   const Tensor a = to(a0, common_dtype("mul", a0, b));
   return needs_tensor(a, b) ? mul(a, as_tensor("mul", a, b)) : scaled("mul", Unary::mul_scalar, a, b.value, b.value);
 }
 
 Tensor div(const Tensor& a0, Scalar b) {
+  const cuda::Range range("div");
   const Tensor a = as_floating("div", a0);
   const Tensor divisor = scalar(b.value, {a.dtype(), a.device()});   // not a * (1 / b), which rounds twice
   return record("div", detail::binary("div", Binary::divide, a, divisor, a.dtype()), {a}, saving(),
@@ -244,6 +258,7 @@ Tensor div(const Tensor& a0, Scalar b) {
 }
 
 Tensor pow(const Tensor& a0, const Tensor& b0) {
+  const cuda::Range range("pow");
   if (const detail::Cast cast("pow", {}, {a0, b0}); cast) return pow(cast(a0), cast(b0));
   const DType dtype = common_dtype("pow", a0, b0, "base", "exponent");
   const Tensor a = to(a0, dtype), b = to(b0, dtype);
@@ -259,6 +274,7 @@ Tensor pow(const Tensor& a0, const Tensor& b0) {
 }
 
 Tensor pow(const Tensor& a, Scalar exponent) {
+  const cuda::Range range("pow");
   const Tensor x = detail::autocast("pow", to(a, common_dtype("pow", a, exponent, "base")));
   check<ValueError>(is_floating(x.dtype()) || exponent.value >= 0, "pow: integers cannot be raised to the negative power ", exponent.value,
                     "; convert with to(x, DType::float32)");
@@ -273,6 +289,7 @@ Tensor maximum(const Tensor& a, const Tensor& b) { return extreme("maximum", Bin
 Tensor minimum(const Tensor& a, const Tensor& b) { return extreme("minimum", Binary::minimum, a, b, false); }
 
 Tensor atan2(const Tensor& y0, const Tensor& x0) {
+  const cuda::Range range("atan2");
   const DType common = common_dtype("atan2", y0, x0, "y", "x"), dtype = is_floating(common) ? common : DType::float32;
   const Tensor y = to(y0, dtype), x = to(x0, dtype);
   return record("atan2", detail::binary("atan2", Binary::atan2, y, x, dtype), {y, x}, saving(y, x), [](const Saved& s, const Tensor& g) {
@@ -283,6 +300,7 @@ Tensor atan2(const Tensor& y0, const Tensor& x0) {
 }
 
 Tensor remainder(const Tensor& a0, const Tensor& b0) {
+  const cuda::Range range("remainder");
   const DType dtype = common_dtype("remainder", a0, b0);
   const Tensor a = to(a0, dtype), b = to(b0, dtype);
   check<DTypeError>(dtype != DType::boolean, "remainder: takes numbers, got two bool tensors");
@@ -295,6 +313,7 @@ Tensor remainder(const Tensor& a0, const Tensor& b0) {
 }
 
 Tensor remainder(const Tensor& a, Scalar b) {
+  const cuda::Range range("remainder");
   return remainder(a, detail::scalar_tensor("remainder", b, {common_dtype("remainder", a, b), a.device()}));
 }
 
@@ -304,6 +323,7 @@ Tensor operator+(Scalar a, const Tensor& b) { return add(b, a); }
 Tensor operator-(const Tensor& a, const Tensor& b) { return sub(a, b); }
 Tensor operator-(const Tensor& a, Scalar b) { return sub(a, b); }
 Tensor operator-(Scalar a, const Tensor& b0) {
+  const cuda::Range range("sub");
   const Tensor b = to(b0, common_dtype("sub", b0, a, "b"));
   return needs_tensor(b, a) ? sub(as_tensor("sub", b, a), b) : scaled("rsub", Unary::rsub_scalar, b, a.value, -1);
 }
@@ -315,6 +335,7 @@ Tensor operator/(const Tensor& a, Scalar b) { return div(a, b); }
 Tensor operator-(const Tensor& x) { return neg(x); }
 
 Tensor operator/(Scalar a, const Tensor& b) {
+  const cuda::Range range("div");
   const Tensor x = as_floating("div", b);
   return record("rdiv", detail::unary("div", Unary::rdiv_scalar, x, {a.value, 0}), {x}, saving(x),
                 [a](const Saved& s, const Tensor& g) { return grads(mul(g, -a.value / square(s[0]))); });
@@ -337,24 +358,36 @@ Tensor ge(const Tensor& a, Scalar b) { return compare("ge", Binary::greater_equa
 Tensor logical_and(const Tensor& a, const Tensor& b) { return compare("logical_and", Binary::logical_and, a, b); }
 Tensor logical_or(const Tensor& a, const Tensor& b) { return compare("logical_or", Binary::logical_or, a, b); }
 Tensor logical_xor(const Tensor& a, const Tensor& b) { return compare("logical_xor", Binary::logical_xor, a, b); }
-Tensor logical_not(const Tensor& x) { return detail::unary("logical_not", Unary::logical_not, x, DType::boolean); }
-Tensor isnan(const Tensor& x) { return detail::unary("isnan", Unary::is_nan, x, DType::boolean); }
-Tensor isfinite(const Tensor& x) { return detail::unary("isfinite", Unary::is_finite, x, DType::boolean); }
+Tensor logical_not(const Tensor& x) {
+  const cuda::Range range("logical_not");
+  return detail::unary("logical_not", Unary::logical_not, x, DType::boolean);
+}
+Tensor isnan(const Tensor& x) {
+  const cuda::Range range("isnan");
+  return detail::unary("isnan", Unary::is_nan, x, DType::boolean);
+}
+Tensor isfinite(const Tensor& x) {
+  const cuda::Range range("isfinite");
+  return detail::unary("isfinite", Unary::is_finite, x, DType::boolean);
+}
 
 // --- of one tensor ---
 
 Tensor neg(const Tensor& x) {
+  const cuda::Range range("neg");
   check_defined("neg", "x", x);
   check<DTypeError>(x.dtype() != DType::boolean, "neg: takes numbers, got a bool tensor; use logical_not");
   return scaled("neg", Unary::negative, x, 0, -1);
 }
 
 Tensor abs(const Tensor& x) {
+  const cuda::Range range("abs");
   return record("abs", detail::unary("abs", Unary::absolute, x), {x}, saving(x),
                 [](const Saved& s, const Tensor& g) { return grads(mul(g, sign(s[0]))); });
 }
 
 Tensor square(const Tensor& x) {
+  const cuda::Range range("square");
   return record("square", detail::unary("square", Unary::square, x), {x}, saving(x),
                 [](const Saved& s, const Tensor& g) { return grads(mul(mul(g, s[0]), 2)); });
 }
@@ -406,6 +439,7 @@ Tensor clamp_max(const Tensor& x, double high) { return clamped("clamp_max", x, 
 // --- of three ---
 
 Tensor where(const Tensor& condition, const Tensor& a0, const Tensor& b0) {
+  const cuda::Range range("where");
   check_defined("where", "condition", condition);
   check<DTypeError>(condition.dtype() == DType::boolean, "where: condition must be bool, got ", condition.dtype(), "; compare it with 0");
   const DType dtype = common_dtype("where", a0, b0);
@@ -417,13 +451,16 @@ Tensor where(const Tensor& condition, const Tensor& a0, const Tensor& b0) {
                 });
 }
 Tensor where(const Tensor& condition, const Tensor& a, Scalar b) {
+  const cuda::Range range("where");
   return where(condition, a, detail::scalar_tensor("where", b, {common_dtype("where", a, b), a.device()}));
 }
 Tensor where(const Tensor& condition, Scalar a, const Tensor& b) {
+  const cuda::Range range("where");
   return where(condition, detail::scalar_tensor("where", a, {common_dtype("where", b, a, "b"), b.device()}), b);
 }
 
 Tensor lerp(const Tensor& start0, const Tensor& end0, const Tensor& weight0) {
+  const cuda::Range range("lerp");
   const DType dtype = promote(common_dtype("lerp", start0, end0, "start", "end"), check_defined("lerp", "weight", weight0).dtype());
   const Tensor start = to(start0, dtype), end = to(end0, dtype), weight = to(weight0, dtype);
   check<DTypeError>(is_floating(dtype), "lerp: takes floating-point tensors, got ", dtype);
@@ -436,10 +473,12 @@ Tensor lerp(const Tensor& start0, const Tensor& end0, const Tensor& weight0) {
 }
 
 Tensor lerp(const Tensor& start, const Tensor& end, double weight) {
+  const cuda::Range range("lerp");
   return lerp(start, end, scalar(weight, {common_dtype("lerp", start, end, "start", "end"), start.device()}));
 }
 
 Tensor addcmul(const Tensor& x0, const Tensor& a0, const Tensor& b0, double value) {
+  const cuda::Range range("addcmul");
   const DType dtype = promote(common_dtype("addcmul", x0, a0, "x", "a"), check_defined("addcmul", "b", b0).dtype());
   const Tensor x = to(x0, dtype), a = to(a0, dtype), b = to(b0, dtype);
   const Tensor y = ternary("addcmul", Ternary::add_product, x, a, b, {value, 0});
@@ -451,6 +490,7 @@ Tensor addcmul(const Tensor& x0, const Tensor& a0, const Tensor& b0, double valu
 }
 
 Tensor addcdiv(const Tensor& x0, const Tensor& a0, const Tensor& b0, double value) {
+  const cuda::Range range("addcdiv");
   const DType dtype = promote(common_dtype("addcdiv", x0, a0, "x", "a"), check_defined("addcdiv", "b", b0).dtype());
   const Tensor x = to(x0, dtype), a = to(a0, dtype), b = to(b0, dtype);
   check<DTypeError>(is_floating(dtype), "addcdiv: takes floating-point tensors, got ", dtype);

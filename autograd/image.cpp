@@ -57,6 +57,7 @@ Tensor pixel_positions(int64_t size, bool align_corners, TensorOptions options) 
 }  // namespace
 
 Tensor interpolate(const Tensor& x, Pair output, const InterpolateOptions& o) {
+  const cuda::Range range("interpolate");
   if (const detail::Cast cast("interpolate", Family::image, {x}); cast) return cast.back(interpolate(cast(x), output, o));
   detail::check_real("interpolate", "x", x, Family::image);
   check<ShapeError>(x.rank() == 4, "interpolate: x must be [n, channels, h, w], got ", x.shape());
@@ -69,6 +70,7 @@ Tensor interpolate(const Tensor& x, Pair output, const InterpolateOptions& o) {
 }
 
 Tensor grid_sample(const Tensor& x_any, const Tensor& grid_any, bool align_corners) {
+  const cuda::Range range("grid_sample");
   detail::check_defined("grid_sample", "grid", grid_any);
   if (const detail::Cast cast("grid_sample", Family::image, {x_any, grid_any}); cast) return cast.back(grid_sample(cast(x_any), cast(grid_any), align_corners));
   detail::check_real("grid_sample", "x", x_any, Family::image);
@@ -84,6 +86,7 @@ Tensor grid_sample(const Tensor& x_any, const Tensor& grid_any, bool align_corne
 }
 
 Tensor affine_grid(const Tensor& theta, Pair size, bool align_corners) {
+  const cuda::Range range("affine_grid");
   if (detail::is_half(theta)) return to(affine_grid(detail::widened(theta), size, align_corners), theta.dtype());
   detail::check_real("affine_grid", "theta", theta, Family::matmul);
   check<ShapeError>(theta.rank() == 3 && theta.size(1) == 2 && theta.size(2) == 3, "affine_grid: theta must be [n, 2, 3], got ", theta.shape());

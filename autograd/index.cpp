@@ -126,6 +126,7 @@ Tensor checked_index(const char* op, const char* name, const Tensor& index, cons
 }  // namespace detail
 
 Tensor gather(const Tensor& x, int64_t axis, const Tensor& index) {
+  const cuda::Range range("gather");
   if (check_defined("gather", "x", x).rank() == 0 && check_defined("gather", "index", index).rank() == 0)
     return reshape(gather(reshape(x, {1}), axis, reshape(index, {1})), {});
   const int at = checked_axis("gather", x, axis);
@@ -133,6 +134,7 @@ Tensor gather(const Tensor& x, int64_t axis, const Tensor& index) {
 }
 
 Tensor take_along(const Tensor& x, const Tensor& index, int64_t axis) {
+  const cuda::Range range("take_along");
   const int at = checked_axis("take_along", x, axis);
   Shape shape = x.shape();
   check_defined("take_along", "index", index);
@@ -142,6 +144,7 @@ Tensor take_along(const Tensor& x, const Tensor& index, int64_t axis) {
 }
 
 Tensor scatter_add(const Tensor& x, int64_t axis, const Tensor& index, const Tensor& source) {
+  const cuda::Range range("scatter_add");
   if (const detail::Cast cast("scatter_add", {}, {x, source}); cast) return scatter_add(cast(x), axis, index, cast(source));
   const int at = checked_axis("scatter_add", x, axis);
   detail::check_alike("scatter_add", "source", source, "x", x);
@@ -151,11 +154,13 @@ Tensor scatter_add(const Tensor& x, int64_t axis, const Tensor& index, const Ten
 }
 
 Tensor index_select(const Tensor& x, int64_t axis, const Tensor& index) {
+  const cuda::Range range("index_select");
   const int at = checked_axis("index_select", x, axis);
   return index_select_checked(x, at, checked_list("index_select", x, at, index));
 }
 
 Tensor index_add(const Tensor& x, int64_t axis, const Tensor& index, const Tensor& source) {
+  const cuda::Range range("index_add");
   if (const detail::Cast cast("index_add", {}, {x, source}); cast) return index_add(cast(x), axis, index, cast(source));
   const int at = checked_axis("index_add", x, axis);
   detail::check_alike("index_add", "source", source, "x", x);
@@ -167,6 +172,7 @@ Tensor index_add(const Tensor& x, int64_t axis, const Tensor& index, const Tenso
 }
 
 Tensor embedding(const Tensor& indices, const Tensor& weight, std::optional<int64_t> padding_index) {
+  const cuda::Range range("embedding");
   check_defined("embedding", "indices", indices);
   check_defined("embedding", "weight", weight);
   check<ShapeError>(weight.rank() == 2, "embedding: weight must be [count, size], got ", weight.shape());
@@ -189,6 +195,7 @@ Tensor embedding(const Tensor& indices, const Tensor& weight, std::optional<int6
 }
 
 Tensor one_hot(const Tensor& indices, int64_t classes) {
+  const cuda::Range range("one_hot");
   check<ValueError>(classes >= 0, "one_hot: the number of classes cannot be negative, got ", classes);
   check_can_add_axis("one_hot", "indices", indices);
   checked_numel({std::max<int64_t>(indices.numel(), 1), classes}, "one_hot");
@@ -197,6 +204,7 @@ Tensor one_hot(const Tensor& indices, int64_t classes) {
 }
 
 Tensor masked_fill(const Tensor& x, const Tensor& mask, double value) {
+  const cuda::Range range("masked_fill");
   check_defined("masked_fill", "x", x);
   check_defined("masked_fill", "mask", mask);
   check<DTypeError>(mask.dtype() == DType::boolean, "masked_fill: mask must be bool, got ", mask.dtype());
@@ -206,6 +214,7 @@ Tensor masked_fill(const Tensor& x, const Tensor& mask, double value) {
 }
 
 Tensor nonzero(const Tensor& x) {
+  const cuda::Range range("nonzero");
   check_is_readable("nonzero", x);
   const std::vector<uint8_t> flags = ne(x, 0).to_vector<uint8_t>();
   std::vector<int64_t> positions;
@@ -220,6 +229,7 @@ Tensor nonzero(const Tensor& x) {
 }
 
 Tensor masked_select(const Tensor& x, const Tensor& mask) {
+  const cuda::Range range("masked_select");
   check_defined("masked_select", "x", x);
   check_defined("masked_select", "mask", mask);
   check<DTypeError>(mask.dtype() == DType::boolean, "masked_select: mask must be bool, got ", mask.dtype());
@@ -230,6 +240,7 @@ Tensor masked_select(const Tensor& x, const Tensor& mask) {
 }
 
 Ordered sort(const Tensor& x, int64_t axis, bool descending) {
+  const cuda::Range range("sort");
   if (check_defined("sort", "x", x).rank() == 0) {
     const Ordered line = sort(reshape(x, {1}), axis, descending);
     return {reshape(line.values, {}), reshape(line.indices, {})};
@@ -240,9 +251,13 @@ Ordered sort(const Tensor& x, int64_t axis, bool descending) {
   });
 }
 
-Tensor argsort(const Tensor& x, int64_t axis, bool descending) { return sort(check_defined("argsort", "x", x).detach(), axis, descending).indices; }
+Tensor argsort(const Tensor& x, int64_t axis, bool descending) {
+  const cuda::Range range("argsort");
+  return sort(check_defined("argsort", "x", x).detach(), axis, descending).indices;
+}
 
 Ordered topk(const Tensor& x, int64_t k, int64_t axis, bool largest) {
+  const cuda::Range range("topk");
   const int at = checked_axis("topk", x, axis);
   check<ValueError>(k >= 0 && k <= x.shape()[at], "topk: k must be in [0, ", x.shape()[at], "] for axis ", at, " of x ", x.shape(), ", got ", k);
   return ordered("topk", x, at, k, [&](const View& values, const View& indices) { table_of(x).topk(queue_of(x), at, largest, x.view(), values, indices); });

@@ -47,6 +47,7 @@ Tensor operand(const char* op, const Tensor& x, const Tensor& b) {
 // itself through its own node. So `old` is a clone of x, and so is b where it is x.
 template <class Value>
 Tensor change(const char* op, Binary kernel, const Tensor& x, const Tensor& b, DType result, const Value& value) {
+  const cuda::Range range(op);
   check_target(op, x, result);
   const Tensor other = operand(op, x, b);
   const auto write = [&] {
@@ -61,6 +62,7 @@ Tensor change(const char* op, Binary kernel, const Tensor& x, const Tensor& b, D
 
 template <class Value>
 Tensor change(const char* op, Unary kernel, Scalars s, const Tensor& x, DType result, const Value& value) {
+  const cuda::Range range(op);
   check_target(op, x, result);
   change_in_place(
       op, x, {}, [&] { table_of(x).unary(queue_of(x), kernel, s, x.view(), x.mutable_view()); },
@@ -110,6 +112,7 @@ Tensor div_(const Tensor& x, Scalar b) {
 }
 
 Tensor addcmul_(const Tensor& x, const Tensor& a, const Tensor& b, double value) {
+  const cuda::Range range("addcmul_");
   check_target("addcmul_", x, promote(detail::common_dtype("addcmul_", x, a, "x", "a"), detail::check_defined("addcmul_", "b", b).dtype()));
   const Tensor u = operand("addcmul_", x, a), v = operand("addcmul_", x, b);
   const auto write = [&] {
@@ -131,6 +134,7 @@ Tensor relu_(const Tensor& x) { return change("relu_", Unary::relu, {}, x, x.dty
 namespace {
 
 Tensor filled(const char* op, const Tensor& x, double value) {
+  const cuda::Range range(op);
   check_target(op, x, x.dtype());
   detail::check_fits(op, value, x.dtype());
   change_in_place(op, x, {}, [&] { table_of(x).fill(queue_of(x), value, x.mutable_view()); }, [&] { return full_like(x, value); });
@@ -143,6 +147,7 @@ Tensor fill_(const Tensor& x, double value) { return filled("fill_", x, value); 
 Tensor zero_(const Tensor& x) { return filled("zero_", x, 0); }
 
 Tensor copy_(const Tensor& x, const Tensor& source) {
+  const cuda::Range range("copy_");
   check_target("copy_", x, x.dtype());
   const Tensor from = operand("copy_", x, source);
   change_in_place("copy_", x, {source}, [&] { table_of(x).copy(queue_of(x), detail::broadcast_view(from, x.shape()), x.mutable_view()); },

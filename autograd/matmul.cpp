@@ -74,6 +74,7 @@ Shape with_last(Shape shape, int64_t size) {
 }  // namespace
 
 Tensor matmul(const Tensor& a, const Tensor& b) {
+  const cuda::Range range("matmul");
   detail::check_defined("matmul", "a", a);
   detail::check_defined("matmul", "b", b);
   if (const detail::Cast cast("matmul", Family::matmul, {a, b}); cast) return cast.back(matmul(cast(a), cast(b)));
@@ -90,6 +91,7 @@ Tensor matmul(const Tensor& a, const Tensor& b) {
 }
 
 Tensor dot(const Tensor& a, const Tensor& b) {
+  const cuda::Range range("dot");
   detail::check_defined("dot", "a", a);
   detail::check_defined("dot", "b", b);
   check<ShapeError>(a.rank() == 1 && b.rank() == 1 && a.size(0) == b.size(0), "dot: takes two vectors of the same length, got a ", a.shape(), " and b ", b.shape());
@@ -97,6 +99,7 @@ Tensor dot(const Tensor& a, const Tensor& b) {
 }
 
 Tensor outer(const Tensor& a, const Tensor& b) {
+  const cuda::Range range("outer");
   detail::check_defined("outer", "a", a);
   detail::check_defined("outer", "b", b);
   check<ShapeError>(a.rank() == 1 && b.rank() == 1, "outer: takes two vectors, got a ", a.shape(), " and b ", b.shape());
@@ -104,6 +107,7 @@ Tensor outer(const Tensor& a, const Tensor& b) {
 }
 
 Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
+  const cuda::Range range("linear");
   detail::check_defined("linear", "x", x);
   detail::check_defined("linear", "weight", weight);
   if (const detail::Cast cast("linear", Family::matmul, {x, weight, bias}); cast) return cast.back(linear(cast(x), cast(weight), cast(bias)));

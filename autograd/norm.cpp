@@ -252,21 +252,25 @@ Tensor group_norm(const char* name, const Tensor& x, int64_t groups, const Tenso
 
 Tensor batch_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& running_mean, const Tensor& running_var, bool training, double momentum,
                   double eps) {
+  const cuda::Range range("batch_norm");
   return batch_norm("batch_norm", false, x, {}, weight, bias, running_mean, running_var, training, momentum, eps);
 }
 
 Tensor batch_norm_relu(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& running_mean, const Tensor& running_var, bool training,
                        double momentum, double eps) {
+  const cuda::Range range("batch_norm_relu");
   return batch_norm("batch_norm_relu", true, x, {}, weight, bias, running_mean, running_var, training, momentum, eps);
 }
 
 Tensor batch_norm_add_relu(const Tensor& x, const Tensor& residual, const Tensor& weight, const Tensor& bias, const Tensor& running_mean, const Tensor& running_var,
                            bool training, double momentum, double eps) {
+  const cuda::Range range("batch_norm_add_relu");
   detail::check_defined("batch_norm_add_relu", "residual", residual);
   return batch_norm("batch_norm_add_relu", true, x, residual, weight, bias, running_mean, running_var, training, momentum, eps);
 }
 
 Tensor layer_norm(const Tensor& x, const Shape& normalized_shape, const Tensor& weight, const Tensor& bias, double eps) {
+  const cuda::Range range("layer_norm");
   if (needs_wider(x, {weight, bias})) return to(layer_norm(as_computed(x), normalized_shape, detail::widened(weight), detail::widened(bias), eps), x.dtype());
   check_x("layer_norm", x, 1);
   const int added = x.rank() - normalized_shape.rank();
@@ -282,6 +286,7 @@ Tensor layer_norm(const Tensor& x, const Shape& normalized_shape, const Tensor& 
 }
 
 Tensor group_norm(const Tensor& x, int64_t groups, const Tensor& weight, const Tensor& bias, double eps) {
+  const cuda::Range range("group_norm");
   if (needs_wider(x, {weight, bias})) return to(group_norm(as_computed(x), groups, detail::widened(weight), detail::widened(bias), eps), x.dtype());
   check_x("group_norm", x, 2);
   check<ValueError>(groups >= 1, "group_norm: groups must be at least 1, got ", groups);
@@ -290,6 +295,7 @@ Tensor group_norm(const Tensor& x, int64_t groups, const Tensor& weight, const T
 }
 
 Tensor instance_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, double eps) {
+  const cuda::Range range("instance_norm");
   if (needs_wider(x, {weight, bias})) return to(instance_norm(as_computed(x), detail::widened(weight), detail::widened(bias), eps), x.dtype());
   check_x("instance_norm", x, 3);
   check<ValueError>(positions(x) != 1, "instance_norm: needs more than one value in each channel of a sample, x is ", x.shape());

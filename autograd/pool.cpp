@@ -63,6 +63,7 @@ PooledMaxima maxima(const char* op, const Tensor& x, const Shape& shape, bool wa
 }
 
 PooledMaxima max_pool(const char* op, const Tensor& x_any, Pair kernel, const MaxPool2dOptions& o, bool wants_indices) {
+  const cuda::Range range(op);
   if (const detail::Cast cast(op, Family::pool, {x_any}); cast) {
     const PooledMaxima wide = max_pool(op, cast(x_any), kernel, o, wants_indices);
     return {cast.back(wide.values), wide.indices};
@@ -94,6 +95,7 @@ Tensor avg_pool_backward(const PoolGeometry& g, const Tensor& gradient) {
 }
 
 Tensor avg_pool(const char* op, const Tensor& x, Pair kernel, const AvgPool2dOptions& o) {
+  const cuda::Range range(op);
   if (const detail::Cast cast(op, Family::pool, {x}); cast) return cast.back(avg_pool(op, cast(x), kernel, o));
   if (check_defined(op, "x", x).rank() == 3) return squeeze(avg_pool(op, unsqueeze(x, 0), kernel, o), 0);
   return avg_pool(op, geometry_of(op, x, kernel, o.stride, o.padding, 1, o.ceil_mode, o.count_include_pad), x);
@@ -135,6 +137,7 @@ PoolGeometry plain(const AdaptivePoolGeometry& g) {
 }
 
 Tensor adaptive_avg(const char* op, const Tensor& x, Pair output) {
+  const cuda::Range range(op);
   if (const detail::Cast cast(op, Family::pool, {x}); cast) return cast.back(adaptive_avg(op, cast(x), output));
   if (check_defined(op, "x", x).rank() == 3) return squeeze(adaptive_avg(op, unsqueeze(x, 0), output), 0);
   const AdaptivePoolGeometry g = adaptive_geometry(op, x, output);
@@ -142,6 +145,7 @@ Tensor adaptive_avg(const char* op, const Tensor& x, Pair output) {
 }
 
 Tensor adaptive_max(const char* op, const Tensor& x_any, Pair output) {
+  const cuda::Range range(op);
   if (const detail::Cast cast(op, Family::pool, {x_any}); cast) return cast.back(adaptive_max(op, cast(x_any), output));
   if (check_defined(op, "x", x_any).rank() == 3) return squeeze(adaptive_max(op, unsqueeze(x_any, 0), output), 0);
   const AdaptivePoolGeometry g = adaptive_geometry(op, x_any, output);
@@ -177,6 +181,7 @@ Tensor max_pool2d(const Tensor& x, Pair kernel, const MaxPool2dOptions& options)
 PooledMaxima max_pool2d_with_indices(const Tensor& x, Pair kernel, const MaxPool2dOptions& options) { return max_pool("max_pool2d_with_indices", x, kernel, options, true); }
 
 Tensor max_pool1d(const Tensor& x, int64_t kernel, const MaxPool1dOptions& o) {
+  const cuda::Range range("max_pool1d");
   const int64_t stride = o.stride == 0 ? kernel : o.stride;
   const MaxPool2dOptions image{{1, stride}, {0, o.padding}, {1, o.dilation}, o.ceil_mode};
   return squeeze(max_pool("max_pool1d", as_image("max_pool1d", x), {1, kernel}, image, false).values, -2);
@@ -185,6 +190,7 @@ Tensor max_pool1d(const Tensor& x, int64_t kernel, const MaxPool1dOptions& o) {
 Tensor avg_pool2d(const Tensor& x, Pair kernel, const AvgPool2dOptions& options) { return avg_pool("avg_pool2d", x, kernel, options); }
 
 Tensor avg_pool1d(const Tensor& x, int64_t kernel, const AvgPool1dOptions& o) {
+  const cuda::Range range("avg_pool1d");
   const int64_t stride = o.stride == 0 ? kernel : o.stride;
   return squeeze(avg_pool("avg_pool1d", as_image("avg_pool1d", x), {1, kernel}, {{1, stride}, {0, o.padding}, o.ceil_mode, o.count_include_pad}), -2);
 }
@@ -195,6 +201,7 @@ Tensor adaptive_max_pool1d(const Tensor& x, int64_t output) { return squeeze(ada
 Tensor adaptive_avg_pool1d(const Tensor& x, int64_t output) { return squeeze(adaptive_avg("adaptive_avg_pool1d", as_image("adaptive_avg_pool1d", x), {1, output}), -2); }
 
 Tensor global_avg_pool(const Tensor& x) {
+  const cuda::Range range("global_avg_pool");
   if (const detail::Cast cast("global_avg_pool", Family::pool, {x}); cast) return cast.back(global_avg_pool(cast(x)));
   detail::check_real("global_avg_pool", "x", x, Family::pool);
   const Tensor planes = flat_positions("global_avg_pool", x);
@@ -204,6 +211,7 @@ Tensor global_avg_pool(const Tensor& x) {
 }
 
 Tensor global_max_pool(const Tensor& x) {
+  const cuda::Range range("global_max_pool");
   const Tensor planes = flat_positions("global_max_pool", x);
   return reshape(adaptive_max("global_max_pool", planes, 1), {planes.size(0), planes.size(1)});
 }

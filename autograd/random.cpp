@@ -26,11 +26,13 @@ Tensor masked(const Tensor& x0, double p, kernels::PhiloxKey key) {
 }  // namespace
 
 Tensor dropout(const Tensor& x, double p, Generator& generator) {
+  const cuda::Range range("dropout");
   check_probability("dropout", x, p);
   return p == 0 ? x : masked(x, p, generator.next(x.numel()));
 }
 
 Tensor feature_dropout(const Tensor& x, double p, Generator& generator) {
+  const cuda::Range range("feature_dropout");
   check_probability("feature_dropout", x, p);
   check<ShapeError>(x.rank() >= 2, "feature_dropout: takes x [n, c, ...], got shape ", x.shape());
   if (p == 0) return x;

@@ -69,6 +69,7 @@ void check_not_empty(const char* op, const Plan& plan) {
 }
 
 Tensor extreme(const char* op, Reduce reduce, const Tensor& x, const Axes& axes, bool keepdims) {
+  const cuda::Range range(op);
   const Plan plan(op, x, axes);
   check_not_empty(op, plan);
   const Tensor y = reduced(reduce, x, plan, keepdims, x.dtype());
@@ -81,6 +82,7 @@ Tensor extreme(const char* op, Reduce reduce, const Tensor& x, const Axes& axes,
 }
 
 Tensor arg_extreme(const char* op, ArgReduce reduce, const Tensor& x, int64_t axis, bool keepdims) {
+  const cuda::Range range(op);
   const Plan plan(op, x, axis);
   check_not_empty(op, plan);
   Tensor y = empty(plan.kept, {DType::int64, x.device()});
@@ -90,6 +92,7 @@ Tensor arg_extreme(const char* op, ArgReduce reduce, const Tensor& x, int64_t ax
 
 // Values with positions along one axis; a tensor of rank 0 counts as one of one element.
 Extremes extremes(const char* op, Reduce reduce, ArgReduce arg_reduce, const Tensor& x, int64_t axis, bool keepdims) {
+  const cuda::Range range(op);
   if (check_defined(op, "x", x).rank() == 0) return extremes(op, reduce, arg_reduce, reshape(x, {1}), axis, false);
   const Plan plan(op, x, axis);
   const Tensor indices = arg_extreme(op, arg_reduce, x, axis, true);
@@ -130,6 +133,7 @@ Tensor cumsum_along(const Tensor& x, int axis, bool is_reversed) {
 }  // namespace
 
 Tensor sum(const Tensor& x_any, const Axes& axes, bool keepdims) {
+  const cuda::Range range("sum");
   const Tensor x = autocast("sum", x_any);
   const Plan plan("sum", x, axes);
   return record("sum", reduced(Reduce::sum, x, plan, keepdims, sum_dtype(x)), {x}, saving(),
@@ -137,6 +141,7 @@ Tensor sum(const Tensor& x_any, const Axes& axes, bool keepdims) {
 }
 
 Tensor mean(const Tensor& x_any, const Axes& axes, bool keepdims) {
+  const cuda::Range range("mean");
   const Tensor x = autocast("mean", x_any);
   check_real("mean", x);
   const Plan plan("mean", x, axes);
@@ -146,6 +151,7 @@ Tensor mean(const Tensor& x_any, const Axes& axes, bool keepdims) {
 }
 
 Tensor prod(const Tensor& x_any, const Axes& axes, bool keepdims) {
+  const cuda::Range range("prod");
   const Tensor x = autocast("prod", x_any);
   const Plan plan("prod", x, axes);
   if (!detail::needs_grad(x)) return reduced(Reduce::product, x, plan, keepdims, sum_dtype(x));
@@ -167,6 +173,7 @@ Tensor argmax(const Tensor& x, int64_t axis, bool keepdims) { return arg_extreme
 Tensor argmin(const Tensor& x, int64_t axis, bool keepdims) { return arg_extreme("argmin", ArgReduce::argmin, check_defined("argmin", "x", x).detach(), axis, keepdims); }
 
 Tensor var(const Tensor& x_any, const Axes& axes, bool keepdims, double correction) {
+  const cuda::Range range("var");
   const Tensor x = autocast("var", x_any);
   check_real("var", x);
   const Plan plan("var", x, axes);
@@ -178,6 +185,7 @@ Tensor var(const Tensor& x_any, const Axes& axes, bool keepdims, double correcti
 }
 
 Tensor stddev(const Tensor& x, const Axes& axes, bool keepdims, double correction) {
+  const cuda::Range range("stddev");
   const Tensor variance = var(autocast("stddev", check_defined("stddev", "x", x)), axes, keepdims, correction);
   const Tensor y = detail::unary("stddev", kernels::Unary::sqrt, variance);
   return record("stddev", y, {variance}, saving(y), [](const Saved& s, const Tensor& g) {       // of equal numbers: 0, where the root's slope is infinite
@@ -187,6 +195,7 @@ Tensor stddev(const Tensor& x, const Axes& axes, bool keepdims, double correctio
 }
 
 Tensor norm(const Tensor& x_any, double p, const Axes& axes, bool keepdims) {
+  const cuda::Range range("norm");
   const Tensor x = autocast("norm", x_any);
   check_real("norm", x);
   check<ValueError>(p > 0, "norm: p must be positive (or infinity), got ", p);
@@ -206,6 +215,7 @@ Tensor norm(const Tensor& x_any, double p, const Axes& axes, bool keepdims) {
 }
 
 Tensor logsumexp(const Tensor& x_any, const Axes& axes, bool keepdims) {
+  const cuda::Range range("logsumexp");
   const Tensor x = autocast("logsumexp", x_any);
   check_real("logsumexp", x);
   const Plan plan("logsumexp", x, axes);
@@ -217,13 +227,16 @@ Tensor logsumexp(const Tensor& x_any, const Axes& axes, bool keepdims) {
 }
 
 Tensor any(const Tensor& x, const Axes& axes, bool keepdims) {
+  const cuda::Range range("any");
   return reduced(Reduce::any, x, Plan("any", x, axes), keepdims, DType::boolean);
 }
 Tensor all(const Tensor& x, const Axes& axes, bool keepdims) {
+  const cuda::Range range("all");
   return reduced(Reduce::all, x, Plan("all", x, axes), keepdims, DType::boolean);
 }
 
 Tensor cumsum(const Tensor& x_any, int64_t axis) {
+  const cuda::Range range("cumsum");
   const Tensor x = autocast("cumsum", x_any);
   if (check_defined("cumsum", "x", x).rank() == 0) return reshape(cumsum(reshape(x, {1}), axis), {});
   return cumsum_along(x, wrap_axis(axis, x.rank(), "cumsum"), false);

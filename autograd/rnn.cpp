@@ -245,6 +245,7 @@ void check_cell(const char* op, int64_t gates, const Tensor& x, const Tensor& h,
 }  // namespace
 
 LstmCellResult lstm_cell(const Tensor& x, const Tensor& h, const Tensor& c, const Tensor& weight_ih, const Tensor& weight_hh, const Tensor& bias_ih, const Tensor& bias_hh) {
+  const cuda::Range range("lstm_cell");
   if (const detail::Cast cast("lstm_cell", {}, {x, h, c, weight_ih, weight_hh, bias_ih, bias_hh}); cast)
     return lstm_cell(cast(x), cast(h), cast(c), cast(weight_ih), cast(weight_hh), cast(bias_ih), cast(bias_hh));
   check_cell("lstm_cell", 4, x, h, weight_ih, weight_hh, bias_ih, bias_hh);
@@ -255,6 +256,7 @@ LstmCellResult lstm_cell(const Tensor& x, const Tensor& h, const Tensor& c, cons
 }
 
 Tensor gru_cell(const Tensor& x, const Tensor& h, const Tensor& weight_ih, const Tensor& weight_hh, const Tensor& bias_ih, const Tensor& bias_hh) {
+  const cuda::Range range("gru_cell");
   if (const detail::Cast cast("gru_cell", {}, {x, h, weight_ih, weight_hh, bias_ih, bias_hh}); cast)
     return gru_cell(cast(x), cast(h), cast(weight_ih), cast(weight_hh), cast(bias_ih), cast(bias_hh));
   check_cell("gru_cell", 3, x, h, weight_ih, weight_hh, bias_ih, bias_hh);
@@ -265,6 +267,7 @@ Tensor gru_cell(const Tensor& x, const Tensor& h, const Tensor& weight_ih, const
 
 Tensor rnn_cell(const Tensor& x, const Tensor& h, const Tensor& weight_ih, const Tensor& weight_hh, const Tensor& bias_ih, const Tensor& bias_hh,
                 RnnActivation activation) {
+  const cuda::Range range("rnn_cell");
   if (const detail::Cast cast("rnn_cell", {}, {x, h, weight_ih, weight_hh, bias_ih, bias_hh}); cast)
     return rnn_cell(cast(x), cast(h), cast(weight_ih), cast(weight_hh), cast(bias_ih), cast(bias_hh), activation);
   check_cell("rnn_cell", 1, x, h, weight_ih, weight_hh, bias_ih, bias_hh);
@@ -272,11 +275,18 @@ Tensor rnn_cell(const Tensor& x, const Tensor& h, const Tensor& weight_ih, const
   return activation == RnnActivation::tanh ? tanh(sum) : relu(sum);
 }
 
-RnnResult lstm(const Tensor& x, const std::vector<Tensor>& weights, const RnnOptions& options) { return run_layers(RnnCell::lstm, x, weights, options); }
+RnnResult lstm(const Tensor& x, const std::vector<Tensor>& weights, const RnnOptions& options) {
+  const cuda::Range range("lstm");
+  return run_layers(RnnCell::lstm, x, weights, options);
+}
 
-RnnResult gru(const Tensor& x, const std::vector<Tensor>& weights, const RnnOptions& options) { return run_layers(RnnCell::gru, x, weights, options); }
+RnnResult gru(const Tensor& x, const std::vector<Tensor>& weights, const RnnOptions& options) {
+  const cuda::Range range("gru");
+  return run_layers(RnnCell::gru, x, weights, options);
+}
 
 RnnResult rnn(const Tensor& x, const std::vector<Tensor>& weights, RnnActivation activation, const RnnOptions& options) {
+  const cuda::Range range("rnn");
   return run_layers(activation == RnnActivation::relu ? RnnCell::rnn_relu : RnnCell::rnn_tanh, x, weights, options);
 }
 

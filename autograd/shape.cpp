@@ -141,6 +141,7 @@ Tensor pad_constant(const Tensor& x, const std::vector<int64_t>& padding, double
 }
 
 Tensor triangle(const char* name, const Tensor& x, int64_t diagonal, bool is_lower) {
+  const cuda::Range range(name);
   check_defined(name, "x", x);
   check<ShapeError>(x.rank() >= 2, name, ": takes a matrix or a stack of matrices, got shape ", x.shape());
   Tensor y = zeros_like(x);
@@ -204,6 +205,7 @@ Tensor expand(const Tensor& x, const Shape& shape) {
 Tensor sum_to(const Tensor& g, const Shape& shape) {
   check_defined("sum_to", "g", g);
   if (g.shape() == shape) return g;
+  const cuda::Range range("sum_to");
   const int added = g.rank() - shape.rank();
   check<ShapeError>(added >= 0 && broadcast_shapes(shape, g.shape(), "sum_to") == g.shape(), "sum_to: ", g.shape(), " is not ", shape, " broadcast");
   Shape kept = g.shape();
@@ -271,6 +273,7 @@ Tensor select(const Tensor& x, int64_t axis, int64_t index) {
 }
 
 Tensor flip(const Tensor& x, const std::vector<int64_t>& axes) {
+  const cuda::Range range("flip");
   check_defined("flip", "x", x);
   Tensor y = x;
   bool is_flipped[max_rank] = {};
@@ -357,6 +360,7 @@ Tensor flatten(const Tensor& x, int64_t first_axis, int64_t last_axis) {
 }
 
 Tensor clone(const Tensor& x) {
+  const cuda::Range range("clone");
   check_defined("clone", "x", x);
   Tensor y = empty_like(x);
   copy_into(x, y);
@@ -368,6 +372,7 @@ Tensor contiguous(const Tensor& x) { return check_defined("contiguous", "x", x).
 bool is_channels_last(const Tensor& x) { return check_defined("is_channels_last", "x", x).rank() == 4 && x.view().is_channels_last(); }
 
 Tensor channels_last(const Tensor& x) {
+  const cuda::Range range("channels_last");
   check_defined("channels_last", "x", x);
   check<ShapeError>(x.rank() == 4, "channels_last: takes x [n, channels, h, w], got ", x.shape());
   if (is_channels_last(x)) return x;
@@ -377,6 +382,7 @@ Tensor channels_last(const Tensor& x) {
 }
 
 Tensor concat(const std::vector<Tensor>& tensors, int64_t axis) {
+  const cuda::Range range("concat");
   check<ValueError>(!tensors.empty(), "concat: takes at least one tensor");
   for (const Tensor& t : tensors) check_defined("concat", "a part", t);
   if (const detail::Cast cast("concat", {}, tensors); cast) {
@@ -409,6 +415,7 @@ Tensor concat(const std::vector<Tensor>& tensors, int64_t axis) {
 }
 
 Tensor stack(const std::vector<Tensor>& tensors, int64_t axis) {
+  const cuda::Range range("stack");
   check<ValueError>(!tensors.empty(), "stack: takes at least one tensor");
   for (const Tensor& t : tensors) check_defined("stack", "a part", t);
   check_has_room("stack", tensors[0]);
@@ -423,6 +430,7 @@ Tensor stack(const std::vector<Tensor>& tensors, int64_t axis) {
 
 // An axis at a time, from the last: seen as [before, 1, from the axis on], expanded and copied. So no more axes are needed than x has.
 Tensor repeat(const Tensor& x, const std::vector<int64_t>& times) {
+  const cuda::Range range("repeat");
   check_defined("repeat", "x", x);
   check<ShapeError>(static_cast<int>(times.size()) >= x.rank(), "repeat: x ", x.shape(), " has more axes than the ", times.size(), " numbers given");
   Shape shape = x.shape();
@@ -447,6 +455,7 @@ Tensor repeat(const Tensor& x, const std::vector<int64_t>& times) {
 }
 
 Tensor roll(const Tensor& x, int64_t shift, int64_t axis) {
+  const cuda::Range range("roll");
   const int at = checked_axis("roll", x, axis);
   const int64_t size = x.shape()[at];
   if (size == 0 || shift % size == 0) return x;
@@ -455,6 +464,7 @@ Tensor roll(const Tensor& x, int64_t shift, int64_t axis) {
 }
 
 Tensor pad(const Tensor& x, const std::vector<int64_t>& padding, PadMode mode, double value) {
+  const cuda::Range range("pad");
   check_defined("pad", "x", x);
   check<ShapeError>(padding.size() % 2 == 0 && static_cast<int>(padding.size()) <= 2 * x.rank(), "pad: takes pairs (before, after) for at most ", x.rank(), " axes, got ",
                     padding.size(), " values");
@@ -472,6 +482,7 @@ Tensor triu(const Tensor& x, int64_t diagonal) { return triangle("triu", x, diag
 Tensor to(const Tensor& x, DType dtype) {
   check_defined("to", "x", x);
   if (x.dtype() == dtype) return x;
+  const cuda::Range range("to");
   Tensor y = detail::empty_for(x.shape(), {dtype, x.device()}, {x});
   copy_into(x, y);
   if (!is_floating(x.dtype()) || !is_floating(dtype)) return y;      // no gradient goes through integers
@@ -482,6 +493,7 @@ Tensor to(const Tensor& x, DType dtype) {
 Tensor to(const Tensor& x, Device device, bool is_async) {
   check_defined("to", "x", x);
   if (x.device() == device) return x;
+  const cuda::Range range("to");
   check<DeviceError>(!x.is_meta(), "to: a tensor on meta has no data to copy to ", device);
   const Device source = x.device();
   const Tensor y = copied_to(x, device, is_async);                   // throws where there is no such device

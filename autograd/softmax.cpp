@@ -34,6 +34,7 @@ Tensor softmax_backward(bool is_log, int axis, const Tensor& gradient, const Ten
 }
 
 Tensor softmax(const char* name, bool is_log, const Tensor& x_any, int64_t axis) {
+  const cuda::Range range(name);
   if (const detail::Cast cast(name, Family::softmax, {x_any}); cast) return cast.back(softmax(name, is_log, cast(x_any), axis));
   detail::check_real(name, "x", x_any, Family::softmax);
   if (x_any.rank() == 0) return reshape(softmax(name, is_log, reshape(x_any, {1}), axis), {});
@@ -124,6 +125,7 @@ Tensor softmax(const Tensor& x, int64_t axis) { return softmax("softmax", false,
 Tensor log_softmax(const Tensor& x, int64_t axis) { return softmax("log_softmax", true, x, axis); }
 
 Tensor cross_entropy(const Tensor& logits, const Tensor& labels, const CrossEntropyOptions& o) {
+  const cuda::Range range("cross_entropy");
   if (const detail::Cast cast("cross_entropy", Family::softmax, {logits}); cast || detail::is_half(o.weight)) {
     CrossEntropyOptions options = o;
     options.weight = detail::widened(o.weight);

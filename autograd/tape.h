@@ -3,10 +3,13 @@
 // An operation checks, allocates, computes and records:
 //
 //     Tensor relu(const Tensor& x) {
+//       const cuda::Range range("relu");
 //       Tensor y = empty_like(x);
 //       table_of(x).unary(queue_of(x), Unary::relu, {}, x.view(), y.mutable_view());
 //       return record("relu", y, {x}, saving(y), [](const Saved& s, const Tensor& g) { return grads(relu_backward(g, s[0])); });
 //     }
+//
+// The range is for profilers (kernels/cuda/nvtx.h); views, which compute nothing, have none. The engine makes that of the backward.
 //
 // The backward function gets the gradient of the output and returns one gradient for each input, in the order of the inputs; undefined means zero.
 // It is written with differentiable functions, so that second derivatives come free: under create_graph they are recorded in turn.
@@ -23,6 +26,7 @@
 #include <utility>
 #include <vector>
 
+#include <fovea/kernels/cuda/nvtx.h>
 #include <fovea/tensor/tensor.h>
 
 namespace fovea {

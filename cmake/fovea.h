@@ -4,6 +4,7 @@
 #include <fovea/kernels/cpu/parallel.h>
 #include <fovea/kernels/cuda/allocator.h>
 #include <fovea/kernels/cuda/graph.h>
+#include <fovea/kernels/cuda/nvtx.h>
 #include <fovea/kernels/cuda/runtime.h>
 
 #include <fovea/tensor/allocator.h>

@@ -4,7 +4,7 @@ include(CMakePackageConfigHelpers)
 install(TARGETS fovea EXPORT fovea-targets)
 
 # Public headers keep their folders. kernels/cpu holds what only our own kernels include, but for the number of threads, and kernels/cuda
-# but for the runtime, the allocator and graphs.
+# but for the runtime, the allocator, graphs and ranges.
 foreach(folder ${FOVEA_HEADER_FOLDERS})
   if(EXISTS ${PROJECT_SOURCE_DIR}/${folder})
     install(DIRECTORY ${PROJECT_SOURCE_DIR}/${folder}/ DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/fovea/${folder}
@@ -13,6 +13,7 @@ foreach(folder ${FOVEA_HEADER_FOLDERS})
 endforeach()
 install(FILES ${PROJECT_SOURCE_DIR}/kernels/cpu/parallel.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/fovea/kernels/cpu)
 install(FILES ${PROJECT_SOURCE_DIR}/kernels/cuda/runtime.h ${PROJECT_SOURCE_DIR}/kernels/cuda/allocator.h ${PROJECT_SOURCE_DIR}/kernels/cuda/graph.h
+  ${PROJECT_SOURCE_DIR}/kernels/cuda/nvtx.h
   DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/fovea/kernels/cuda)
 install(FILES ${PROJECT_SOURCE_DIR}/cmake/fovea.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/fovea)
 install(FILES ${PROJECT_SOURCE_DIR}/LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})

@@ -78,6 +78,7 @@ void Module::check_new_name(const std::string& name) const {
 
 Module& Module::add_child(const std::string& name, std::unique_ptr<Module> child) {
   check_new_name(name);
+  child->name_ = name;
   children_.emplace_back(name, std::move(child));
   return *children_.back().second;
 }
@@ -225,7 +226,8 @@ Module& Module::to(Device device) {
 
 // --- looking ---
 
-Module::Call::Call(const Module& module, const Tensor& x) {
+Module::Call::Call(const Module& module, const Tensor& x)
+    : range_(cuda::has_ranges() ? (module.name_.empty() ? "" : module.name_ + ": ") + module.type_name() : std::string()) {
   if (!current_trace) return;
   const std::optional<Cost> cost = module.own_cost(x.shape());
   if (!cost) return;

@@ -32,6 +32,7 @@
 #include <utility>
 #include <vector>
 
+#include <fovea/kernels/cuda/nvtx.h>
 #include <fovea/layers/receptive_field.h>
 #include <fovea/tensor/named_tensors.h>
 
@@ -118,7 +119,7 @@ class Module {
   virtual void check_cost_input(const Shape& input);
   virtual std::optional<ReceptiveField> own_field() const { return {}; }
 
-  // Stands in every operator(): reports the call while costs are counted.
+  // Stands in every operator(): gives the call a range for profilers, and reports it while costs are counted.
   class Call {
    public:
     Call(const Module& module, const Tensor& x);
@@ -127,6 +128,7 @@ class Module {
     Call& operator=(const Call&) = delete;
 
    private:
+    cuda::Range range_;
     void* suspended_ = nullptr;
   };
 
@@ -138,6 +140,7 @@ class Module {
   Tensor meta_input(const Shape& input) const;
   [[noreturn]] void fail_layer_type(const std::string& path);
 
+  std::string name_;                         // under which it was added to another; a range says it
   std::vector<std::pair<std::string, std::unique_ptr<Module>>> children_;
   NamedTensors parameters_, buffers_;
   bool is_training_ = true;

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include <fovea/kernels/cuda/nvtx.h>
 #include <fovea/optim/gradients.h>
 #include <fovea/tensor/creation.h>
 
@@ -41,6 +42,7 @@ void change(const Tensor& gradient, kernels::Unary how, kernels::Scalars scalars
 }  // namespace
 
 Tensor clip_grad_norm_async(const NamedTensors& parameters, double max_norm, ClipOptions options) {
+  const cuda::Range range("clip_grad_norm");
   const bool is_infinity = std::isinf(options.norm_type) && options.norm_type > 0;
   check<ValueError>(is_infinity || options.norm_type == 2, "clip_grad_norm: norm_type must be 2 or infinity, got ", options.norm_type);
   check<ValueError>(max_norm >= 0, "clip_grad_norm: max_norm must not be negative, got ", max_norm);
@@ -58,6 +60,7 @@ Tensor clip_grad_norm_async(const NamedTensors& parameters, double max_norm, Cli
 double clip_grad_norm(const NamedTensors& parameters, double max_norm, ClipOptions options) { return clip_grad_norm_async(parameters, max_norm, options).item(); }
 
 void clip_grad_value(const NamedTensors& parameters, double limit) {
+  const cuda::Range range("clip_grad_value");
   check<ValueError>(limit >= 0, "clip_grad_value: limit must not be negative, got ", limit);
   for (const auto& [name, parameter] : parameters)
     if (parameter.defined() && parameter.grad().defined()) change(parameter.grad(), kernels::Unary::clamp, {.alpha = -limit, .beta = limit});

@@ -6,6 +6,7 @@
 #include <unordered_set>
 
 #include <fovea/autograd/shape.h>
+#include <fovea/kernels/cuda/nvtx.h>
 #include <fovea/tensor/creation.h>
 
 namespace fovea::optim {
@@ -166,6 +167,7 @@ Optimizer::DeviceStep Optimizer::step_on(Device device, const kernels::StepContr
 void Optimizer::step() { step({}); }
 
 void Optimizer::step(const kernels::StepControl& control) {
+  const cuda::Range range(name_, "::step");
   NoGrad no_grad;
   check_gradients();
   make_buffers();

@@ -32,11 +32,11 @@ struct Row {
 const std::vector<Row>& rows() {
   static const std::vector<Row> all = {
       // ResNet-50 (He et al. 2015)
-      {"stem", layer(256, 3, 224, 224, 64, 7, 2, 3), "tensor_few_channels_medium", "tensor_slim", "tensor_few_channels_small", "medium", "medium"},
-      {"c2 1x1 64-64", layer(256, 64, 56, 56, 64, 1, 1, 0), "tensor_pointwise_medium", "tensor_pointwise_medium", "tensor_pointwise_small", "medium", "medium"},
-      {"c2 3x3", layer(256, 64, 56, 56, 64, 3, 1, 1), "tensor_medium", "tensor_medium", "tensor_small", "medium", "medium"},
+      {"stem", layer(256, 3, 224, 224, 64, 7, 2, 3), "tensor_few_channels_medium", "tensor_slim", "tensor_few_channels_small", "broad", "broad"},
+      {"c2 1x1 64-64", layer(256, 64, 56, 56, 64, 1, 1, 0), "tensor_pointwise_medium", "tensor_pointwise_medium", "tensor_pointwise_small", "broad", "medium"},
+      {"c2 3x3", layer(256, 64, 56, 56, 64, 3, 1, 1), "tensor_medium", "tensor_medium", "tensor_small", "broad", "broad"},
       {"c2 1x1 64-256", layer(256, 64, 56, 56, 256, 1, 1, 0), "tensor_pointwise_wide", "tensor_pointwise_medium", "tensor_pointwise_small", "wide", "medium"},
-      {"c2 1x1 256-64", layer(256, 256, 56, 56, 64, 1, 1, 0), "tensor_pointwise_medium", "tensor_pointwise_wide", "tensor_pointwise_small", "medium", "medium"},
+      {"c2 1x1 256-64", layer(256, 256, 56, 56, 64, 1, 1, 0), "tensor_pointwise_medium", "tensor_pointwise_wide", "tensor_pointwise_small", "broad", "broad"},
       {"c3 3x3/2", layer(256, 128, 56, 56, 128, 3, 2, 1), "tensor_wide", "tensor_wide", "tensor_wide", "wide", "wide"},
       {"c3 3x3", layer(256, 128, 28, 28, 128, 3, 1, 1), "tensor_wide", "tensor_wide", "tensor_wide", "wide", "wide"},
       {"c3 1x1/2 256-512", layer(256, 256, 56, 56, 512, 1, 2, 0), "tensor_wide", "tensor_wide", "tensor_wide", "wide", "wide"},
@@ -44,23 +44,23 @@ const std::vector<Row>& rows() {
       {"c4 1x1 256-1024", layer(256, 256, 14, 14, 1024, 1, 1, 0), "tensor_pointwise_wide", "tensor_pointwise_wide", "tensor_pointwise_wide", "wide", "wide"},
       {"c5 3x3", layer(256, 512, 7, 7, 512, 3, 1, 1), "tensor_wide", "tensor_wide", "tensor_wide", "wide", "wide"},
       {"c4 3x3, 32 images", layer(32, 256, 14, 14, 256, 3, 1, 1), "tensor_small", "tensor_small", "tensor_wide", "medium", "wide"},
-      {"c5 3x3, 32 images", layer(32, 512, 7, 7, 512, 3, 1, 1), "tensor_small", "tensor_small", "tensor_wide", "narrow", "wide"},
-      {"c5 3x3, one image", layer(1, 512, 7, 7, 512, 3, 1, 1), "tensor_small", "tensor_small", "tensor_wide", "narrow", "wide"},
+      {"c5 3x3, 32 images", layer(32, 512, 7, 7, 512, 3, 1, 1), "tensor_small", "tensor_small", "tensor_wide", "wide", "wide"},
+      {"c5 3x3, one image", layer(1, 512, 7, 7, 512, 3, 1, 1), "tensor_small", "tensor_small", "tensor_wide", "medium", "wide"},
       // CRNN (Shi et al. 2015) on images of 32 x 100
-      {"crnn 1-64", layer(256, 1, 32, 100, 64, 3, 1, 1), "tensor_few_channels_medium", "tensor_slim", "tensor_few_channels_small", "medium", "medium"},
+      {"crnn 1-64", layer(256, 1, 32, 100, 64, 3, 1, 1), "tensor_few_channels_medium", "tensor_slim", "tensor_few_channels_small", "broad", "medium"},
       {"crnn 64-128", layer(256, 64, 16, 50, 128, 3, 1, 1), "tensor_wide", "tensor_medium", "tensor_wide", "wide", "wide"},
       {"crnn 256-512", layer(256, 256, 4, 26, 512, 3, 1, 1), "tensor_wide", "tensor_wide", "tensor_wide", "wide", "wide"},
       {"crnn 2x2", layer(256, 512, 2, 27, 512, 2, 1, 0), "tensor_wide", "tensor_wide", "tensor_wide", "wide", "wide"},
       // MobileNetV2 (Sandler et al. 2018)
       {"mobilenet depthwise", layer(128, 96, 112, 112, 96, 3, 2, 1, 1, 96), "depthwise", "depthwise", "depthwise", "depthwise", "depthwise"},
-      {"mobilenet 1x1 96-24", layer(128, 96, 56, 56, 24, 1, 1, 0), "tensor_pointwise_narrow", "tensor_pointwise_wide", "tensor_pointwise_small", "narrow", "medium"},
+      {"mobilenet 1x1 96-24", layer(128, 96, 56, 56, 24, 1, 1, 0), "tensor_pointwise_narrow", "tensor_pointwise_wide", "tensor_pointwise_small", "narrow", "broad"},
       // ResNeXt-50 32x4d (Xie et al. 2017)
       {"resnext 128", layer(64, 128, 56, 56, 128, 3, 1, 1, 1, 32), "tensor_few_channels_slim", "tensor_few_channels_slim", "tensor_few_channels_slim", "grouped", "grouped"},
       {"resnext 256", layer(64, 256, 28, 28, 256, 3, 1, 1, 1, 32), "tensor_slim", "tensor_slim", "tensor_slim", "grouped", "grouped"},
-      {"resnext 512", layer(64, 512, 14, 14, 512, 3, 1, 1, 1, 32), "tensor_slim", "tensor_slim", "tensor_slim", "narrow", "grouped"},
+      {"resnext 512", layer(64, 512, 14, 14, 512, 3, 1, 1, 1, 32), "tensor_slim", "tensor_slim", "tensor_slim", "grouped", "grouped"},
       // DeepLabV3 (Chen et al. 2017)
       {"dilation 2", layer(32, 512, 28, 28, 512, 3, 1, 2, 2), "tensor_wide", "tensor_wide", "tensor_wide", "wide", "wide"},
-      {"dilation 12", layer(8, 2048, 32, 32, 256, 3, 1, 12, 12), "tensor_medium", "tensor_wide", "tensor_wide", "medium", "wide"},
+      {"dilation 12", layer(8, 2048, 32, 32, 256, 3, 1, 12, 12), "tensor_medium", "tensor_wide", "tensor_wide", "wide", "wide"},
   };
   return all;
 }

@@ -243,11 +243,16 @@ TEST_CASE("each tile is taken where the plan says so, and gives what the CPU giv
     const char *forward, *data, *weight;
   };
   const std::vector<Case> cases = {
-      {{.n = 1, .c = 70, .h = 131, .w = 130, .k = 70, .r = 1, .s = 1}, "conv2d_forward_wide", "conv2d_backward_data_wide", "conv2d_add_parts"},
-      {{.n = 1, .c = 40, .h = 130, .w = 131, .k = 40, .r = 1, .s = 1}, "conv2d_forward_medium", "conv2d_backward_data_medium", "conv2d_add_parts"},
-      {{.n = 1, .c = 40, .h = 13, .w = 14, .k = 33, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1}, "conv2d_forward_narrow", "conv2d_backward_data_narrow", "conv2d_backward_weight_medium"},
-      {{.n = 1, .c = 9, .h = 9, .w = 14, .k = 70, .r = 3, .s = 3, .stride_h = 1, .pad_h = 1, .pad_w = 1}, "conv2d_forward_narrow", "conv2d_backward_data_narrow", "conv2d_backward_weight_wide"},
+      {{.n = 1, .c = 8, .h = 132, .w = 256, .k = 127}, "conv2d_forward_wide", "conv2d_backward_data_grouped", "conv2d_add_parts"},
+      {{.n = 1, .c = 121, .h = 132, .w = 256, .k = 6}, "conv2d_forward_grouped", "conv2d_backward_data_wide", "conv2d_add_parts"},
+      {{.n = 1, .c = 8, .h = 264, .w = 256, .k = 61}, "conv2d_forward_broad", "conv2d_backward_data_grouped", "conv2d_add_parts"},
+      {{.n = 1, .c = 63, .h = 264, .w = 256, .k = 8}, "conv2d_forward_grouped", "conv2d_backward_data_broad", "conv2d_add_parts"},
+      {{.n = 1, .c = 28, .h = 130, .w = 132, .k = 61}, "conv2d_forward_medium", "conv2d_backward_data_narrow", "conv2d_add_parts"},
+      {{.n = 1, .c = 60, .h = 131, .w = 132, .k = 28}, "conv2d_forward_narrow", "conv2d_backward_data_medium", "conv2d_add_parts"},
+      {{.n = 1, .c = 9, .h = 9, .w = 14, .k = 70, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1}, "conv2d_forward_grouped", "conv2d_add_pixel_parts", "conv2d_backward_weight_wide"},
+      {{.n = 1, .c = 40, .h = 13, .w = 14, .k = 33, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1}, "conv2d_add_pixel_parts", "conv2d_add_pixel_parts", "conv2d_backward_weight_broad"},
       {{.n = 3, .c = 8, .h = 11, .w = 12, .k = 8, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1}, "conv2d_forward_grouped", "conv2d_backward_data_grouped", "conv2d_backward_weight_grouped"},
+      {{.n = 1, .c = 520, .h = 5, .w = 5, .k = 504, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1}, "conv2d_add_pixel_parts", "conv2d_add_pixel_parts", "conv2d_backward_weight_wide"},
       {{.n = 2, .c = 3, .h = 8, .w = 8, .k = 3, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1, .groups = 3}, "conv2d_forward_depthwise", "conv2d_backward_data_depthwise",
        "conv2d_backward_weight_depthwise"},
   };
@@ -260,6 +265,28 @@ TEST_CASE("each tile is taken where the plan says so, and gives what the CPU giv
     CHECK(names.weight == c.weight);
     compare(c.g, got, on_cpu(c.g, in), {DType::float32});
   }
+}
+
+TEST_CASE("float32 and float64: how operands are copied changes no result, whatever the number of channels and the size of planes") {
+  const std::vector<ConvGeometry> cases = {
+      {.n = 2, .c = 16, .h = 6, .w = 8, .k = 24},                                                              // 16 bytes of pixels at once
+      {.n = 2, .c = 16, .h = 5, .w = 7, .k = 24},                                                              // planes are no whole packs
+      {.n = 3, .c = 13, .h = 4, .w = 4, .k = 19},                                                              // stages that are not filled
+      {.n = 2, .c = 16, .h = 9, .w = 8, .k = 32, .r = 3, .s = 2, .stride_h = 2, .pad_h = 1, .pad_w = 1},       // stages of one tap each, and phases that have none
+      {.n = 2, .c = 24, .h = 8, .w = 9, .k = 16, .r = 3, .s = 5, .stride_w = 3, .pad_h = 1, .pad_w = 4, .dilation_h = 2, .dilation_w = 2},
+      {.n = 1, .c = 12, .h = 20, .w = 21, .k = 12, .r = 2, .s = 2, .stride_h = 5, .stride_w = 4},              // more phases than one launch has
+      {.n = 2, .c = 32, .h = 5, .w = 6, .k = 48, .r = 3, .s = 3, .stride_h = 2, .stride_w = 2, .pad_h = 1, .pad_w = 1, .groups = 2},
+      {.n = 1, .c = 304, .h = 5, .w = 7, .k = 297, .r = 3, .s = 3, .stride_h = 2, .stride_w = 2, .pad_h = 1, .pad_w = 1},      // sums in parts, in every direction
+  };
+  for (const ConvGeometry& g : cases)
+    for (const Mode& mode : plain_modes) {
+      const Inputs in(g, mode.dtype);
+      const Results want = on_cpu(g, in), aligned = on_device(g, in, mode.dtype), shifted = on_device(g, in, mode.dtype, 1);
+      compare(g, aligned, want, mode);
+      CHECK(same_bits(aligned.y, shifted.y));
+      CHECK(same_bits(aligned.dx, shifted.dx));
+      CHECK(same_bits(aligned.dweight, shifted.dweight));
+    }
 }
 
 TEST_CASE("tensor cores: each tile is taken where the plan says so, and gives what the CPU gives") {
@@ -320,7 +347,7 @@ TEST_CASE("float32 is rounded to TF32 only where that is allowed") {
     CHECK(names.forward == "conv2d_forward_tensor_small");
   }
   on_device(g, Inputs(g, DType::float32), DType::float32, 0, &names);
-  CHECK(names.forward == "conv2d_forward_narrow");
+  CHECK(names.forward == "conv2d_forward_grouped");
 }
 
 TEST_CASE("tensors that lie channels-last give what the CPU gives, in every combination") {
@@ -420,7 +447,8 @@ TEST_CASE("a forward convolution needs no bias") {
   std::vector<double> scratch(static_cast<size_t>(cpu().conv2d_workspace(g, DType::float64)) / 8 + 64);
   cpu().conv2d_forward(nullptr, g, in.x.view(), in.weight.view(), absent(), want.mutable_view(), {scratch.data(), static_cast<int64_t>(scratch.size()) * 8});
   const DeviceTensor x(in.x), weight(in.weight), y = DeviceTensor::poisoned(shape_of_y(g), DType::float64);
-  testing::cuda().conv2d_forward(nullptr, g, x.view(), weight.view(), absent(), y.view(), {});
+  const DeviceTensor device_scratch = DeviceTensor::poisoned({testing::cuda().conv2d_workspace(g, DType::float64)}, DType::uint8);
+  testing::cuda().conv2d_forward(nullptr, g, x.view(), weight.view(), absent(), y.view(), {device_scratch.view().data, device_scratch.view().numel()});
   CHECK(difference(y.to_host(), want, 0, tolerance({DType::float64}, 27)) == "");
 }
 
@@ -476,21 +504,21 @@ TEST_CASE("the plan: which kernel a shape gets, and into how many parts its sum 
   const ConvGeometry resnext{.n = 64, .c = 128, .h = 56, .w = 56, .k = 128, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1, .groups = 32};
   const ConvGeometry mobile{.n = 128, .c = 96, .h = 112, .w = 112, .k = 96, .r = 3, .s = 3, .stride_h = 2, .stride_w = 2, .pad_h = 1, .pad_w = 1, .groups = 96};
   const std::vector<Row> rows = {
-      {stem, DType::float32, ConvPass::forward, ConvKernel::medium, 1},
+      {stem, DType::float32, ConvPass::forward, ConvKernel::broad, 1},
       {stem, DType::float32, ConvPass::backward_data, ConvKernel::grouped, 1},
-      {stem, DType::float32, ConvPass::backward_weight, ConvKernel::medium, 88},
+      {stem, DType::float32, ConvPass::backward_weight, ConvKernel::broad, 132},
       {c3, DType::float32, ConvPass::forward, ConvKernel::wide, 1},
       {c3, DType::float32, ConvPass::backward_data, ConvKernel::wide, 1},
-      {c3, DType::float32, ConvPass::backward_weight, ConvKernel::wide, 30},
+      {c3, DType::float32, ConvPass::backward_weight, ConvKernel::wide, 29},
       {c3, DType::float64, ConvPass::forward, ConvKernel::medium, 1},
-      {c3, DType::float64, ConvPass::backward_weight, ConvKernel::medium, 8},
-      {c5, DType::float32, ConvPass::forward, ConvKernel::narrow, 1},
-      {c5, DType::float32, ConvPass::backward_weight, ConvKernel::wide, 2},
-      {one_image, DType::float32, ConvPass::forward, ConvKernel::narrow, 1},
+      {c3, DType::float64, ConvPass::backward_weight, ConvKernel::medium, 7},
+      {c5, DType::float32, ConvPass::forward, ConvKernel::wide, 5},
+      {c5, DType::float32, ConvPass::backward_weight, ConvKernel::wide, 3},
+      {one_image, DType::float32, ConvPass::forward, ConvKernel::medium, 32},
       {one_image, DType::float32, ConvPass::backward_weight, ConvKernel::wide, 1},
       {resnext, DType::float32, ConvPass::forward, ConvKernel::grouped, 1},
       {resnext, DType::float64, ConvPass::forward, ConvKernel::grouped, 1},
-      {resnext, DType::float32, ConvPass::backward_weight, ConvKernel::grouped, 9},
+      {resnext, DType::float32, ConvPass::backward_weight, ConvKernel::grouped, 8},
       {mobile, DType::float32, ConvPass::forward, ConvKernel::depthwise, 1},
       {mobile, DType::float32, ConvPass::backward_data, ConvKernel::depthwise, 1},
       {mobile, DType::float32, ConvPass::backward_weight, ConvKernel::depthwise, 1},
@@ -501,6 +529,7 @@ TEST_CASE("the plan: which kernel a shape gets, and into how many parts its sum 
     CHECK(static_cast<int>(plan.kernel) == static_cast<int>(rows[i].kernel));
     CHECK(plan.splits == rows[i].splits);
   }
-  CHECK(kernels::cuda::conv_pass_bytes(c3, DType::float32, ConvPass::backward_weight) == 30 * c3.weights() * 4);
-  CHECK(kernels::cuda::conv_pass_bytes(c3, DType::float32, ConvPass::forward) == 0);
+  CHECK(kernels::cuda::conv_pass_bytes(c3, DType::float32, ConvPass::backward_weight) == 29 * c3.weights() * 4);
+  CHECK(kernels::cuda::conv_pass_bytes(c3, DType::float32, ConvPass::forward) == c3.weights() * 4);
+  CHECK(kernels::cuda::conv_pass_bytes(one_image, DType::float32, ConvPass::forward) == (one_image.weights() + 32 * one_image.outputs()) * 4);
 }

@@ -5,31 +5,21 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
-#include <random>
 #include <vector>
 
 #include <fovea/kernels/cuda/core/launch.h>
 #include <fovea/kernels/cuda/core/ptx_hopper.h>
 
+#include "cuda_hopper.h"
 #include "device_buffer.h"
 
 using namespace fovea::kernels::cuda;
 using fovea::bfloat16;
 using fovea::DType;
 using fovea::float16;
-using fovea::testing::Buffer;
+using namespace fovea::testing;
 
 namespace {
-
-bool has_hopper() {
-  int major = 0;
-  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0), "asking for the compute capability");
-  if (major != 9) MESSAGE("left out: these instructions need a GPU of compute capability 9.0, this one has " << major << ".x");
-  return major == 9;
-}
-
-std::mt19937 generator(11);
-int random_below(int n) { return static_cast<int>(generator() % static_cast<unsigned>(n)); }
 
 // ---- mbarrier ----
 
@@ -73,10 +63,6 @@ struct BoxMemory {
   alignas(1024) unsigned char bytes[32768];
   PhasedBarrier barrier;
 };
-struct Position {
-  int at[5];
-};
-
 template <int rank>
 __global__ void load_a_box(const __grid_constant__ TensorMap map, Position position, int bytes, unsigned char* y) {
   BoxMemory& m = shared<BoxMemory>();
@@ -108,60 +94,11 @@ __global__ void store_a_box(const __grid_constant__ TensorMap map, Position posi
   }
 }
 
-// A tensor with a gap behind each row, and what its boxes hold.
-struct Tensor {
-  TiledLayout layout;
-  std::vector<unsigned char> bytes;
-  int box_bytes = 0;
-};
-
-Tensor random_tensor(int rank, DType dtype, Swizzle swizzle) {
-  Tensor t;
-  const int size = static_cast<int>(fovea::size_of(dtype)), pack = 16 / size;
-  t.layout.dtype = dtype, t.layout.rank = rank, t.layout.swizzle = swizzle;
-  int64_t stride = 1;
-  t.box_bytes = size;
-  for (int i = 0; i < rank; ++i) {
-    t.layout.sizes[i] = i == 0 ? 20 + random_below(80) : 3 + random_below(9);
-    t.layout.box[i] = i == 0 ? pack * (1 + random_below(4)) : 1 + random_below(4);
-    if (i == 0 && swizzle != Swizzle::none) t.layout.box[i] = (16 << static_cast<int>(swizzle)) / size;
-    t.layout.strides[i] = stride;
-    stride = i == 0 ? (t.layout.sizes[0] + 2 * pack) / pack * pack : stride * t.layout.sizes[i];
-    t.box_bytes *= t.layout.box[i];
-  }
-  if (rank == 2) t.box_bytes = t.box_bytes / t.layout.box[1] * 21, t.layout.box[1] = 21;        // more rows than a swizzle's period
-  t.bytes.resize(static_cast<size_t>(stride * size));
-  for (unsigned char& b : t.bytes) b = static_cast<unsigned char>(generator());
-  return t;
-}
-
-Position random_position(const Tensor& t) {
-  Position p{};
-  for (int i = 0; i < t.layout.rank; ++i) p.at[i] = random_below(static_cast<int>(t.layout.sizes[i]) + t.layout.box[i]) - t.layout.box[i] / 2;
-  return p;
-}
-
-// Calls f(offset of the element in the box's shared memory, its offset in the tensor's bytes or -1) for all elements of a box.
-template <class F>
-void for_each_element(const Tensor& t, const Position& p, F&& f) {
-  const int size = static_cast<int>(fovea::size_of(t.layout.dtype));
-  for (int i = 0; i < t.box_bytes / size; ++i) {
-    int64_t offset = 0;
-    bool is_there = true;
-    for (int d = 0, rest = i; d < t.layout.rank; rest /= t.layout.box[d++]) {
-      const int64_t at = p.at[d] + rest % t.layout.box[d];
-      is_there = is_there && at >= 0 && at < t.layout.sizes[d];
-      offset += at * t.layout.strides[d];
-    }
-    f(swizzled(static_cast<uint32_t>(i * size), t.layout.swizzle), is_there ? offset * size : -1);
-  }
-}
-
 template <int rank>
 void check_boxes(DType dtype, Swizzle swizzle) {
   const size_t size = static_cast<size_t>(fovea::size_of(dtype));
   for (int round = 0; round < 6; ++round) {
-    Tensor t = random_tensor(rank, dtype, swizzle);
+    TensorOfBytes t = random_tensor(rank, dtype, swizzle);
     const Position p = random_position(t);
     const Buffer<unsigned char> tensor(t.bytes);
     t.layout.data = tensor.get();
@@ -176,7 +113,7 @@ void check_boxes(DType dtype, Swizzle swizzle) {
     });
     CHECK(got == want);
 
-    for (unsigned char& b : want) b = static_cast<unsigned char>(generator());
+    want = random_bytes(bytes);
     const Buffer<unsigned char> source(want);
     launch(nullptr, "store_a_box", {1, 64, sizeof(BoxMemory)}, store_a_box<rank>, map, p, t.box_bytes, source.get());
     for_each_element(t, p, [&](uint32_t in_box, int64_t in_tensor) {

@@ -1,48 +1,14 @@
-// CUDA's kernels for sequences against the CPU's: CTC and the recurrent layers, over lengths in any order, edges, and twice.
+// CUDA's kernels of CTC against the CPU's, over lengths in any order, edges, and twice.
 #include <doctest/doctest.h>
 
 #include <random>
 
-#include "cuda_kernels.h"
+#include "cuda_sequences.h"
 
 using namespace fovea;
 using namespace fovea::testing;
 
 namespace {
-
-Tensor numbers(const Shape& shape, DType dtype, unsigned seed, double scale = 1) {
-  std::mt19937 generator(seed);
-  std::normal_distribution<double> normal(0, scale);
-  std::vector<double> values(static_cast<size_t>(shape.numel()));
-  for (double& v : values) v = normal(generator);
-  Tensor y = empty(shape, dtype);
-  cpu().copy(nullptr, from_vector(values, shape).view(), y.mutable_view());
-  return y;
-}
-
-Tensor widened(const Tensor& x) {
-  Tensor y = empty(x.shape(), DType::float64);
-  cpu().copy(nullptr, x.view(), y.mutable_view());
-  return y;
-}
-
-// Device memory for a kernel's workspace or reserve, poisoned.
-class DeviceBytes {
- public:
-  explicit DeviceBytes(int64_t bytes) : memory_(DeviceTensor::poisoned({bytes}, DType::uint8)), bytes_(bytes) {}
-  operator kernels::Workspace() const { return {memory_.view().data, bytes_}; }
-  void check_guards() const { memory_.to_host(); }
-
- private:
-  DeviceTensor memory_;
-  int64_t bytes_;
-};
-
-struct HostBytes {
-  explicit HostBytes(int64_t bytes) : memory(empty({bytes}, DType::uint8)) {}
-  operator kernels::Workspace() { return {memory.mutable_view().data, memory.numel()}; }
-  Tensor memory;
-};
 
 // --- CTC ---
 
@@ -175,136 +141,4 @@ TEST_CASE("cuda ctc: a NaN reaches its own sample and no other") {
   check_ctc(b);
   CHECK(std::isnan(on_cuda(b).losses.to_vector<double>()[1]));
   CHECK(!std::isnan(on_cuda(b).losses.to_vector<double>()[0]));
-}
-
-// --- recurrent layers ---
-
-namespace {
-
-struct RnnCase {
-  RnnGeometry g;
-  bool has_lengths = true, has_states = true, has_biases = true;
-};
-
-// Arguments by role: x, h0, c0, dy, dh_n, dc_n, then w_ih, w_hh, b_ih, b_hh of each direction.
-std::vector<Tensor> rnn_inputs(const RnnCase& c, DType dtype) {
-  const RnnGeometry& g = c.g;
-  const Shape states{g.directions, g.batch, g.hidden_size};
-  const int64_t rows = g.gates() * g.hidden_size;
-  const double scale = 1 / std::sqrt(static_cast<double>(g.hidden_size));
-  std::vector<Tensor> list = {numbers({g.time, g.batch, g.input_size}, dtype, 1), numbers(states, dtype, 2), numbers(states, dtype, 3),
-                              numbers({g.time, g.batch, g.directions * g.hidden_size}, dtype, 4), numbers(states, dtype, 5), numbers(states, dtype, 6)};
-  for (unsigned d = 0; d < 2; ++d) {
-    list.push_back(numbers({rows, g.input_size}, dtype, 10 + d, scale));
-    list.push_back(numbers({rows, g.hidden_size}, dtype, 20 + d, scale));
-    list.push_back(numbers({rows}, dtype, 30 + d, scale));
-    list.push_back(numbers({rows}, dtype, 40 + d, scale));
-  }
-  return list;
-}
-
-Tensor rnn_lengths(const RnnGeometry& g) {
-  Tensor lengths = empty({g.batch}, DType::int64);
-  for (int64_t b = 0; b < g.batch; ++b) lengths.mutable_data<int64_t>()[b] = b == 1 ? g.time : (b * 5 + 2) % (g.time + 1);      // one of them may be 0
-  return lengths;
-}
-
-// Runs forward and backward of `table` on memory that `place` puts an input into and `make` an output; returns the views of all outputs.
-template <class Memory, class Bytes, class Place, class Make>
-std::vector<Memory> run_rnn(const kernels::KernelTable& table, const RnnCase& c, const std::vector<Tensor>& inputs, const Place& place, const Make& make) {
-  const RnnGeometry& g = c.g;
-  const DType dtype = inputs[0].dtype();
-  std::vector<Memory> in;
-  for (const Tensor& t : inputs) in.push_back(place(t));
-  const Memory length_memory = place(rnn_lengths(g));
-  const ConstView lengths = c.has_lengths ? ConstView(length_memory.view()) : absent();
-  const auto state = [&](size_t i) { return c.has_states && (i % 3 != 2 || g.has_cell_state()) ? ConstView(in[i].view()) : absent(); };
-  kernels::KernelTable::RnnWeights weights;
-  for (size_t d = 0; d < static_cast<size_t>(g.directions); ++d) {
-    weights.w_ih[d] = in[6 + 4 * d].view();
-    weights.w_hh[d] = in[7 + 4 * d].view();
-    if (!c.has_biases) continue;
-    weights.b_ih[d] = in[8 + 4 * d].view();
-    weights.b_hh[d] = in[9 + 4 * d].view();
-  }
-  std::vector<Memory> out;
-  const auto add = [&](const Shape& shape) {
-    out.push_back(make(shape, dtype));
-    return out.back().view();
-  };
-  out.reserve(20);
-  const Shape states{g.directions, g.batch, g.hidden_size};
-  const View y = add({g.time, g.batch, g.directions * g.hidden_size}), h_n = add(states), c_n = g.has_cell_state() ? add(states) : View();
-  Bytes reserve(table.rnn_reserve(g, dtype)), workspace(table.rnn_workspace(g, dtype));
-  table.rnn_forward(nullptr, g, in[0].view(), lengths, state(1), state(2), weights, y, h_n, c_n, reserve, workspace);
-  const View dx = add({g.time, g.batch, g.input_size}), dh0 = add(states), dc0 = g.has_cell_state() ? add(states) : View();
-  kernels::KernelTable::RnnGradients gradients;
-  const int64_t rows = g.gates() * g.hidden_size;
-  for (int64_t d = 0; d < g.directions; ++d) {
-    gradients.w_ih[d] = add({rows, g.input_size});
-    gradients.w_hh[d] = add({rows, g.hidden_size});
-    gradients.b_ih[d] = add({rows});
-    gradients.b_hh[d] = add({rows});
-  }
-  table.rnn_backward(nullptr, g, in[0].view(), lengths, state(1), state(2), weights, y, reserve, in[3].view(), in[4].view(), g.has_cell_state() ? ConstView(in[5].view()) : absent(),
-                     dx, dh0, dc0, gradients, workspace);
-  return out;
-}
-
-struct HostTensor {
-  Tensor tensor;
-  View view() const { return tensor.mutable_view(); }
-};
-
-std::vector<Tensor> rnn_on_cpu(const RnnCase& c, const std::vector<Tensor>& inputs) {
-  const auto out = run_rnn<HostTensor, HostBytes>(cpu(), c, inputs, [](const Tensor& t) { return HostTensor{t}; }, [](const Shape& s, DType d) { return HostTensor{empty(s, d)}; });
-  std::vector<Tensor> list;
-  for (const HostTensor& t : out) list.push_back(t.tensor);
-  return list;
-}
-
-std::vector<Tensor> rnn_on_cuda(const RnnCase& c, const std::vector<Tensor>& inputs) {
-  const auto out = run_rnn<DeviceTensor, DeviceBytes>(fovea::testing::cuda(), c, inputs, [](const Tensor& t) { return DeviceTensor(t); },
-                                                      [](const Shape& s, DType d) { return DeviceTensor::poisoned(s, d); });
-  std::vector<Tensor> list;
-  for (const DeviceTensor& t : out) list.push_back(t.to_host());
-  return list;
-}
-
-void check_rnn(const RnnCase& c, DType dtype) {
-  CAPTURE(static_cast<int>(c.g.cell)); CAPTURE(c.g.time); CAPTURE(c.g.batch); CAPTURE(c.g.input_size); CAPTURE(c.g.hidden_size); CAPTURE(c.g.directions);
-  const std::vector<Tensor> inputs = rnn_inputs(c, dtype);
-  std::vector<Tensor> wide;
-  for (const Tensor& t : inputs) wide.push_back(widened(t));
-  const std::vector<Tensor> got = rnn_on_cuda(c, inputs), again = rnn_on_cuda(c, inputs), want = rnn_on_cpu(c, wide);
-  const double tolerance = dtype == DType::float32 ? 1e-4 : 1e-11;
-  REQUIRE(got.size() == want.size());
-  for (size_t i = 0; i < got.size(); ++i) {
-    CAPTURE(i);
-    CHECK(difference(got[i], want[i], tolerance, tolerance) == "");
-    CHECK(same_bits(got[i], again[i]));
-  }
-}
-
-}  // namespace
-
-TEST_CASE("cuda rnn: outputs, states and all gradients are the CPU's, for every cell") {
-  for (const RnnCell cell : {RnnCell::lstm, RnnCell::gru, RnnCell::rnn_tanh, RnnCell::rnn_relu})
-    for (const DType dtype : {DType::float32, DType::float64})
-      for (const int64_t directions : {1, 2}) {
-        check_rnn({{.cell = cell, .time = 5, .batch = 3, .input_size = 4, .hidden_size = 6, .directions = directions}}, dtype);
-        check_rnn({{.cell = cell, .time = 3, .batch = 35, .input_size = 7, .hidden_size = 37, .directions = directions}}, dtype);       // several blocks of units and samples
-      }
-}
-
-TEST_CASE("cuda rnn: without lengths, states or biases; one step; nothing") {
-  for (const RnnCell cell : {RnnCell::lstm, RnnCell::gru, RnnCell::rnn_tanh}) {
-    const RnnGeometry g{.cell = cell, .time = 4, .batch = 3, .input_size = 2, .hidden_size = 5, .directions = 2};
-    check_rnn({g, false, true, true}, DType::float32);
-    check_rnn({g, true, false, true}, DType::float32);
-    check_rnn({g, true, true, false}, DType::float32);
-    check_rnn({{.cell = cell, .time = 1, .batch = 2, .input_size = 1, .hidden_size = 1, .directions = 2}}, DType::float64);
-    check_rnn({{.cell = cell, .time = 0, .batch = 2, .input_size = 3, .hidden_size = 4, .directions = 2}}, DType::float64);
-    check_rnn({{.cell = cell, .time = 3, .batch = 0, .input_size = 3, .hidden_size = 4, .directions = 1}}, DType::float64);
-  }
 }

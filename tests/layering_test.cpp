@@ -57,7 +57,7 @@ std::vector<Include> includes_of(const fs::path& file) {
 
 // Installed for users: every header but what only our own kernels include (see cmake/install.cmake).
 bool is_public(const std::string& header) {
-  for (const char* name : {"kernels/cpu/parallel.h", "kernels/cuda/allocator.h", "kernels/cuda/graph.h", "kernels/cuda/runtime.h"})
+  for (const char* name : {"kernels/cpu/parallel.h", "kernels/cuda/allocator.h", "kernels/cuda/graph.h", "kernels/cuda/nvtx.h", "kernels/cuda/runtime.h"})
     if (header == name) return true;
   return header.ends_with(".h") && !header.starts_with("kernels/cpu/") && !header.starts_with("kernels/cuda/") && !header.starts_with("examples/");
 }

@@ -111,6 +111,13 @@ class FreeBlocks {
     }
   }
 
+  // Waits until the work on all of them is done.
+  void wait() const {
+    for (const std::vector<Free>& list : lists_)
+      for (const Free& block : list)
+        for (const cudaEvent_t event : block.events) check_cuda(cudaEventSynchronize(event), "cuda: while waiting for copies from and to pinned memory");
+  }
+
   void forget(cudaStream_t stream) {
     for (std::vector<Free>& list : lists_)
       for (Free& block : list)
@@ -149,6 +156,7 @@ struct Cache {
   int64_t limit = 0;
   int64_t damaged = 0;
   std::set<cudaStream_t> of_graphs;                        // streams whose blocks stay with them
+  int recordings = 0;                                      // graphs that are being recorded: see note [Nothing waits for a device while a graph is recorded]
   struct Unchecked {
     char* raw;
     int64_t bytes;                                         // between the guards
@@ -164,6 +172,7 @@ struct Cache {
   void* cached(SizeClass size, cudaStream_t stream);
   void* from_cuda(int64_t bytes);
   void* fresh(int64_t bytes, SizeClass size, bool is_debug, cudaStream_t stream);
+  void make_room();
   std::string what_is_held() const;
 };
 
@@ -173,7 +182,7 @@ void* Cache::from_cuda(int64_t bytes) {
   const cudaError_t result = cudaMalloc(&block, static_cast<size_t>(bytes));
   if (result == cudaSuccess) return block;
   cudaGetLastError();
-  if (result != cudaErrorMemoryAllocation) check_cuda(result, str("cuda:", device, ": allocating ", bytes, " bytes"));
+  if (result != cudaErrorMemoryAllocation) check_cuda(result, "cuda:", device, ": allocating ", bytes, " bytes");
   return nullptr;
 }
 
@@ -192,10 +201,18 @@ std::string Cache::what_is_held() const {
   std::string text = str("tensors hold ", readable(stats.active_bytes), " in ", held.size(), held.size() == 1 ? " block" : " blocks");
   int listed = 0;
   for (const auto& [bytes, count] : count_of) {
-    if (++listed > 4) return text + ", ...)";
+    if (++listed > 4) break;
     text += str(listed == 1 ? " (" : ", ", count, " of ", readable(bytes));
   }
-  return listed ? text + ")" : text;
+  if (listed) text += listed > 4 ? ", ...)" : ")";
+  if (stats.cached_bytes == 0) return text + ", the cache is empty";
+  const std::string cached = readable(stats.cached_bytes);
+  return text + (recordings ? ", the cache " + cached + ", which it cannot give back while a graph is recorded" : ", recorded graphs " + cached);
+}
+
+// Before an allocation that does not fit. What is still cached afterwards cannot be given back.
+void Cache::make_room() {
+  if (recordings == 0) clear();
 }
 
 void* Cache::allocate(int64_t bytes, bool is_debug) {
@@ -209,18 +226,19 @@ void* Cache::allocate(int64_t bytes, bool is_debug) {
     stats.cached_bytes -= size.bytes;
     ++stats.cache_hits;
   } else {
-    if (limit && stats.active_bytes + stats.cached_bytes + size.bytes > limit) clear();
-    check<MemoryError>(!limit || stats.active_bytes + size.bytes <= limit, "cuda:", device, ": out of memory: ", readable(bytes), " more would exceed the limit of ",
-                       readable(limit), " set by cuda::allocator::set_limit; ", what_is_held());
+    const auto is_within_limit = [&] { return !limit || stats.active_bytes + stats.cached_bytes + size.bytes <= limit; };
+    if (!is_within_limit()) make_room();
+    if (!is_within_limit())
+      fail<MemoryError>("cuda:", device, ": out of memory: ", readable(bytes), " more would exceed the limit of ", readable(limit), " set by cuda::allocator::set_limit; ", what_is_held());
     block = fresh(bytes, size, is_debug, stream);
     if (!block) {
-      clear();
+      make_room();
       block = fresh(bytes, size, is_debug, stream);
     }
     if (!block) {
       size_t available = 0, total = 0;
       cudaMemGetInfo(&available, &total);
-      fail<MemoryError>("cuda:", device, ": out of memory: cannot allocate ", readable(bytes), "; ", what_is_held(), ", the cache is empty, and of the device's ",
+      fail<MemoryError>("cuda:", device, ": out of memory: cannot allocate ", readable(bytes), "; ", what_is_held(), "; of the device's ",
                         readable(static_cast<int64_t>(total)), " there are ", readable(static_cast<int64_t>(available)),
                         " free; free tensors that are not needed, or make the batch smaller");
     }
@@ -242,7 +260,7 @@ void Cache::release(void* block, int64_t bytes) noexcept {
   stats.active_bytes -= gone.bytes;
   if (gone.is_guarded) {
     unchecked.push_back({static_cast<char*>(block) - guard_bytes, bytes});
-    if (unchecked.size() >= most_unchecked && !of_graphs.contains(current)) check_guards();     // which waits; a graph that is being recorded can't
+    if (unchecked.size() >= most_unchecked) check_guards();
     return;
   }
   Free free{block, gone.home, gone.has_home, {}};
@@ -266,7 +284,7 @@ void Cache::release(void* block, int64_t bytes) noexcept {
 void Cache::clear() {
   detail::DeviceScope scope(device);
   check_guards();
-  check_cuda(cudaDeviceSynchronize(), str("cuda:", device, ": while waiting for the device to give memory back"));
+  check_cuda(cudaDeviceSynchronize(), "cuda:", device, ": while waiting for the device to give memory back");
   const auto give_back = [&](int size_class, void* data) {
     cudaFree(data);
     stats.cached_bytes -= kernels::bytes_of_size_class(size_class);
@@ -275,7 +293,7 @@ void Cache::clear() {
 }
 
 void Cache::check_guards() {
-  if (unchecked.empty()) return;
+  if (unchecked.empty() || recordings) return;             // they can wait
   int active = device;
   cudaGetDevice(&active);
   cudaSetDevice(device);
@@ -324,6 +342,16 @@ struct PinnedCache {
   FreeBlocks free_blocks;
   std::map<const char*, Held> held;
   EventPool events;
+  AllocatorStats stats;
+
+  void clear() {
+    free_blocks.wait();
+    const auto give_back = [&](int size_class, void* data) {
+      cudaFreeHost(data);
+      stats.cached_bytes -= kernels::bytes_of_size_class(size_class);
+    };
+    free_blocks.clear(events, give_back, [](cudaStream_t) { return false; });
+  }
 
   static PinnedCache& instance() {
     static auto* cache = new PinnedCache;
@@ -370,6 +398,18 @@ void keep_for_graph(cudaStream_t stream, int device, bool is_kept) {
   else c.of_graphs.erase(stream);
 }
 
+void begin_recording(int device) {
+  Cache& c = cache(device);
+  std::lock_guard lock(c.mutex);
+  ++c.recordings;
+}
+
+void end_recording(int device) noexcept {
+  Cache& c = cache(device);
+  std::lock_guard lock(c.mutex);
+  --c.recordings;
+}
+
 void record_pinned_use(const void* host, cudaStream_t stream, int device) {
   PinnedCache& pinned = PinnedCache::instance();
   std::lock_guard lock(pinned.mutex);
@@ -394,15 +434,26 @@ void* allocate_pinned(int64_t bytes) {
   PinnedCache& pinned = PinnedCache::instance();
   std::lock_guard lock(pinned.mutex);
   void* block = pinned.free_blocks.take(size.index, nullptr, pinned.events);
-  if (!block) {
-    const cudaError_t result = cudaMallocHost(&block, static_cast<size_t>(size.bytes));
+  if (block) {
+    pinned.stats.cached_bytes -= size.bytes;
+    ++pinned.stats.cache_hits;
+  } else {
+    cudaError_t result = cudaMallocHost(&block, static_cast<size_t>(size.bytes));
+    if (result == cudaErrorMemoryAllocation) {
+      pinned.clear();
+      result = cudaMallocHost(&block, static_cast<size_t>(size.bytes));
+    }
     if (result == cudaErrorMemoryAllocation) {
       cudaGetLastError();
-      fail<MemoryError>("out of memory: the system has no ", readable(bytes), " that can be pinned");
+      fail<MemoryError>("out of memory: the system has no ", readable(bytes), " that can be pinned, beside the ", readable(pinned.stats.active_bytes), " that are held in ",
+                        pinned.held.size(), pinned.held.size() == 1 ? " block" : " blocks");
     }
-    check_cuda(result, str("allocating ", bytes, " bytes of pinned memory"));
+    check_cuda(result, "allocating ", bytes, " bytes of pinned memory");
   }
   pinned.held[static_cast<const char*>(block)] = {size.bytes, nullptr, false, false, {}};
+  pinned.stats.active_bytes += size.bytes;
+  pinned.stats.peak_bytes = std::max(pinned.stats.peak_bytes, pinned.stats.active_bytes);
+  ++pinned.stats.allocations;
   return block;
 }
 
@@ -414,6 +465,8 @@ void release_pinned(void* block, int64_t bytes) {
   Free free{block, nullptr, false, {}};
   for (const Use& use : found->second.uses) free.events.push_back(pinned.events.recorded(use.stream, use.device));
   std::erase(free.events, nullptr);
+  pinned.stats.active_bytes -= found->second.bytes;
+  pinned.stats.cached_bytes += found->second.bytes;
   pinned.held.erase(found);
   pinned.free_blocks.put(class_of(bytes).index, std::move(free));
 }
@@ -451,7 +504,20 @@ void set_limit(int64_t bytes, int device) {
 void clear(int device) {
   Cache& c = checked_cache(device);
   std::lock_guard lock(c.mutex);
+  check<DeviceError>(c.recordings == 0, "cuda::allocator::clear: a graph is being recorded on cuda:", device, ", which waiting for the device would spoil; clear before or afterwards");
   c.clear();
+}
+
+AllocatorStats pinned_stats() {
+  PinnedCache& pinned = PinnedCache::instance();
+  std::lock_guard lock(pinned.mutex);
+  return pinned.stats;
+}
+
+void clear_pinned() {
+  PinnedCache& pinned = PinnedCache::instance();
+  std::lock_guard lock(pinned.mutex);
+  pinned.clear();
 }
 
 void set_debug(bool is_on) { is_debug = is_on; }

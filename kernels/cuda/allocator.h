@@ -23,7 +23,12 @@ void release(void* block, int64_t bytes, int device) noexcept; // bytes as given
 AllocatorStats stats(int device = current_device());
 void reset_peak(int device = current_device());
 void set_limit(int64_t bytes, int device = current_device());  // of active + cached bytes; 0 (the default): the device's memory
-void clear(int device = current_device());                     // gives the cached blocks back to CUDA; waits for the device
+// Gives the cached blocks back to CUDA, but for those of recorded graphs. Waits for the device; DeviceError while a graph is recorded there.
+void clear(int device = current_device());
+
+// The same of pinned host memory, which serves all devices.
+AllocatorStats pinned_stats();
+void clear_pinned();                                           // waits for the copies that use what is cached
 
 // As for the CPU: poisons what it hands out and puts guards around it. Guards are looked at by damaged_blocks(), and when many freed blocks have gathered.
 void set_debug(bool is_on);

@@ -44,8 +44,8 @@ cublasOperation_t operation(const BlasMatrix& m) { return m.is_transposed ? CUBL
 
 }  // namespace
 
-void gemm_strided_batched(Queue queue, DType dtype, int64_t batch, int64_t m, int64_t n, int64_t k, double alpha, const BlasMatrix& a, const BlasMatrix& b, double beta,
-                          const BlasOutput& y) {
+void gemm_strided_batched(Queue queue, DType dtype, DType y_dtype, int64_t batch, int64_t m, int64_t n, int64_t k, double alpha, const BlasMatrix& a, const BlasMatrix& b,
+                          double beta, const BlasOutput& y) {
   int device = 0;
   check_cuda(cudaGetDevice(&device), "cuda: asking for the current device");
   const cublasHandle_t handle = handle_of(device);
@@ -57,7 +57,7 @@ void gemm_strided_batched(Queue queue, DType dtype, int64_t batch, int64_t m, in
   const cudaDataType_t type = type_of(dtype);
   // cuBLAS counts by columns: what lies there row after row it sees transposed. So it is asked for y^T = b^T a^T.
   check_blas(cublasGemmStridedBatchedEx(handle, operation(b), operation(a), static_cast<int>(n), static_cast<int>(m), static_cast<int>(k), scale, b.data, type,
-                                        static_cast<int>(b.leading), b.batch_stride, a.data, type, static_cast<int>(a.leading), a.batch_stride, keep, y.data, type,
+                                        static_cast<int>(b.leading), b.batch_stride, a.data, type, static_cast<int>(a.leading), a.batch_stride, keep, y.data, type_of(y_dtype),
                                         static_cast<int>(y.leading), y.batch_stride, static_cast<int>(batch), compute_type(dtype), CUBLAS_GEMM_DEFAULT),
              "matmul by cuBLAS failed");
 }

@@ -88,6 +88,20 @@ bool needs_weight_copy(const ConvGeometry& g, const ConvLayout& layout, const Co
 // to [groups, rows, weight_row] from weight [k,c/groups,r,s] of any strides; rows are y's channels in the forward pass, and x's in backward_data.
 void copy_weights(Queue queue, const ConvGeometry& g, const ConvLayout& layout, ConvPass pass, const ConstView& weight, void* to);
 
+// For conv_plain.cu: to [group, r, s, channel, row] from weight [k,c/groups,r,s], contiguous; rows and channels as above, and `pitch` elements for each channel's rows, the
+// last of them zeros. Elements of `size` bytes: 4 or 8.
+void pack_weights(Queue queue, const ConvGeometry& g, ConvPass pass, int64_t size, int64_t pitch, const void* weight, void* to);
+
+// --- conv_plain.cu, conv_plain_weight.cu: float32 and float64; everything contiguous [n,c,h,w] ---
+
+template <class T>
+void plain_forward(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const T* x, const T* weight, const T* bias, T* y, Workspace);
+template <class T>
+void plain_backward_data(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const T* dy, const T* weight, T* dx, Workspace);
+// Sums in T, one share for each of plan.splits parts of the pixels, weights() elements apart.
+template <class T>
+void plain_backward_weight(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const T* x, const T* dy, T* sums);
+
 // --- conv_tensor.cu, conv_tensor_weight.cu: the half types, and float32 where TF32 is allowed ---
 
 void tensor_forward(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const ConstView& x, const ConstView& weight, const ConstView& bias, const View& y, Workspace);

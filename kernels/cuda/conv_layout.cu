@@ -1,6 +1,8 @@
-// What the tensor cores' convolutions read, copied from tensors that lie otherwise:
+// What convolutions read, copied from tensors that lie otherwise:
 //   channels  [n, h, w, group, channel], each group padded with zeros to whole copies, from [n,c,h,w] or [n,h,w,c]
 //   weights   [group, row, r, s, channel], each row padded with zeros, from [k,c/groups,r,s] of any strides
+//   and, for the kernels of float32 and float64, [group, r, s, channel, row], each channel's rows padded with zeros, from [k,c/groups,r,s]
+// (conv_functions.h says what rows and channels are.)
 // Overwrites, padding included. Bits are moved as they are. Deterministic: nothing is added up.
 // Floor: reading and writing every element once. Tiles of channels by pixels go through shared memory, so that neighbouring threads read neighbouring
 // elements and write neighbouring elements, though these are not the same neighbours.
@@ -116,6 +118,52 @@ __global__ void __launch_bounds__(threads_per_block) copy_weights(WeightCopy p, 
   }
 }
 
+struct WeightPack {
+  int32_t groups = 1, rows = 0, channels = 0, taps = 0, pitch = 0;
+  FastDivide by_taps, by_row_tiles, by_column_tiles, by_pitch, by_channels;
+};
+
+constexpr int weight_tile = 32;
+
+template <class Bits>
+struct TransposedTile {
+  Bits values[weight_tile][weight_tile + 1];
+};
+
+// Forward, where a row of the weights has its channels and taps beside each other: tiles of rows by (channel, tap) are turned over in shared memory. blockIdx.x: group, tile
+// of rows, tile of columns, the last fastest.
+template <class Bits>
+__global__ void __launch_bounds__(threads_per_block) pack_transposed(WeightPack p, const Bits* from, Bits* to) {
+  auto& turned = shared<TransposedTile<Bits>>();
+  const int32_t line = quotient(p.by_column_tiles, static_cast<int32_t>(blockIdx.x)), group = quotient(p.by_row_tiles, line), columns = p.channels * p.taps;
+  const int32_t first_column = (static_cast<int32_t>(blockIdx.x) - line * static_cast<int32_t>(p.by_column_tiles.divisor)) * weight_tile;
+  const int32_t first_row = (line - group * static_cast<int32_t>(p.by_row_tiles.divisor)) * weight_tile;
+  const int fast = static_cast<int>(threadIdx.x) % weight_tile, first_slow = static_cast<int>(threadIdx.x) / weight_tile;
+  for (int slow = first_slow; slow < weight_tile; slow += threads_per_block / weight_tile) {
+    const int32_t row = first_row + slow, column = first_column + fast;
+    turned.values[slow][fast] = row < p.rows && column < columns ? from[(static_cast<int64_t>(group) * p.rows + row) * columns + column] : Bits(0);
+  }
+  __syncthreads();
+  for (int slow = first_slow; slow < weight_tile; slow += threads_per_block / weight_tile) {
+    const int32_t row = first_row + fast, column = first_column + slow;
+    if (row >= p.pitch || column >= columns) continue;
+    const int32_t channel = quotient(p.by_taps, column), tap = column - channel * p.taps;
+    to[((static_cast<int64_t>(group) * p.taps + tap) * p.channels + channel) * p.pitch + row] = turned.values[fast][slow];
+  }
+}
+
+// Backwards, where the rows are beside each other but for the taps: a thread for the taps of a row and channel, which its neighbours find in the L1 cache.
+template <class Bits>
+__global__ void __launch_bounds__(threads_per_block) pack_straight(WeightPack p, int32_t count, const Bits* from, Bits* to) {
+  for (int64_t i = global_thread(); i < count; i += global_threads()) {
+    const int32_t line = quotient(p.by_pitch, static_cast<int32_t>(i)), row = static_cast<int32_t>(i) - line * p.pitch;
+    const int32_t group = quotient(p.by_channels, line), channel = line - group * p.channels;
+    for (int32_t tap = 0; tap < p.taps; ++tap)
+      to[((static_cast<int64_t>(group) * p.taps + tap) * p.channels + channel) * p.pitch + row] =
+          row < p.rows ? from[(static_cast<int64_t>(line) * p.rows + row) * p.taps + tap] : Bits(0);
+  }
+}
+
 // Calls f with a number of so many bytes.
 template <class F>
 void dispatch_bits(int64_t size, F&& f) {
@@ -177,6 +225,34 @@ void copy_weights(Queue queue, const ConvGeometry& g, const ConvLayout& layout, 
     using Bits = decltype(zero);
     launch(queue, "conv2d_copy_weights", grid_for(p.numel, threads_per_block), copy_weights<Bits>, p, weight.as<Bits>(), static_cast<Bits*>(to));
   });
+}
+
+void pack_weights(Queue queue, const ConvGeometry& g, ConvPass pass, int64_t size, int64_t pitch, const void* weight, void* to) {
+  const bool is_forward = pass == ConvPass::forward;
+  WeightPack p;
+  p.groups = static_cast<int32_t>(g.groups);
+  p.rows = static_cast<int32_t>(is_forward ? g.group_k() : g.group_c());
+  p.channels = static_cast<int32_t>(is_forward ? g.group_c() : g.group_k());
+  p.taps = static_cast<int32_t>(g.r * g.s);
+  p.pitch = static_cast<int32_t>(pitch);
+  const int64_t packed = g.groups * p.taps * p.channels * pitch;
+  check<ShapeError>(packed < index_limit, "conv2d: ", packed, " padded weights are too many for the CUDA kernels, which take fewer than 2^31");
+  p.by_taps = divide_by(p.taps);
+  p.by_pitch = divide_by(pitch);
+  p.by_channels = divide_by(p.channels);
+  const auto pack = [&](auto zero) {
+    using Bits = decltype(zero);
+    const Bits* const from = static_cast<const Bits*>(weight);
+    Bits* const packs = static_cast<Bits*>(to);
+    const int32_t count = p.groups * p.channels * p.pitch;
+    if (!is_forward) return launch(queue, "conv2d_pack_weights", grid_for(count, threads_per_block), pack_straight<Bits>, p, count, from, packs);
+    const int64_t row_tiles = ceil_div<int64_t>(pitch, weight_tile), column_tiles = ceil_div<int64_t>(int64_t{p.channels} * p.taps, weight_tile);
+    p.by_row_tiles = divide_by(row_tiles);
+    p.by_column_tiles = divide_by(column_tiles);
+    launch(queue, "conv2d_pack_weights", Grid{blocks_of(g.groups * row_tiles * column_tiles), dim3(threads_per_block), sizeof(TransposedTile<Bits>)}, pack_transposed<Bits>, p, from, packs);
+  };
+  if (size == 4) pack(uint32_t{});
+  else pack(uint64_t{});
 }
 
 }  // namespace fovea::kernels::cuda

@@ -22,12 +22,13 @@ struct TileSize {
   int64_t rows, columns;
 };
 
-// The sizes of conv.cu's tiles in float32 (those of float64 are at most as large), and of conv_tensor.cu's.
+// The sizes of conv_plain.cu's tiles in float32 (but for `medium`, float64 has the same), and of conv_tensor.cu's.
 TileSize tile_of(ConvKernel kernel, ConvPass pass) {
   if (pass == ConvPass::backward_weight) {
     switch (kernel) {
       case ConvKernel::wide:
       case ConvKernel::tensor_wide: return {128, 128};
+      case ConvKernel::broad: return {64, 128};
       case ConvKernel::medium:
       case ConvKernel::tensor_small: return {64, 64};
       case ConvKernel::tensor_slim: return {16, 128};
@@ -37,20 +38,25 @@ TileSize tile_of(ConvKernel kernel, ConvPass pass) {
   switch (kernel) {
     case ConvKernel::wide:
     case ConvKernel::tensor_wide: return {128, 128};
+    case ConvKernel::broad: return {64, 256};
     case ConvKernel::medium: return {64, 128};
     case ConvKernel::narrow: return {32, 128};
     case ConvKernel::tensor_medium: return {128, 64};
     case ConvKernel::tensor_small: return {64, 64};
     case ConvKernel::tensor_narrow: return {128, 32};
     case ConvKernel::tensor_slim: return {128, 16};
-    default: return {8, 128};
+    default: return {8, 256};
   }
+}
+TileSize tile_of(ConvKernel kernel, ConvPass pass, DType dtype) {
+  const bool is_smaller = kernel == ConvKernel::medium && pass != ConvPass::backward_weight && dtype == DType::float64;
+  return is_smaller ? TileSize{64, 64} : tile_of(kernel, pass);
 }
 
 // --- names ---
 
 constexpr const char* pass_names[] = {"conv2d_forward", "conv2d_backward_data", "conv2d_backward_weight"};
-constexpr const char* kernel_names[] = {"depthwise", "wide", "medium", "narrow", "grouped", "wide", "medium", "small", "narrow", "slim"};
+constexpr const char* kernel_names[] = {"depthwise", "wide", "broad", "medium", "narrow", "grouped", "wide", "medium", "small", "narrow", "slim"};
 constexpr const char* source_names[] = {"tensor", "tensor_pointwise", "tensor_few_channels"};
 constexpr size_t kernel_count = std::size(kernel_names), source_count = std::size(source_names);
 
@@ -87,29 +93,17 @@ ProductShape product_of(const ConvGeometry& g, ConvPass pass) {
 
 int64_t count_tiles(const ProductShape& p, const TileSize& tile) { return tiles(p.rows, tile.rows) * tiles(p.columns, tile.columns) * p.blocks_beside; }
 
-// The largest tile that the rows fill at least half of, as long as there are enough tiles for a whole GPU.
-ConvKernel choose_tile(const ProductShape& p, DType dtype, ConvPass pass) {
-  const bool is_double = dtype == DType::float64;
-  if (p.rows <= 8) return ConvKernel::grouped;
-  if (pass == ConvPass::backward_weight) {
-    if (p.rows <= 16) return ConvKernel::grouped;
-    return is_double || p.rows <= 64 || p.columns <= 64 ? ConvKernel::medium : ConvKernel::wide;
-  }
-  if (is_double) return p.rows <= 16 ? ConvKernel::grouped : ConvKernel::medium;
-  if (p.rows <= 32) return ConvKernel::narrow;
-  for (const ConvKernel kernel : {ConvKernel::wide, ConvKernel::medium}) {
-    const TileSize tile = tile_of(kernel, pass);
-    if (p.rows > tile.rows / 2 && count_tiles(p, tile) >= full_gpu) return kernel;
-  }
-  return ConvKernel::narrow;
-}
-
 // What a tile's instructions reach of the largest tile's rate, as long as an SM has two tiles or more to work on: smaller tiles read more for each product. Estimates from
 // the accesses to shared memory that each product takes, to be replaced by measurements.
 double rate_of(ConvKernel kernel) {
   switch (kernel) {
+    case ConvKernel::wide:
+    case ConvKernel::broad:
     case ConvKernel::tensor_wide: return 1;
+    case ConvKernel::medium:
     case ConvKernel::tensor_medium: return 0.85;
+    case ConvKernel::narrow: return 0.6;
+    case ConvKernel::grouped: return 0.35;
     case ConvKernel::tensor_small: return 0.7;
     case ConvKernel::tensor_narrow: return 0.5;
     default: return 0.3;
@@ -135,8 +129,45 @@ ConvKernel choose_tensor_tile(const ProductShape& p, ConvPass pass) {
   return best;
 }
 
+// A choice of conv_plain.cu.
+struct TileAndSplits {
+  ConvKernel kernel = ConvKernel::medium;
+  int64_t splits = 1;
+};
+
+// The tile, and for small results the number of parts of the sum, with which the SM that gets the most tiles is done first. Time is counted in multiplications of one SM, of
+// which it does 128 in a cycle: in units of 4.5 ps.
+TileAndSplits choose_tile(const ProductShape& p, int64_t depth, DType dtype, ConvPass pass) {
+  constexpr double launch_time = 6e5, time_of_element = 0.21;                // of a second kernel, and of 4 bytes written or read by all SMs together
+  constexpr int64_t least_depth = 128, most_parts = 32;
+  const int64_t results = p.rows * p.columns * p.blocks_beside, most_elements = most_partial_bytes / 4 / std::max<int64_t>(size_of(dtype), 1);
+  const std::vector<ConvKernel> kernels = dtype == DType::float64
+                                              ? std::vector{ConvKernel::medium, ConvKernel::grouped}
+                                              : std::vector{ConvKernel::wide, ConvKernel::broad, ConvKernel::medium, ConvKernel::narrow, ConvKernel::grouped};
+  TileAndSplits best;
+  double best_time = std::numeric_limits<double>::infinity();
+  for (const ConvKernel kernel : kernels) {
+    const TileSize tile = tile_of(kernel, pass, dtype);
+    const int64_t tile_count = count_tiles(p, tile);
+    for (int64_t splits = 1; splits <= most_parts; ++splits) {
+      if (splits > 1 && (depth / splits < least_depth || tile_count * (splits - 1) > 2 * full_gpu || results * splits > most_elements)) break;
+      const int64_t most = tiles(tile_count * splits, full_gpu);
+      double time = static_cast<double>(most * tile.rows * tile.columns * tiles(depth, splits)) / (rate_of(kernel) * (most > 1 ? 1 : rate_of_one_tile));
+      if (splits > 1) time += launch_time + time_of_element * static_cast<double>((2 * splits + 1) * results);
+      if (time < best_time) best = {kernel, splits}, best_time = time;
+    }
+  }
+  return best;
+}
+
+ConvKernel choose_weight_tile(const ProductShape& p, DType dtype) {
+  if (p.rows <= 16) return ConvKernel::grouped;
+  if (dtype == DType::float64 || p.columns <= 64) return ConvKernel::medium;
+  return p.rows <= 64 ? ConvKernel::broad : ConvKernel::wide;
+}
+
 // So many parts that every SM has about two tiles, and that no SM has many more than others: the fewest that come close to the best of those numbers.
-int64_t tensor_splits(int64_t bytes, int64_t tile_count, int64_t pixels) {
+int64_t weight_splits(int64_t bytes, int64_t tile_count, int64_t pixels) {
   const int64_t most = std::max<int64_t>(1, std::min({most_splits, pixels / least_pixels_per_split, most_partial_bytes / std::max<int64_t>(bytes, 1)}));
   const int64_t first = std::clamp<int64_t>(2 * full_gpu / std::max<int64_t>(tile_count, 1), 1, most), last = std::min(most, 2 * tiles(2 * full_gpu, std::max<int64_t>(tile_count, 1)));
   const auto time = [&](int64_t splits) { return static_cast<double>(tiles(tile_count * splits, full_gpu)) / static_cast<double>(splits); };
@@ -180,8 +211,7 @@ ConvLayout layout_of(const ConvGeometry& g, int64_t size, ConvPass pass) {
 
 ConvSource source_of(const ConvGeometry& g, int64_t size, ConvPass pass) {
   if (is_few(pass == ConvPass::backward_data ? g.group_k() : g.group_c(), size)) return ConvSource::few_channels;
-  const bool is_pointwise = g.r == 1 && g.s == 1 && g.stride_h == 1 && g.stride_w == 1 && g.pad_h == 0 && g.pad_w == 0;
-  return is_pointwise ? ConvSource::pointwise : ConvSource::windows;
+  return is_pointwise(g) ? ConvSource::pointwise : ConvSource::windows;
 }
 
 ConvPlan tensor_plan(const ConvGeometry& g, DType dtype, ConvPass pass) {
@@ -194,7 +224,7 @@ ConvPlan tensor_plan(const ConvGeometry& g, DType dtype, ConvPass pass) {
   if (pass != ConvPass::backward_weight) return plan;
   const int64_t bytes = product.rows * product.columns * product.blocks_beside * int64_t{sizeof(float)};
   const int64_t pixels = plan.layout.images_per_slice * g.out_h() * g.out_w();
-  plan.splits = tensor_splits(bytes, count_tiles(product, tile_of(plan.kernel, pass)), pixels);
+  plan.splits = weight_splits(bytes, count_tiles(product, tile_of(plan.kernel, pass)), pixels);
   plan.layout.parts_bytes = piece(plan.splits * bytes);
   return plan;
 }
@@ -208,8 +238,20 @@ ConvPlan plain_plan(const ConvGeometry& g, DType dtype, ConvPass pass) {
     return plan;
   }
   const ProductShape product = product_of(g, pass);
-  plan.kernel = choose_tile(product, dtype, pass);
-  if (pass == ConvPass::backward_weight) plan.splits = splits_for(bytes, count_tiles(product, tile_of(plan.kernel, pass)), pixels);
+  if (pass == ConvPass::backward_weight) {
+    plan.kernel = choose_weight_tile(product, dtype);
+    plan.splits = weight_splits(bytes, count_tiles(product, tile_of(plan.kernel, pass)), pixels);
+    return plan;
+  }
+  const bool is_forward = pass == ConvPass::forward;
+  const int64_t size = size_of(dtype), channels = is_forward ? g.group_c() : g.group_k();
+  const int64_t depth = is_forward ? channels * g.r * g.s : tiles(channels * g.r * g.s, g.stride_h * g.stride_w);
+  const TileAndSplits choice = choose_tile(product, depth, dtype, pass);
+  plan.kernel = choice.kernel;
+  plan.splits = choice.splits;
+  plan.layout.weight_row = round_up(product.rows, 16 / size);
+  plan.layout.weight_bytes = piece(g.groups * g.r * g.s * channels * plan.layout.weight_row * size);
+  if (plan.splits > 1) plan.layout.parts_bytes = piece(plan.splits * (is_forward ? g.outputs() : g.inputs()) * size);
   return plan;
 }
 
@@ -218,7 +260,7 @@ ConvPlan plain_plan(const ConvGeometry& g, DType dtype, ConvPass pass) {
 ConvPlan choose_conv_kernel(const ConvGeometry& g, DType dtype, ConvPass pass, ConvMath math) {
   const bool has_tensor_cores = size_of(dtype) == 2 || (dtype == DType::float32 && math.has_tf32);
   ConvPlan plan = has_tensor_cores && !g.is_depthwise() ? tensor_plan(g, dtype, pass) : plain_plan(g, dtype, pass);
-  const TileSize tile = tile_of(plan.kernel, pass);
+  const TileSize tile = tile_of(plan.kernel, pass, dtype);
   if (plan.kernel != ConvKernel::depthwise) plan.tile_rows = tile.rows, plan.tile_columns = tile.columns;
   plan.name = name_of(pass, plan.kernel, plan.source);
   return plan;

@@ -11,10 +11,11 @@ namespace fovea::kernels::cuda {
 
 enum class ConvKernel : uint8_t {
   depthwise,                                 // conv_depthwise.cu
-  wide,                                      // conv.cu, float32 and float64: tiles of many channels by many pixels
+  wide,                                      // conv_plain*.cu, float32 and float64: tiles of many channels by many pixels
+  broad,
   medium,
   narrow,
-  grouped,                                   // groups of a few channels each
+  grouped,                                   // few channels
   tensor_wide,                               // conv_tensor*.cu, the half types and TF32: tiles of many pixels by many channels
   tensor_medium,
   tensor_small,
@@ -44,23 +45,26 @@ struct ConvMath {
 struct ConvLayout {
   int64_t x_channels = 0, y_channels = 0;    // the channels of a group, padded
   int64_t images_per_slice = 1;
-  int64_t weight_row = 0;                    // elements of a padded row of weights; in backward_weight of a row of sums
+  int64_t weight_row = 0;                    // elements of a padded row of weights; in backward_weight of a row of sums; in conv_plain.cu of a channel's rows
   int64_t x_bytes = 0, y_bytes = 0, weight_bytes = 0, parts_bytes = 0;         // of the workspace, in this order
   int64_t bytes() const { return x_bytes + y_bytes + weight_bytes + parts_bytes; }
 };
 
 struct ConvPlan {
   ConvKernel kernel = ConvKernel::wide;
-  const char* name = "";                     // what last_kernel() says; in backward_weight a kernel that adds up the parts may follow
-  int64_t tile_rows = 0, tile_columns = 0;   // of a block's tile of results: channels by pixels in conv.cu, pixels by channels in conv_tensor.cu
-  int64_t splits = 1;                        // backward_weight: into so many parts the sum over pixels is cut; they are added up in order by a second kernel
-  ConvSource source = ConvSource::windows;
-  ConvLayout layout;                         // of the tensor cores' kernels
+  const char* name = "";                     // what last_kernel() says, unless a kernel that adds up the parts follows
+  int64_t tile_rows = 0, tile_columns = 0;   // of a block's tile of results: channels by pixels in conv_plain.cu, pixels by channels in conv_tensor.cu
+  int64_t splits = 1;                        // into so many parts the sum is cut; they are added up in order by a second kernel
+  ConvSource source = ConvSource::windows;   // of the tensor cores' kernels
+  ConvLayout layout;                         // of conv_plain.cu: the weights and parts alone
 
   bool uses_tensor_cores() const { return kernel >= ConvKernel::tensor_wide; }
 };
 
 ConvPlan choose_conv_kernel(const ConvGeometry& geometry, DType dtype, ConvPass pass, ConvMath math = {});
+
+// Does a window see one pixel, the same in x and y?
+inline bool is_pointwise(const ConvGeometry& g) { return g.r == 1 && g.s == 1 && g.stride_h == 1 && g.stride_w == 1 && g.pad_h == 0 && g.pad_w == 0; }
 
 // Into so many parts the sum of a bias's gradient is cut; is_planar: dy lies [n,k,h,w], not channels-last.
 int64_t conv_bias_splits(const ConvGeometry& geometry, bool is_planar);

@@ -1,15 +1,13 @@
-// What the tensor cores' two convolution kernels have in common: how a stage of operands lies in shared memory, the ring that stages pass through, and which
-// instruction multiplies them.
+// What the tensor cores' two convolution kernels have in common: how a stage of operands lies in shared memory, and which instruction multiplies them.
 #pragma once
 
 #include <fovea/kernels/cuda/conv_functions.h>
+#include <fovea/kernels/cuda/conv_ring.h>
 #include <fovea/kernels/cuda/core/numeric.h>
-#include <fovea/kernels/cuda/core/ptx.h>
 
 namespace fovea::kernels::cuda {
 
 constexpr int copy_bytes = 16;                          // of a chunk: what one cp.async copies, and a row of one of ldmatrix's matrices
-constexpr int stages = 4;                               // of the ring: three are on their way while one is multiplied
 template <class T> inline constexpr int chunk = copy_bytes / static_cast<int>(sizeof(T));        // elements
 template <class T> inline constexpr int instruction_depth = 2 * chunk<T>;                        // steps of the sum that one mma does: 16 of a half type, 8 of TF32
 
@@ -25,29 +23,6 @@ __device__ inline int place_of_chunk(int row, int column, int spread) {
 }
 template <int chunks>
 __device__ inline int place_of_chunk(int row, int column) { return place_of_chunk<chunks>(row, column, row); }
-
-// Note [A ring of stages]
-// Step t is multiplied out of stage t % stages, while the next stages - 1 steps are on their way. The barrier comes after each thread has waited for its own copies
-// of step t: then all of them have landed. It also ends everyone's reading of step t - 1, whose stage is filled again right after it.
-// A group of copies is closed in every step, empty or not, so that the number of groups in flight is the same to the end.
-// Calls copy(stage, t), which starts a thread's copies, and multiply(stage). All threads of a block call this; no copy is under way when it returns.
-template <class Copy, class Multiply>
-__device__ inline void run_ring(int steps, const Copy& copy, const Multiply& multiply) {
-#pragma unroll
-  for (int t = 0; t < stages - 1; ++t) {
-    if (t < steps) copy(t, t);
-    commit_copies();
-  }
-  for (int t = 0; t < steps; ++t) {
-    wait_for_copies<stages - 2>();
-    __syncthreads();
-    const int next = t + stages - 1;
-    if (next < steps) copy(next % stages, next);
-    commit_copies();
-    multiply(t % stages);
-  }
-  wait_for_copies<0>();
-}
 
 // How many blocks of 128 threads an SM should hold, by mma's tiles of a warp: as many as have registers enough for their sums, operands and addresses.
 constexpr int blocks_beside(int tiles) { return tiles > 16 ? 2 : tiles > 8 ? 3 : 4; }

@@ -1,7 +1,11 @@
 #include <fovea/kernels/cuda/graph.h>
 
+#include <utility>
+
 #include <fovea/kernels/cuda/allocator.h>
 #include <fovea/kernels/cuda/core/check.h>
+#include <fovea/kernels/cuda/core/launch_log.h>
+#include <fovea/kernels/cuda/nvtx.h>
 #include <fovea/kernels/cuda/range_report.h>
 #include <fovea/kernels/cuda/recorded_random.h>
 #include <fovea/kernels/cuda/streams.h>
@@ -14,7 +18,7 @@ using kernels::cuda::check_cuda;
 namespace detail {
 
 struct GraphState {
-  explicit GraphState(int device) : stream(device), random(static_cast<kernels::PhiloxKey*>(allocator::allocate(sizeof(kernels::PhiloxKey), device))) {}
+  explicit GraphState(int device) : stream(device), before(device), after(device), random(static_cast<kernels::PhiloxKey*>(allocator::allocate(sizeof(kernels::PhiloxKey), device))) {}
   ~GraphState() {
     cudaStreamSynchronize(static_cast<cudaStream_t>(stream.handle()));      // a run may be under way
     if (executable) cudaGraphExecDestroy(executable);
@@ -25,9 +29,11 @@ struct GraphState {
   GraphState& operator=(const GraphState&) = delete;
 
   Stream stream;
+  Event before, after;                       // of a run
   cudaGraphExec_t executable = nullptr;
   kernels::PhiloxKey* random;                // on the device: the default generator as a run begins
   int64_t draws = 0;                         // how far a run moves it
+  kernels::cuda::LaunchRecord last_launch;   // of a run
 };
 
 namespace {
@@ -35,16 +41,19 @@ namespace {
 // Between the calls that begin and end recording.
 class Recording {
  public:
-  explicit Recording(cudaStream_t stream) : stream_(stream) {
+  Recording(cudaStream_t stream, int device) : stream_(stream), device_(device) {
     // Relaxed: the allocator may ask CUDA for memory meanwhile.
     check_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed), "cuda::Graph: recording cannot begin");
+    begin_recording(device);
   }
   ~Recording() {
-    if (is_over_) return;
-    cudaGraph_t unfinished = nullptr;                                       // work() threw
-    cudaStreamEndCapture(stream_, &unfinished);
-    if (unfinished) cudaGraphDestroy(unfinished);
-    cudaGetLastError();
+    if (!is_over_) {                                                        // work() threw
+      cudaGraph_t unfinished = nullptr;
+      cudaStreamEndCapture(stream_, &unfinished);
+      if (unfinished) cudaGraphDestroy(unfinished);
+      cudaGetLastError();
+    }
+    end_recording(device_);
   }
   Recording(const Recording&) = delete;
   Recording& operator=(const Recording&) = delete;
@@ -58,6 +67,7 @@ class Recording {
 
  private:
   cudaStream_t stream_;
+  int device_;
   bool is_over_ = false;
 };
 
@@ -86,17 +96,21 @@ class RandomRecording {
 }  // namespace detail
 
 Graph::Graph(const std::function<void()>& work, int device) : state_(std::make_shared<detail::GraphState>(device)) {
+  check<ValueError>(work != nullptr, "cuda::Graph: the function to record is empty");
   detail::DeviceScope on_device(device);
   const auto stream = static_cast<cudaStream_t>(state_->stream.handle());
   state_->stream.synchronize();
   kernels::cuda::range_report_of(device);    // made on first use, which must not be recorded
   detail::keep_for_graph(stream, device, true);
   const StreamScope scope(state_->stream);
-  detail::Recording recording(stream);
+  detail::Recording recording(stream, device);
   {
     const detail::RandomRecording random(state_->random);
+    const kernels::cuda::LaunchRecord before = std::exchange(kernels::cuda::latest_launch(), {});
     work();
     state_->draws = random.draws();
+    state_->last_launch = kernels::cuda::latest_launch();
+    if (!state_->last_launch.kernel) kernels::cuda::latest_launch() = before;
   }
   cudaGraph_t graph = recording.end();
   const cudaError_t result = cudaGraphInstantiate(&state_->executable, graph, 0);
@@ -106,17 +120,18 @@ Graph::Graph(const std::function<void()>& work, int device) : state_(std::make_s
 
 void Graph::replay() {
   const int device = state_->stream.device();
+  const Range range("cuda::Graph");
   const Stream current = current_stream(device);
-  Event before(device), after(device);
-  before.record(current);
-  state_->stream.wait(before);
+  state_->before.record(current);
+  state_->stream.wait(state_->before);
   {
     detail::DeviceScope on_device(device);
     if (state_->draws > 0) kernels::cuda::begin_run(state_->stream.handle(), state_->random, default_generator().next(state_->draws));
     check_cuda(cudaGraphLaunch(state_->executable, static_cast<cudaStream_t>(state_->stream.handle())), "cuda::Graph: a run cannot be started");
   }
-  after.record(state_->stream);
-  current.wait(after);
+  state_->after.record(state_->stream);
+  current.wait(state_->after);
+  if (state_->last_launch.kernel) kernels::cuda::latest_launch() = state_->last_launch;
 }
 
 }  // namespace fovea::cuda

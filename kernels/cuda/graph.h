@@ -20,7 +20,7 @@ class Graph {
  public:
   // Calls work() once with a stream of the graph's own as the current one, and records what it puts there; nothing is computed yet. Work that waits for the device (item(),
   // copies to the host, masks and nonzero()) can't be recorded: DeviceError, and there is no graph. Run the work once before, so that what is made
-  // on first use is there.
+  // on first use is there. Other threads may use the device meanwhile, on other streams, but a wait for all of it (cuda::synchronize()) spoils the recording.
   explicit Graph(const std::function<void()>& work, int device = current_device());
   // Puts one run on the current stream: after what is there, before what comes.
   void replay();

@@ -1,9 +1,10 @@
 // Matrix product: y[b,m,n] = alpha * sum_k a[b,m,k] b[b,k,n] + beta * y[b,m,n] + bias[n], any strides. By cuBLAS (kernels/cuda/blas.h).
 // Operands are used as they lie where rows or columns are contiguous; others are copied first. Batch axes that no single stride covers (operands broadcast along
 // different axes) take a call for each index of the shorter ones. A bias is laid out in y before the product is added.
-// Overwrites y (reads it only when beta != 0). Sums in float32 for float32 and the half types, in float64 for float64. Deterministic. Floor: 2 b m n k FLOPs.
+// Overwrites y (reads it only when beta != 0), which may be float32 beside operands of a half type. Sums in float32 for float32 and the half types, in float64 for float64. Deterministic. Floor: 2 b m n k FLOPs.
 #include <fovea/kernels/cuda/blas.h>
 #include <fovea/kernels/cuda/core/scratch.h>
+#include <fovea/kernels/cuda/nvtx.h>
 
 #include <algorithm>
 #include <limits>
@@ -123,7 +124,8 @@ void multiply(Queue queue, Scalars scale, const ConstView& a, const ConstView& b
       const BlasMatrix from_a{at(a.data, offset_a + first * together.a, a.dtype), in_a.is_transposed, in_a.leading, together.a};
       const BlasMatrix from_b{at(b.data, offset_b + first * together.b, b.dtype), in_b.is_transposed, in_b.leading, together.b};
       void* to = const_cast<char*>(at(y.data, offset_y + first * together.y, y.dtype));
-      gemm_strided_batched(queue, y.dtype, count, m, n, k, scale.alpha, from_a, from_b, scale.beta, {to, in_y.leading, together.y});
+      const fovea::cuda::Range range("gemm");
+      gemm_strided_batched(queue, a.dtype, y.dtype, count, m, n, k, scale.alpha, from_a, from_b, scale.beta, {to, in_y.leading, together.y});
     }
   }
 }

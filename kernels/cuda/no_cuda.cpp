@@ -1,6 +1,7 @@
 // Stands in for the CUDA backend in a build without one: no device is there, and asking for one says how to get it.
 #include <fovea/kernels/cuda/allocator.h>
 #include <fovea/kernels/cuda/graph.h>
+#include <fovea/kernels/cuda/nvtx.h>
 #include <fovea/kernels/cuda/runtime.h>
 #include <fovea/kernels/table.h>
 
@@ -26,7 +27,6 @@ bool is_built() noexcept { return false; }
 void check_device(int index) { fail_without_cuda(str("cuda:", index)); }
 int current_device() noexcept { return 0; }
 void set_device(int index) { check_device(index); }
-
 
 Stream::Stream(int device) { check_device(device); }
 Stream Stream::default_of(int device) { return Stream(device); }
@@ -54,8 +54,17 @@ void* allocate_pinned(int64_t bytes) { fail_without_cuda(str("allocate_pinned of
 void release_pinned(void*, int64_t) {}
 void set_synchronous(bool) {}
 const char* last_kernel() { return ""; }
+LaunchInfo last_launch() { return {}; }
 void set_allow_tf32(bool) {}
 bool allow_tf32() { return false; }
+
+namespace detail {
+constinit std::atomic<int> range_switch{0};
+bool read_range_switch() { return false; }
+}  // namespace detail
+void set_ranges(bool) {}
+void Range::open(const char*, const char*) {}
+void Range::close() noexcept {}
 
 Graph::Graph(const std::function<void()>&, int device) { check_device(device); }
 void Graph::replay() {}
@@ -68,6 +77,8 @@ AllocatorStats stats(int device) { fail_without_cuda(str("cuda:", device)); }
 void reset_peak(int device) { check_device(device); }
 void set_limit(int64_t, int device) { check_device(device); }
 void clear(int device) { check_device(device); }
+AllocatorStats pinned_stats() { return {}; }
+void clear_pinned() {}
 void set_debug(bool) {}
 int64_t damaged_blocks() { return 0; }
 

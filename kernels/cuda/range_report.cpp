@@ -27,7 +27,7 @@ RangeReport* range_report_of(int device) {
   const std::lock_guard lock(taking());
   if (RangeReport* made = report.load(std::memory_order_acquire)) return made;
   void* memory = nullptr;
-  check_cuda(cudaMallocHost(&memory, sizeof(RangeReport)), str("cuda:", device, ": pinned memory for reports of values out of range"));
+  check_cuda(cudaMallocHost(&memory, sizeof(RangeReport)), "cuda:", device, ": pinned memory for reports of values out of range");
   RangeReport* made = new (memory) RangeReport{RangeReport::empty, 0, 0, RangeCheck("", "", 0, 0, ""), {}};
   report.store(made, std::memory_order_release);
   return made;

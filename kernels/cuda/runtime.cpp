@@ -6,6 +6,7 @@
 #include <string>
 
 #include <fovea/kernels/cuda/core/check.h>
+#include <fovea/kernels/cuda/core/launch_log.h>
 #include <fovea/kernels/cuda/range_report.h>
 #include <fovea/kernels/cuda/streams.h>
 
@@ -13,7 +14,6 @@ namespace fovea::kernels::cuda {
 
 // core/launch.h, which only the compiler of kernels understands.
 void set_synchronous(bool is_on);
-const char* last_kernel();
 
 }  // namespace fovea::kernels::cuda
 
@@ -41,6 +41,18 @@ const Devices& devices() {
     return d;
   }();
   return found;
+}
+
+// For the error of a wait: kernels run late, and what failed is likely to be the latest.
+std::string latest_kernel_note() {
+  const kernels::cuda::LaunchRecord& latest = kernels::cuda::latest_launch();
+  return latest.kernel ? " (the latest that this thread launched is " + describe(latest) + ")" : "";
+}
+
+// The result of a call that waited for the device, with what the device has found meanwhile.
+void check_waited(cudaError_t result, int device, const char* what) {
+  if (result != cudaSuccess) [[unlikely]] kernels::cuda::fail_cuda(result, str("cuda:", device, ": while ", what, latest_kernel_note()));
+  throw_reported(device);
 }
 
 thread_local int chosen_device = 0;
@@ -114,7 +126,7 @@ std::shared_ptr<StreamState> new_state(int device) {
   check_device(device);
   DeviceScope scope(device);
   cudaStream_t handle = nullptr;
-  check_cuda(cudaStreamCreateWithFlags(&handle, cudaStreamNonBlocking), str("cuda:", device, ": no new stream"));
+  check_cuda(cudaStreamCreateWithFlags(&handle, cudaStreamNonBlocking), "cuda:", device, ": no new stream");
   many_streams[static_cast<size_t>(device)] = true;
   return std::make_shared<StreamState>(handle, device);
 }
@@ -125,7 +137,7 @@ DeviceScope::DeviceScope(int device) {
   int active = 0;
   check_cuda(cudaGetDevice(&active), "cuda: asking for the current device");
   if (active == device) return;
-  check_cuda(cudaSetDevice(device), str("cuda:", device, " cannot be made the current device"));
+  check_cuda(cudaSetDevice(device), "cuda:", device, " cannot be made the current device");
   previous_ = active;
 }
 
@@ -154,22 +166,20 @@ void* Stream::handle() const { return state_->handle; }
 
 void Stream::synchronize() const {
   detail::DeviceScope scope(device());
-  check_cuda(cudaStreamSynchronize(state_->handle), str("cuda:", device(), ": while waiting for a stream"));
-  throw_reported(device());
+  check_waited(cudaStreamSynchronize(state_->handle), device(), "waiting for a stream");
 }
 
 bool Stream::is_idle() const {
   detail::DeviceScope scope(device());
   const cudaError_t result = cudaStreamQuery(state_->handle);
   if (result == cudaErrorNotReady) return false;
-  check_cuda(result, str("cuda:", device(), ": while looking at a stream"));
-  throw_reported(device());
+  check_waited(result, device(), "looking at a stream");
   return true;
 }
 
 void Stream::wait(const Event& event) const {
   detail::DeviceScope scope(device());
-  check_cuda(cudaStreamWaitEvent(state_->handle, event.state_->handle, 0), str("cuda:", device(), ": making a stream wait for an event"));
+  check_cuda(cudaStreamWaitEvent(state_->handle, event.state_->handle, 0), "cuda:", device(), ": making a stream wait for an event");
 }
 
 Stream current_stream(int device) {
@@ -188,15 +198,14 @@ kernels::Queue queue_on(int device) {
   check_device(device);
   int active = 0;
   check_cuda(cudaGetDevice(&active), "cuda: asking for the current device");
-  if (active != device) check_cuda(cudaSetDevice(device), str("cuda:", device, " cannot be made the current device"));
+  if (active != device) check_cuda(cudaSetDevice(device), "cuda:", device, " cannot be made the current device");
   return detail::current_handle(device);
 }
 
 void synchronize(int device) {
   check_device(device);
   detail::DeviceScope scope(device);
-  check_cuda(cudaDeviceSynchronize(), str("cuda:", device, ": while waiting for the device (the latest kernel that this thread launched is `", last_kernel(), "`)"));
-  throw_reported(device);
+  check_waited(cudaDeviceSynchronize(), device, "waiting for the device");
 }
 
 // --- events ---
@@ -205,26 +214,24 @@ Event::Event(int device) {
   check_device(device);
   detail::DeviceScope scope(device);
   cudaEvent_t handle = nullptr;
-  check_cuda(cudaEventCreateWithFlags(&handle, cudaEventDefault), str("cuda:", device, ": no new event"));
+  check_cuda(cudaEventCreateWithFlags(&handle, cudaEventDefault), "cuda:", device, ": no new event");
   state_ = std::make_shared<detail::EventState>(handle, device);
 }
 
 void Event::record(const Stream& stream) {
   check<DeviceError>(stream.device() == device(), "Event::record: the event belongs to cuda:", device(), " but the stream to cuda:", stream.device());
   detail::DeviceScope scope(device());
-  check_cuda(cudaEventRecord(state_->handle, static_cast<cudaStream_t>(stream.handle())), str("cuda:", device(), ": recording an event"));
+  check_cuda(cudaEventRecord(state_->handle, static_cast<cudaStream_t>(stream.handle())), "cuda:", device(), ": recording an event");
 }
 
 void Event::synchronize() const {
-  check_cuda(cudaEventSynchronize(state_->handle), str("cuda:", device(), ": while waiting for an event"));
-  throw_reported(device());
+  check_waited(cudaEventSynchronize(state_->handle), device(), "waiting for an event");
 }
 
 bool Event::has_passed() const {
   const cudaError_t result = cudaEventQuery(state_->handle);
   if (result == cudaErrorNotReady) return false;
-  check_cuda(result, str("cuda:", device(), ": while looking at an event"));
-  throw_reported(device());
+  check_waited(result, device(), "looking at an event");
   return true;
 }
 
@@ -249,7 +256,8 @@ void order_after(int later, int earlier) {
 
 void copy_on(int device, void* to, const void* from, int64_t bytes, cudaMemcpyKind kind) {
   detail::DeviceScope scope(device);
-  check_cuda(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), kind, detail::current_handle(device)), str("cuda:", device, ": copying ", bytes, " bytes"));
+  const cudaError_t result = cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), kind, detail::current_handle(device));
+  if (result != cudaSuccess) [[unlikely]] kernels::cuda::fail_cuda(result, str("cuda:", device, ": while copying ", bytes, " bytes", latest_kernel_note()));   // it may have waited
 }
 
 // Is it ordinary host memory? CUDA has read that when the call that copies it returns.
@@ -285,7 +293,24 @@ void copy_bytes(void* to, Device to_device, const void* from, Device from_device
 // --- switches ---
 
 void set_synchronous(bool is_on) { kernels::cuda::set_synchronous(is_on); }
-const char* last_kernel() { return kernels::cuda::last_kernel(); }
+const char* last_kernel() { return kernels::cuda::latest_launch().name; }
+
+LaunchInfo last_launch() {
+  const kernels::cuda::LaunchRecord& latest = kernels::cuda::latest_launch();
+  if (!latest.kernel) return {};
+  detail::DeviceScope scope(latest.device);
+  cudaFuncAttributes attributes{};
+  check_cuda(cudaFuncGetAttributes(&attributes, latest.kernel), "last_launch: asking for the attributes of kernel ", latest.name);
+  const int threads = static_cast<int>(latest.threads.x * latest.threads.y * latest.threads.z);
+  constexpr int warp = 32;
+  int blocks = 0, most_threads = 0;
+  check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, latest.kernel, threads, latest.shared_bytes), "last_launch: asking for the occupancy of kernel ", latest.name);
+  check_cuda(cudaDeviceGetAttribute(&most_threads, cudaDevAttrMaxThreadsPerMultiProcessor, latest.device), "last_launch: asking how many threads run at once");
+  const int warps = (threads + warp - 1) / warp;
+  return {latest.name, latest.device, {latest.blocks.x, latest.blocks.y, latest.blocks.z}, {latest.threads.x, latest.threads.y, latest.threads.z},
+          static_cast<int64_t>(attributes.sharedSizeBytes + latest.shared_bytes), attributes.numRegs, static_cast<int64_t>(attributes.localSizeBytes), blocks,
+          static_cast<double>(blocks * warps * warp) / most_threads};
+}
 void set_allow_tf32(bool is_on) { is_tf32_allowed = is_on; }
 bool allow_tf32() { return is_tf32_allowed; }
 

@@ -2,8 +2,10 @@
 // build without CUDA too: device_count() is 0 then, and what needs a device says how to get one.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
+#include <string>
 
 #include <fovea/kernels/table.h>
 
@@ -99,8 +101,22 @@ void release_pinned(void* block, int64_t bytes);
 
 // While on, every launch waits for its kernel, so that an error comes from the call that caused it. Off, unless FOVEA_CUDA_SYNC=1 is in the environment.
 void set_synchronous(bool is_on);
-// The name of the latest kernel that this thread launched; "" before the first.
+// The name of the latest kernel that this thread launched; "" before the first. A run of a graph counts as a launch of the last kernel recorded in it.
 const char* last_kernel();
+
+// A launch of a kernel, and how it makes use of the device.
+struct LaunchInfo {
+  std::string name;                                            // as last_kernel() gives it; all else is 0 where it is ""
+  int device = 0;
+  std::array<int64_t, 3> blocks{}, threads{};                  // x, y, z; threads of a block
+  int64_t shared_bytes = 0;                                    // of a block
+  int registers = 0;                                           // of a thread
+  int64_t local_bytes = 0;                                     // of a thread: spilled registers, and arrays that don't fit into registers
+  int blocks_per_multiprocessor = 0;                           // that registers, shared memory and threads let run at once on one multiprocessor
+  double occupancy = 0;                                        // the part of a multiprocessor's warps that these blocks keep busy, up to 1; fewer where the grid is small
+};
+// Of the kernel that last_kernel() names. CUDA is asked when this is called; a launch only notes which it was.
+LaunchInfo last_launch();
 
 // Whether products and convolutions of float32 may be computed from TF32 (10 bits of mantissa) on tensor cores: several times as fast, with about three digits. Off by default.
 void set_allow_tf32(bool is_on);

@@ -29,6 +29,11 @@ void forget_stream(cudaStream_t stream, int device) noexcept;
 // Memory asked for or freed on `stream` from now on stays with that stream, whoever asks for more, because a recorded graph goes on using it; until this is called
 // with false, or the stream goes.
 void keep_for_graph(cudaStream_t stream, int device, bool is_kept);
+// Note [Nothing waits for a device while a graph is recorded]
+// Waiting for the whole device, as the allocator does before it gives memory back, spoils every recording that is under way there, whichever thread's it is. So the allocator
+// is told of recordings, and does without what it would have to wait for.
+void begin_recording(int device);
+void end_recording(int device) noexcept;
 // Notes that a copy on `stream` uses pinned memory, if `host` lies in some.
 void record_pinned_use(const void* host, cudaStream_t stream, int device);
 

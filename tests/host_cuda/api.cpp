@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstring>
 #include <map>
+#include <set>
 #include <utility>
 
 #include "stream.h"
@@ -15,12 +16,17 @@ namespace {
 constexpr int sm_count = 4;                        // few, so that loops over a grid that is too small for its work are run through
 constexpr int shared_default = 48 << 10, shared_most = 227 << 10, shared_of_sm = 228 << 10, shared_reserved = 1 << 10;
 constexpr int threads_of_sm = 2048, blocks_of_sm = 32;
+constexpr int portable_cluster_blocks = 8;         // more have to be asked for
 
 thread_local const char* next_name = nullptr;
 
 std::map<const void*, int>& shared_limits() {      // of kernels that asked for more than 48 KiB
   static auto& limits = *new std::map<const void*, int>;
   return limits;
+}
+std::set<const void*>& large_clusters() {          // kernels that asked for more blocks in a cluster
+  static auto& kernels = *new std::set<const void*>;
+  return kernels;
 }
 int shared_limit(const void* kernel) {
   const auto found = shared_limits().find(kernel);
@@ -88,7 +94,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
     case cudaDevAttrClockRate: case cudaDevAttrMemoryClockRate: *value = 1000000; break;
     case cudaDevAttrGlobalMemoryBusWidth: *value = 64; break;
     case cudaDevAttrMultiProcessorCount: *value = sm_count; break;
-    case cudaDevAttrConcurrentKernels: case cudaDevAttrUnifiedAddressing: *value = 1; break;
+    case cudaDevAttrConcurrentKernels: case cudaDevAttrClusterLaunch: case cudaDevAttrUnifiedAddressing: *value = 1; break;
     case cudaDevAttrCooperativeLaunch: *value = 0; break;
     case cudaDevAttrL2CacheSize: *value = 1 << 20; break;
     case cudaDevAttrMaxThreadsPerMultiProcessor: *value = threads_of_sm; break;
@@ -223,6 +229,11 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute
   HOST_CUDA_LOCK;
   if (!kernel) return remember(cudaErrorInvalidValue);
   if (attribute == cudaFuncAttributePreferredSharedMemoryCarveout) return cudaSuccess;
+  if (attribute == cudaFuncAttributeNonPortableClusterSizeAllowed) {
+    if (value) large_clusters().insert(kernel);
+    else large_clusters().erase(kernel);
+    return cudaSuccess;
+  }
   if (value < 0 || value > shared_most) return remember(cudaErrorInvalidValue);
   shared_limits()[kernel] = value;
   return cudaSuccess;
@@ -260,13 +271,22 @@ cudaError_t enqueue_kernel(const cudaLaunchConfig_t& config, const void* kernel,
   const char* name = std::exchange(next_name, nullptr);
   Stream* s = resolve(config.stream);
   if (!s) return remember(cudaErrorInvalidResourceHandle);
-  if (config.numAttrs != 0) return remember(cudaErrorNotSupported);
+  dim3 cluster;
+  for (unsigned i = 0; i < config.numAttrs; ++i) {
+    if (config.attrs[i].id != cudaLaunchAttributeClusterDimension) return remember(cudaErrorNotSupported);
+    const auto& wish = config.attrs[i].val.clusterDim;
+    cluster = dim3(wish.x, wish.y, wish.z);
+  }
   const dim3 b = config.gridDim, t = config.blockDim;
   const bool is_shaped = b.x >= 1 && b.x <= 2147483647u && b.y >= 1 && b.y <= 65535 && b.z >= 1 && b.z <= 65535 && t.x >= 1 && t.y >= 1 && t.z >= 1 && t.z <= 64 &&
                          uint64_t{t.x} * t.y * t.z <= 1024;
   if (!is_shaped) return remember(cudaErrorInvalidConfiguration);
+  const uint64_t together = uint64_t{cluster.x} * cluster.y * cluster.z;
+  const bool may_be_large = large_clusters().count(kernel) != 0;
+  if (together < 1 || together > static_cast<uint64_t>(may_be_large ? most_cluster_blocks : portable_cluster_blocks)) return remember(cudaErrorInvalidClusterSize);
+  if (b.x % cluster.x || b.y % cluster.y || b.z % cluster.z) return remember(cudaErrorInvalidConfiguration);
   if (config.dynamicSmemBytes > static_cast<size_t>(shared_limit(kernel))) return remember(cudaErrorInvalidValue);
-  return enqueue_launch(*s, {name ? name : "", kernel, b, t, config.dynamicSmemBytes, std::move(thread)});
+  return enqueue_launch(*s, {name ? name : "", kernel, b, t, cluster, config.dynamicSmemBytes, std::move(thread)});
 }
 
 // As a kernel of one thread, so that a bad address in it is reported like a kernel's.
@@ -274,7 +294,7 @@ cudaError_t enqueue_work(cudaStream_t stream, const char* name, std::function<vo
   HOST_CUDA_LOCK;
   Stream* s = resolve(stream);
   if (!s) return remember(cudaErrorInvalidResourceHandle);
-  return enqueue_launch(*s, {name, nullptr, 1, 1, 0, std::move(work)});
+  return enqueue_launch(*s, {name, nullptr, 1, 1, 1, 0, std::move(work)});
 }
 
 }  // namespace host_cuda

@@ -20,8 +20,8 @@ const T* element(const BlasMatrix& matrix, int64_t i, int64_t row, int64_t colum
 }
 
 // One row of y. The sums run over k in order, whatever the shapes: there is no other order to depend on.
-template <class T>
-void multiply_row(const Sizes& s, int64_t i, int64_t row, double alpha, const BlasMatrix& a, const BlasMatrix& b, double beta, T* y, std::vector<Accumulate<T>>& sums) {
+template <class T, class Y>
+void multiply_row(const Sizes& s, int64_t i, int64_t row, double alpha, const BlasMatrix& a, const BlasMatrix& b, double beta, Y* y, std::vector<Accumulate<T>>& sums) {
   using A = Accumulate<T>;
   sums.assign(static_cast<size_t>(s.n), A{});
   for (int64_t inner = 0; inner < s.k; ++inner) {
@@ -32,25 +32,26 @@ void multiply_row(const Sizes& s, int64_t i, int64_t row, double alpha, const Bl
   }
   for (int64_t column = 0; column < s.n; ++column) {
     const A product = static_cast<A>(alpha) * sums[static_cast<size_t>(column)];
-    y[column] = narrow<T>(beta == 0 ? product : product + static_cast<A>(beta) * widen(y[column]));
+    y[column] = narrow<Y>(beta == 0 ? product : product + static_cast<A>(beta) * widen(y[column]));
   }
 }
 
-template <class T>
+template <class T, class Y>
 void multiply(const Sizes& s, double alpha, const BlasMatrix& a, const BlasMatrix& b, double beta, const BlasOutput& y) {
   std::vector<Accumulate<T>> sums;
   for (int64_t i = 0; i < s.batch; ++i)
-    for (int64_t row = 0; row < s.m; ++row) multiply_row(s, i, row, alpha, a, b, beta, static_cast<T*>(y.data) + i * y.batch_stride + row * y.leading, sums);
+    for (int64_t row = 0; row < s.m; ++row) multiply_row<T>(s, i, row, alpha, a, b, beta, static_cast<Y*>(y.data) + i * y.batch_stride + row * y.leading, sums);
 }
 
 }  // namespace
 
-void gemm_strided_batched(Queue queue, DType dtype, int64_t batch, int64_t m, int64_t n, int64_t k, double alpha, const BlasMatrix& a, const BlasMatrix& b, double beta,
-                          const BlasOutput& y) {
+void gemm_strided_batched(Queue queue, DType dtype, DType y_dtype, int64_t batch, int64_t m, int64_t n, int64_t k, double alpha, const BlasMatrix& a, const BlasMatrix& b,
+                          double beta, const BlasOutput& y) {
   const Sizes sizes{batch, m, n, k};
   const cudaError_t result = dispatch_floating(dtype, "matmul", [&](auto zero) {
     using T = decltype(zero);
-    return host_cuda::enqueue_work(stream_of(queue), "gemm", [=] { multiply<T>(sizes, alpha, a, b, beta, y); });
+    const auto run = y_dtype == dtype ? multiply<T, T> : multiply<T, Accumulate<T>>;
+    return host_cuda::enqueue_work(stream_of(queue), "gemm", [=] { run(sizes, alpha, a, b, beta, y); });
   });
   check_cuda(result, "cuda: the product of matrices could not be queued");
 }

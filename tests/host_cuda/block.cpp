@@ -1,5 +1,6 @@
-// Runs the blocks of a grid one after the other, in random order. The threads of a block are fibers of the calling thread: one runs until it must wait, and then goes
-// on with another that need not; a kernel in which nobody waits never switches at all, its threads follow each other on one stack. The order is random too.
+// Runs the blocks of a grid in random order, now one alone, now several beside each other; the blocks of a cluster always together. Their threads are fibers of the
+// calling thread: one runs until it must wait, and then goes on with another that need not; a kernel in which nobody waits never switches at all, its threads follow
+// each other on one stack. The order is random too.
 //
 // Strict where hardware shrugs: a barrier is left when every thread of the block stands at the same line of it; a warp operation happens when all lanes of its mask have
 // come with the same operation and the same mask; a mask may not name lanes that have returned or do not exist.
@@ -13,12 +14,15 @@
 
 #include "fiber.h"
 #include "model.h"
+#include "ptx_cluster.h"
 #include "sanitizers.h"
 
 namespace host_cuda {
 namespace {
 
 struct Thread {
+  uint3 index = {};                      // its threadIdx
+  int block = 0;                         // of those that are resident
   int fiber = -1;                        // what it runs on, once it has begun
   bool has_returned = false;
   uint64_t value = 0;                    // what it brought to a warp operation; afterwards, what it takes away
@@ -26,9 +30,12 @@ struct Thread {
   void* operands = nullptr;              // what it brought to a Collective
   const char* parked_in = nullptr;       // what it waits in, where that is neither a barrier of the block nor a warp operation
   Site parked_at = {};
+  bool is_at_cluster_barrier = false;    // it has arrived there and not yet waited
+  int cluster_phase = 0;                 // in which it has
 };
 
 constexpr int most_threads = 1024;       // that a block can have
+constexpr int together_threads = 2048;   // that blocks which need not be resident together have at most, when they are
 
 // Not a std::vector: the thread sanitizer must not watch the model itself, and would see a vector move its elements, or take its code from a file of kernels.
 template <class T, int most>
@@ -78,6 +85,24 @@ struct Barrier {
   int holds = 0;                         // threads whose predicate held
   int result = 0;                        // of the latest barrier that was left
   int phase = 0;
+  char tokens[2];                        // the thread sanitizer knows meetings by addresses
+};
+
+// A block that is resident. Its threads are those from number `first` on.
+struct Block {
+  uint3 index = {};                      // its blockIdx
+  int number = 0, first = 0;
+  int returned = 0;                      // of its threads
+  bool has_begun = false;
+  Barrier barrier;
+};
+
+// Of the cluster that begins with a block of this number.
+struct ClusterBarrier {
+  int arrived = 0, present = 0;          // threads that have arrived in this phase; that have not returned
+  int phase = 0;
+  List<int, most_resident_threads> waiting;
+  char tokens[2];
 };
 
 // Threads that can run, in the order in which they became able to.
@@ -94,9 +119,9 @@ class Ready {
   }
 
  private:
-  int& at(uint32_t i) { return ring_[i % 1024]; }
-  uint32_t first_ = 0, last_ = 0;        // no block has more threads than the ring has places
-  int ring_[1024];
+  int& at(uint32_t i) { return ring_[i % most_resident_threads]; }
+  uint32_t first_ = 0, last_ = 0;
+  int ring_[most_resident_threads];
 };
 
 enum class Order { first, last, any };
@@ -111,36 +136,44 @@ const char* name_of(const Operation& o) { return o.collective ? o.collective->na
 
 // All there is to know of the grid that runs.
 const Launch* launch = nullptr;
-Thread threads[most_threads];
-uint3 indices[most_threads];
-Warp warps[most_threads / 32];
-Barrier barrier;
+Thread threads[most_resident_threads];
+Warp warps[most_resident_threads / 32];
+Block blocks[most_resident_blocks];
+ClusterBarrier cluster_barriers[most_resident_blocks];
 Ready ready;
 Order order = Order::first;
-int thread_count = 0, returned = 0;
+int thread_count = 0;                    // of a block
+int stride = 0;                          // from one block's first thread to the next's: whole groups of four warps
+int cluster_size = 1, block_count = 0;   // blocks of a cluster; that are resident
+int returned = 0;                        // of all that are resident
 int current = -1;                        // the thread that runs; -1: none does
-void* shared_begin = nullptr;
+Block* here = nullptr;                   // its block
 pthread_t runner;                        // the host thread whose fibers run
 
 Fiber host;
-Fiber fibers[most_threads + 1];          // one more: a fiber that starts a thread on another is still in use
+Fiber fibers[most_resident_threads + 1]; // one more: a fiber that starts a thread on another is still in use
 int fiber_count = 0;
-ThreadList free_fibers;
+List<int, most_resident_threads + 1> free_fibers;
 std::string failure_text;
 cudaError_t failure_code = cudaSuccess;
 bool has_failed = false;
 
 // Addresses that the thread sanitizer knows meetings by.
-char begin_token, end_token, barrier_tokens[2];
-char warp_tokens[most_threads / 32][16];
+char begin_token, end_token;
+char warp_tokens[most_resident_threads / 32][16];
 
 bool is_same(Site a, Site b) { return a.line == b.line && std::strcmp(a.file, b.file) == 0; }
 std::string triple(unsigned x, unsigned y, unsigned z) { return text("(", x, ",", y, ",", z, ")"); }
-std::string thread_name(int t) { return "thread " + triple(indices[t].x, indices[t].y, indices[t].z); }
+std::string index_of(int t) { return triple(threads[t].index.x, threads[t].index.y, threads[t].index.z); }
+std::string thread_name(int t) { return "thread " + index_of(t); }
+std::string block_name(const Block& b) { return "block " + triple(b.index.x, b.index.y, b.index.z); }
+std::string of_block(int t) { return block_count > 1 ? " of " + block_name(blocks[threads[t].block]) : ""; }
 
 void activate(int t) {
   current = t;
-  threadIdx = indices[t];
+  threadIdx = threads[t].index;
+  here = &blocks[threads[t].block];
+  blockIdx = here->index;
 }
 
 int take_ready() {
@@ -156,25 +189,31 @@ int take_ready() {
 
 std::string list_threads(const ThreadList& list) {
   std::string all;
-  for (int i = 0; i < list.size() && i < 4; ++i) all += (i ? ", " : "") + triple(indices[list[i]].x, indices[list[i]].y, indices[list[i]].z);
+  for (int i = 0; i < list.size() && i < 4; ++i) all += (i ? ", " : "") + index_of(list[i]);
   if (list.size() > 4) all += text(" and ", list.size() - 4, " more");
   return (list.size() == 1 ? "thread " : "threads ") + all;
 }
 
 std::string who_waits() {
   std::string all;
-  if (!barrier.waiting.empty())
-    all += "; " + list_threads(barrier.waiting) + (barrier.waiting.size() == 1 ? " waits" : " wait") + " at __syncthreads" + at_site(barrier.site);
   int listed = 0;
-  for (int w = 0; w * 32 < thread_count; ++w)
+  for (const Block* b = blocks; b < blocks + block_count; ++b) {
+    const ThreadList& waiting = b->barrier.waiting;
+    if (waiting.empty()) continue;
+    if (++listed > 4) return all + "; and others";
+    all += "; " + list_threads(waiting) + of_block(waiting[0]) + (waiting.size() == 1 ? " waits" : " wait") + " at __syncthreads" + at_site(b->barrier.site);
+  }
+  listed = 0;
+  for (int w = 0; w * 32 < block_count * stride; ++w)
     for (const Rendezvous& r : warps[w].open) {
       if (++listed > 4) return all + "; and others";
-      all += text("; lanes ", hex(r.arrived), " of warp ", w, " wait in ", name_of(r.operation), " with mask ", hex(r.mask), at_site(r.site));
+      all += text("; lanes ", hex(r.arrived), " of warp ", w * 32 % stride / 32, of_block(w * 32), " wait in ", name_of(r.operation), " with mask ", hex(r.mask),
+                  at_site(r.site));
     }
-  for (int t = 0; t < thread_count; ++t) {
+  for (int t = 0; t < block_count * stride; ++t) {
     if (!threads[t].parked_in) continue;
     if (++listed > 4) return all + "; and others";
-    all += "; " + thread_name(t) + " waits in " + threads[t].parked_in + at_site(threads[t].parked_at);
+    all += "; " + thread_name(t) + of_block(t) + " waits in " + threads[t].parked_in + at_site(threads[t].parked_at);
   }
   return all;
 }
@@ -226,6 +265,7 @@ void let_others_go() {
 }
 
 void leave_barrier() {
+  Barrier& barrier = here->barrier;
   switch (barrier.kind) {
     case BarrierKind::plain: break;
     case BarrierKind::any: barrier.result = barrier.holds > 0; break;
@@ -238,42 +278,68 @@ void leave_barrier() {
   barrier.phase ^= 1;
 }
 
+// The phase of a cluster's barrier ends when all of its threads that have not returned have arrived.
+void complete_cluster_phase(ClusterBarrier& b) {
+  if (b.arrived < b.present || b.present == 0) return;
+  ++b.phase;
+  b.arrived = 0;
+  for (int t : b.waiting) wake(t);
+  b.waiting.clear();
+}
+
+ClusterBarrier& barrier_of_cluster() { return cluster_barriers[here->number / cluster_size * cluster_size]; }
+
 void thread_returns() {
   const int me = current, lane = me % 32;
   Warp& warp = warps[me / 32];
   threads[me].has_returned = true;
   warp.returned |= 1u << lane;
+  ++here->returned;
   ++returned;
+  const Barrier& barrier = here->barrier;
   if (!barrier.waiting.empty())
     fail_kernel(text("returned, but ", list_threads(barrier.waiting), " of its block wait for it at __syncthreads", at_site(barrier.site)));
   for (const Rendezvous& r : warp.open)
     if (r.mask >> lane & 1)
       fail_kernel(text("returned, but lanes ", hex(r.arrived), " of its warp wait for it in ", name_of(r.operation), " with mask ", hex(r.mask), at_site(r.site)));
+  if (threads[me].is_at_cluster_barrier) fail_kernel("returned, but has arrived at its cluster's barrier and not waited there");
   const std::string undone = left_undone(me);
   if (!undone.empty()) fail_kernel("returned, but " + undone);
-  const std::string undone_by_block = returned == thread_count ? left_undone_by_block() : "";
+  const std::string undone_by_block = here->returned == thread_count ? left_undone_by_block(here->first, thread_count) : "";
   if (!undone_by_block.empty()) fail_kernel("returned, the last of its block, but " + undone_by_block);
+  if (cluster_size == 1) return;
+  if (here->returned == thread_count) close_shared(here->number);
+  --barrier_of_cluster().present;
+  complete_cluster_phase(barrier_of_cluster());
 }
 
 // Thrown through a kernel to end it, so that what its frames own is released.
 struct Ended {};
 
 void note_failure(const std::string& what, cudaError_t code) {
-  failure_text = text(describe(*launch), ", block ", triple(blockIdx.x, blockIdx.y, blockIdx.z), ", ", thread_name(current), ": ", what, seed_note());
+  failure_text = text(describe(*launch), ", ", block_name(*here), ", ", thread_name(current), ": ", what, seed_note());
   failure_code = code;
   has_failed = true;
+}
+
+// The first thread of a block begins. Before it does, the others of its cluster may not touch its shared memory, nor after the last has returned.
+void begin_block() {
+  here->has_begun = true;
+  if (cluster_size > 1) open_shared(here->number);
 }
 
 // Runs the current thread from beginning to end; false when the kernel has failed.
 bool run_thread() {
   try {
     happens_after(&begin_token);
+    if (!here->has_begun) begin_block();
     launch->thread();
     happens_before(&end_token);
     thread_returns();
-    while (ready.empty() && returned < thread_count && land_transfer()) {
+    const int all = block_count * thread_count;
+    while (ready.empty() && returned < all && land_transfer()) {
     }
-    if (ready.empty() && returned < thread_count) fail_deadlock();
+    if (ready.empty() && returned < all) fail_deadlock();
     return true;
   } catch (const Ended&) {
   } catch (const std::exception& e) {
@@ -282,7 +348,7 @@ bool run_thread() {
   return false;
 }
 
-// Back to run_block, for good.
+// Back to run_resident, for good.
 void leave(Fiber& from) {
   current = -1;
   happens_before(&end_token);
@@ -309,12 +375,18 @@ void thread_loop() {
 
 // ---- blocks ----
 
+// The threads of all blocks that may be resident, for a launch.
 void number_threads(dim3 shape) {
-  int t = 0;
-  for (unsigned z = 0; z < shape.z; ++z)
-    for (unsigned y = 0; y < shape.y; ++y)
-      for (unsigned x = 0; x < shape.x; ++x) indices[t++] = {x, y, z};
-  thread_count = t;
+  thread_count = static_cast<int>(shape.x * shape.y * shape.z);
+  stride = (thread_count + 127) / 128 * 128;
+  for (int block = 0, first = 0; block < most_resident_blocks; ++block, first += stride) {
+    blocks[block].number = block;
+    blocks[block].first = first;
+    int t = first;
+    for (unsigned z = 0; z < shape.z; ++z)
+      for (unsigned y = 0; y < shape.y; ++y)
+        for (unsigned x = 0; x < shape.x; ++x, ++t) threads[t].index = {x, y, z}, threads[t].block = block;
+  }
 }
 
 // i -> (a i + b) mod n with a prime to n visits everything once: a random order without a table.
@@ -337,42 +409,81 @@ class RandomOrder {
   uint64_t n_, step_ = 0, at_ = 0;
 };
 
-void begin_block() {
-  for (int t = 0; t < thread_count; ++t) threads[t].fiber = -1, threads[t].has_returned = false, threads[t].parked_in = nullptr;
-  for (int w = 0; w * 32 < thread_count; ++w) {
-    const int lanes = std::min(32, thread_count - w * 32);
-    warps[w].lanes = lanes == 32 ? ~0u : (1u << lanes) - 1;
-    warps[w].returned = 0;
-    warps[w].open.clear();
+// The block of this number in the grid takes the place of number `place` among those that are resident.
+void place_block(int place, uint3 index) {
+  Block& b = blocks[place];
+  b.index = index;
+  b.returned = 0;
+  b.has_begun = false;
+  b.barrier.waiting.clear();
+  b.barrier.holds = 0;
+  for (int t = b.first; t < b.first + thread_count; ++t) {
+    threads[t].fiber = -1, threads[t].has_returned = false, threads[t].parked_in = nullptr;
+    threads[t].is_at_cluster_barrier = false;
   }
-  begin_copies(thread_count);
-  begin_transfers(thread_count);
+  for (int w = 0; w * 32 < stride; ++w) {
+    Warp& warp = warps[b.first / 32 + w];
+    const int lanes = std::clamp(thread_count - w * 32, 0, 32);
+    warp.lanes = lanes == 32 ? ~0u : (1u << lanes) - 1;
+    warp.returned = 0;
+    warp.open.clear();
+  }
+  poison_shared(place);
+  if (cluster_size > 1) close_shared(place);
+}
+
+// The cluster of this number in the grid takes the places from number `place` on.
+void place_cluster(int place, uint64_t number) {
+  const dim3 c = launch->cluster;
+  const unsigned columns = launch->blocks.x / c.x, rows = launch->blocks.y / c.y;
+  const uint3 first = {static_cast<unsigned>(number % columns) * c.x, static_cast<unsigned>(number / columns % rows) * c.y,
+                       static_cast<unsigned>(number / columns / rows) * c.z};
+  ClusterBarrier& barrier = cluster_barriers[place];
+  barrier.arrived = barrier.phase = 0;
+  barrier.present = cluster_size * thread_count;
   barrier.waiting.clear();
-  barrier.holds = 0;
+  for (unsigned z = 0; z < c.z; ++z)
+    for (unsigned y = 0; y < c.y; ++y)
+      for (unsigned x = 0; x < c.x; ++x) place_block(place++, {first.x + x, first.y + y, first.z + z});
+}
+
+void begin_resident() {
+  begin_copies(block_count * stride);
+  begin_transfers(block_count * stride);
   returned = 0;
   free_fibers.clear();
   for (int f = fiber_count - 1; f >= 0; --f) free_fibers.push_back(f);
   ready.clear();
   order = static_cast<Order>(chance().below(3));
-  RandomOrder numbers(static_cast<uint64_t>(thread_count));
-  for (int t = 0; t < thread_count; ++t) ready.push(static_cast<int>(numbers.next()));
+  for (int b = 0; b < block_count; ++b) {
+    RandomOrder numbers(static_cast<uint64_t>(thread_count));
+    for (int t = 0; t < thread_count; ++t) ready.push(blocks[b].first + static_cast<int>(numbers.next()));
+  }
 }
 
-void run_block(uint64_t number) {
-  const dim3 b = launch->blocks;
-  blockIdx = {static_cast<unsigned>(number % b.x), static_cast<unsigned>(number / b.x % b.y), static_cast<unsigned>(number / b.x / b.y)};
-  poison_shared();
-  begin_block();
+// Blocks that were placed, from beginning to end.
+void run_resident() {
+  begin_resident();
   happens_before(&begin_token);
   const int first = take_ready();
   prepare(first);
   switch_fiber(host, fiber_of(first));
   happens_after(&end_token);
   current = -1;
+  for (int b = 0; b < block_count && cluster_size > 1; ++b) open_shared(b);
   if (has_failed) throw Failure(failure_code, failure_text);
-  if (const char* damage = damaged_shared())
-    throw Failure(cudaErrorIllegalAddress,
-                  text(describe(*launch), ", block ", triple(blockIdx.x, blockIdx.y, blockIdx.z), ": wrote to what lies ", damage, " its shared memory", seed_note()));
+  for (int b = 0; b < block_count; ++b)
+    if (const char* damage = damaged_shared(b))
+      throw Failure(cudaErrorIllegalAddress, text(describe(*launch), ", ", block_name(blocks[b]), ": wrote to what lies ", damage, " its shared memory", seed_note()));
+}
+
+// How many clusters (blocks, where they have one only) run beside each other now. Alone is quickest, and more stacks than the caches hold are slow; the thread
+// sanitizer sees what blocks do to each other only where they are resident together.
+int choose_clusters(uint64_t left) {
+  const int room = std::max(1, std::min(most_resident_blocks / 2, together_threads / stride) / cluster_size);
+  const int most = static_cast<int>(std::min<uint64_t>(static_cast<uint64_t>(room), left));
+  if (most == 1 || sanitize_threads) return most;
+  return chance().one_in(4) ? 1 + static_cast<int>(chance().below(static_cast<uint32_t>(most))) : 1;
 }
 
 const void* fault_address = nullptr;
@@ -398,6 +509,7 @@ std::string at_site(Site s) {
   const char* slash = std::strrchr(s.file, '/');
   return text(" at ", slash ? slash + 1 : s.file, ":", s.line);
 }
+std::string called(const char* name, Site site) { return text("calls ", name, at_site(site)); }
 std::string hex(uint32_t v) {
   char digits[16];
   std::snprintf(digits, sizeof digits, "0x%08x", v);
@@ -407,7 +519,9 @@ std::string hex(uint32_t v) {
 std::string describe(const Launch& l) {
   const dim3 b = l.blocks, t = l.threads;
   const std::string name = l.name.empty() ? name_of_kernel(l.kernel) : l.name;
-  return text("kernel ", name, " (", b.x, "x", b.y, "x", b.z, " blocks of ", t.x, "x", t.y, "x", t.z, " threads, ", l.shared_bytes, " bytes of shared memory)");
+  const uint3 c = l.cluster;
+  const std::string clusters = c.x * c.y * c.z > 1 ? text(" in clusters of ", c.x, "x", c.y, "x", c.z) : std::string();
+  return text("kernel ", name, " (", b.x, "x", b.y, "x", b.z, " blocks of ", t.x, "x", t.y, "x", t.z, " threads", clusters, ", ", l.shared_bytes, " bytes of shared memory)");
 }
 
 bool in_kernel() { return current >= 0 && pthread_equal(runner, pthread_self()); }
@@ -431,11 +545,18 @@ void run_grid(const Launch& l) {
   blockDim = l.threads;
   gridDim = l.blocks;
   number_threads(l.threads);
+  cluster_size = static_cast<int>(l.cluster.x * l.cluster.y * l.cluster.z);
   adopt_host_thread(host);
-  shared_begin = begin_shared(l.shared_bytes);
-  const uint64_t blocks = static_cast<uint64_t>(l.blocks.x) * l.blocks.y * l.blocks.z;
-  RandomOrder numbers(blocks);
-  for (uint64_t i = 0; i < blocks; ++i) run_block(numbers.next());
+  begin_shared(l.shared_bytes);
+  const uint64_t clusters = static_cast<uint64_t>(l.blocks.x) * l.blocks.y * l.blocks.z / static_cast<uint64_t>(cluster_size);
+  RandomOrder numbers(clusters);
+  for (uint64_t done = 0; done < clusters;) {
+    const int together = choose_clusters(clusters - done);
+    block_count = together * cluster_size;
+    for (int i = 0; i < together; ++i) place_cluster(i * cluster_size, numbers.next());
+    run_resident();
+    done += static_cast<uint64_t>(together);
+  }
 }
 
 // ---- what kernels call ----
@@ -453,12 +574,19 @@ void wake(int thread) {
   ready.push(thread);
 }
 
-SharedRange shared_range() { return {static_cast<char*>(shared_begin), launch->shared_bytes}; }
+SharedRange shared_range() { return {shared_of(here->number), launch->shared_bytes}; }
+
+int current_block() { return current >= 0 ? here->number : -1; }
+std::string name_of_block(int block) { return block_name(blocks[block]); }
+std::string state_of_block(int block) {
+  const Block& b = blocks[block];
+  return !b.has_begun ? ", which has not begun" : b.returned == thread_count ? ", which has ended" : "";
+}
 
 void* shared_memory(size_t bytes) {
   if (!in_kernel()) throw std::logic_error("host_cuda: shared memory is for kernels");
   if (bytes > launch->shared_bytes) fail_kernel(text("wants ", bytes, " bytes of shared memory; its launch gave it ", launch->shared_bytes));
-  return shared_begin;
+  return shared_of(here->number);
 }
 
 void perhaps_yield() {
@@ -471,8 +599,9 @@ uint32_t lanes_left() {
 }
 
 int arrive_at_barrier(BarrierKind kind, bool predicate, Site site) {
-  if (returned > 0) {
-    int gone = 0;
+  Barrier& barrier = here->barrier;
+  if (here->returned > 0) {
+    int gone = here->first;
     while (!threads[gone].has_returned) ++gone;
     fail_kernel(text("waits at __syncthreads", at_site(site), ", but ", thread_name(gone), " of its block has returned"));
   }
@@ -484,12 +613,55 @@ int arrive_at_barrier(BarrierKind kind, bool predicate, Site site) {
   }
   barrier.waiting.push_back(current);
   barrier.holds += predicate;
-  char* token = &barrier_tokens[barrier.phase];
+  char* token = &barrier.tokens[barrier.phase];
   happens_before(token);
   if (barrier.waiting.size() == thread_count) leave_barrier();
   wait();
   happens_after(token);
   return barrier.result;
+}
+
+int rank_in_cluster() { return here->number % cluster_size; }
+int blocks_in_cluster() { return cluster_size; }
+
+int block_of_rank(int rank, const char* name, Site site) {
+  if (rank < 0 || rank >= cluster_size) fail_kernel(text(called(name, site), " with block ", rank, " of a cluster of ", cluster_size));
+  return here->number - rank_in_cluster() + rank;
+}
+
+void* map_to_block(const void* p, int rank, Site site) {
+  const SharedRange own = shared_range();
+  const int block = block_of_rank(rank, "in_block", site);
+  const char* address = static_cast<const char*>(p);
+  if (address < own.begin || address >= own.begin + own.bytes) fail_kernel(text(called("in_block", site), " with ", describe_address(p), "; it takes an address of its own shared memory"));
+  return shared_of(block) + (address - own.begin);
+}
+
+void arrive_at_cluster(const char* file, int line) {
+  const Site site{file, line};
+  perhaps_yield();
+  Thread& me = threads[current];
+  ClusterBarrier& b = barrier_of_cluster();
+  if (me.is_at_cluster_barrier) fail_kernel(called("arrive_at_cluster", site) + ", but has not waited since it called it last");
+  me.is_at_cluster_barrier = true;
+  me.cluster_phase = b.phase;
+  happens_before(&b.tokens[b.phase & 1]);
+  ++b.arrived;
+  complete_cluster_phase(b);
+}
+
+void wait_for_cluster(const char* file, int line) {
+  const Site site{file, line};
+  perhaps_yield();
+  Thread& me = threads[current];
+  ClusterBarrier& b = barrier_of_cluster();
+  if (!me.is_at_cluster_barrier) fail_kernel(called("wait_for_cluster", site) + " without arrive_at_cluster() before it");
+  if (b.phase == me.cluster_phase) {
+    b.waiting.push_back(current);
+    park("wait_for_cluster", site);
+  }
+  me.is_at_cluster_barrier = false;
+  happens_after(&b.tokens[me.cluster_phase & 1]);
 }
 
 namespace {

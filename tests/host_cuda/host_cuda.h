@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace host_cuda {
 
@@ -32,6 +33,10 @@ bool has_thread_sanitizer();
 
 // The name that the next launch of this thread has in messages.
 void name_next_launch(const char* name);
+
+// NVTX: from now on every range of this thread that begins is added to the list, as the names of all that are open, the outermost first; null ends it.
+void record_ranges(std::vector<std::vector<std::string>>* ranges);
+size_t open_ranges();                        // of this thread
 
 // For kernels: the block's dynamic shared memory, which must have been given `bytes` or more at launch.
 void* shared_memory(size_t bytes);

@@ -214,19 +214,42 @@ constexpr size_t most_shared = 232448;   // what a block can have on Hopper
 struct Shared {
   char *pages = nullptr, *end = nullptr; // `end` is the beginning of a page that may not be touched
   char* begin = nullptr;
-  size_t bytes = 0;
+  uint64_t launch = 0;                   // for which its guards were filled
+  bool is_closed = false;
 };
-Shared& shared() {
-  static Shared s = [] {
-    const size_t bytes = round_up(most_shared, page_bytes()) + 2 * page_bytes();
-    char* p = static_cast<char*>(mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-    mprotect(p, page_bytes(), PROT_NONE);
-    mprotect(p + bytes - page_bytes(), page_bytes(), PROT_NONE);
-    return Shared{p + page_bytes(), p + bytes - page_bytes(), nullptr, 0};
-  }();
-  return s;
+Shared shared[most_resident_blocks];     // of each block that may be resident
+size_t shared_bytes = 0;                 // that the launch gives to each of them
+uint64_t shared_launch = 0;
+
+void reserve(Shared& s) {
+  const size_t bytes = round_up(most_shared, page_bytes()) + 2 * page_bytes();
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) throw std::runtime_error("host_cuda: no memory for what a block shares");
+  char* p = static_cast<char*>(memory);
+  mprotect(p, page_bytes(), PROT_NONE);
+  mprotect(p + bytes - page_bytes(), page_bytes(), PROT_NONE);
+  s.pages = p + page_bytes(), s.end = p + bytes - page_bytes();
 }
 char* front_guard(const Shared& s) { return std::max(s.pages, s.begin - 256); }
+
+// Where the launch's blocks have their shared memory, and what stands around it.
+void lay_out(Shared& s) {
+  if (s.launch == shared_launch) return;
+  if (!s.pages) reserve(s);
+  s.launch = shared_launch;
+  s.begin = s.end - round_up(shared_bytes, 16);
+  unpoison(s.pages, static_cast<size_t>(s.end - s.pages));
+  fill_guard(front_guard(s), s.begin);
+  fill_guard(s.begin + shared_bytes, s.end);
+  poison(s.pages, static_cast<size_t>(s.begin - s.pages));
+  poison(s.begin + shared_bytes, static_cast<size_t>(s.end - s.begin) - shared_bytes);
+}
+
+void set_access(Shared& s, bool is_closed) {
+  if (s.is_closed == is_closed) return;
+  mprotect(s.pages, static_cast<size_t>(s.end - s.pages), is_closed ? PROT_NONE : PROT_READ | PROT_WRITE);
+  s.is_closed = is_closed;
+}
 
 }  // namespace
 
@@ -341,9 +364,12 @@ std::string describe_device_address(const void* address) {
 
 std::string describe_address(const void* address) {
   if (is_device_range(address)) return describe_device_address(address);
-  const Shared& s = shared();
-  const char* p = static_cast<const char*>(address);
-  if (p >= s.pages - page_bytes() && p < s.end + page_bytes()) return relative(p, s.begin, s.bytes, text("its ", s.bytes, " bytes of shared memory"));
+  if (const int block = block_of_shared(address); block >= 0) {
+    const bool is_own = block == current_block();
+    const std::string whose = is_own ? text("its ", shared_bytes, " bytes of shared memory")
+                                     : text("the ", shared_bytes, " bytes of shared memory of ", name_of_block(block), state_of_block(block));
+    return relative(address, shared[block].begin, shared_bytes, whose);
+  }
   if (reinterpret_cast<uintptr_t>(address) < 1 << 16) return text("address ", reinterpret_cast<uintptr_t>(address), ": a null pointer");
   return text("address ", address, ", which is not device memory");
 }
@@ -381,27 +407,35 @@ void check_guards(const std::function<std::string()>& culprit) {
 
 // ---- shared memory ----
 
-void* begin_shared(size_t bytes) {
-  Shared& s = shared();
-  s.bytes = bytes;
-  s.begin = s.end - round_up(bytes, 16);
-  unpoison(s.pages, static_cast<size_t>(s.end - s.pages));
-  fill_guard(front_guard(s), s.begin);
-  fill_guard(s.begin + bytes, s.end);
-  poison(s.pages, static_cast<size_t>(s.begin - s.pages));
-  poison(s.begin + bytes, static_cast<size_t>(s.end - s.begin) - bytes);
-  return s.begin;
+void begin_shared(size_t bytes) {
+  shared_bytes = bytes;
+  ++shared_launch;
 }
 
-void poison_shared() {
-  if (shared().bytes) std::memset(shared().begin, 0xff, shared().bytes);
+char* shared_of(int block) { return shared[block].begin; }
+
+void poison_shared(int block) {
+  lay_out(shared[block]);
+  if (shared_bytes) std::memset(shared[block].begin, 0xff, shared_bytes);
 }
 
-const char* damaged_shared() {
-  const Shared& s = shared();
+void close_shared(int block) { set_access(shared[block], true); }
+void open_shared(int block) { set_access(shared[block], false); }
+
+const char* damaged_shared(int block) {
+  const Shared& s = shared[block];
   if (find_damage(front_guard(s), s.begin)) return "before";
-  if (find_damage(s.begin + s.bytes, s.end)) return "behind";
+  if (find_damage(s.begin + shared_bytes, s.end)) return "behind";
   return nullptr;
+}
+
+int block_of_shared(const void* address) {
+  const char* p = static_cast<const char*>(address);
+  for (int block = 0; block < most_resident_blocks; ++block) {
+    const Shared& s = shared[block];
+    if (s.pages && p >= s.pages - page_bytes() && p < s.end + page_bytes()) return block;
+  }
+  return -1;
 }
 
 // ---- the handler's stack ----

@@ -45,10 +45,14 @@ std::string text(const Args&... args) {
 
 // ---- running a kernel (block.cpp) ----
 
+constexpr int most_cluster_blocks = 16;
+constexpr int most_resident_blocks = most_cluster_blocks, most_resident_threads = most_resident_blocks * 1024;
+
 struct Launch {
   std::string name;                      // "": that of the function
   const void* kernel = nullptr;
   dim3 blocks, threads;
+  dim3 cluster;                          // blocks of a cluster
   size_t shared_bytes = 0;
   std::function<void()> thread;          // runs the kernel for the thread that threadIdx and blockIdx name
 };
@@ -62,21 +66,29 @@ struct Collective {
   void (*run)(void* const (&lanes)[32]);
 };
 void arrive_together(const Collective& collective, void* operands, Site site);
-int current_thread();                    // its number in its block
+int current_thread();                    // its number among all that are resident; that of a block's first is a multiple of 128
 struct SharedRange {
   char* begin;
   size_t bytes;
 };
-SharedRange shared_range();              // of the block that runs
+SharedRange shared_range();              // of the block whose thread runs
+int current_block();                     // its number among those that are resident; -1: no thread runs
+std::string name_of_block(int block);
+std::string state_of_block(int block);   // ", which has not begun", ", which has ended" or ""
+int block_of_rank(int rank, const char* name, Site site);      // its number; fails where the cluster has no such block
 std::string at_site(Site site);          // " at file.cu:12"
+std::string called(const char* name, Site site);      // how a sentence about an instruction begins
 std::string hex(uint32_t value);
-void begin_copies(int threads);          // ptx.cpp: a block begins, and has no asynchronous copies under way
+void begin_copies(int threads);          // ptx.cpp: blocks begin, and have no asynchronous copies under way
 
 // The same for the instructions of sm_90 (ptx_hopper.cpp).
 void begin_transfers(int threads);
-bool land_transfer();                    // one of the block's copies of boxes, at random; false when none is under way
+bool land_transfer();                    // one of the copies of boxes, at random; false when none is under way
 std::string left_undone(int thread);     // by a thread that returns: the rest of a sentence, or ""
-std::string left_undone_by_block();      // the same when all threads have returned
+void begin_products(int threads);        // ptx_products.cpp
+std::string products_left_undone(int thread);
+std::string products_left_undone_by_block(int first, int threads);
+std::string left_undone_by_block(int first, int threads);      // the same when all threads of a block have returned
 // The current thread waits until another wakes it. `what` stands in messages about a deadlock.
 void park(const char* what, Site site);
 void wake(int thread);
@@ -129,10 +141,14 @@ class SignalStack {
 // Looks beside the allocations that were touched since the Window shows what it shows. Throws Failure.
 void check_guards(const std::function<std::string()>& culprit);
 
-// The shared memory of the block that runs ends at a page that may not be touched.
-void* begin_shared(size_t bytes);                                   // for a launch
-void poison_shared();                                               // for a block
-const char* damaged_shared();                                       // what was overwritten beside it, or nullptr
+// The shared memory of each resident block ends at a page that may not be touched.
+void begin_shared(size_t bytes);                                    // for a launch: so many bytes for each
+char* shared_of(int block);
+void poison_shared(int block);                                      // before it begins
+void close_shared(int block);                                       // nobody may touch it
+void open_shared(int block);
+const char* damaged_shared(int block);                              // what was overwritten beside it, or nullptr
+int block_of_shared(const void* address);                           // whose shared memory (or what lies beside it) this is; -1: nobody's
 
 // ---- streams (stream.cpp) ----
 

@@ -55,7 +55,7 @@ class CopyQueue {
   Copy* items_ = nullptr;                // kept from one kernel to the next
   int size_ = 0, capacity_ = 0, group_ = 0;
 };
-CopyQueue copies[1024];
+CopyQueue copies[most_resident_threads];
 
 // ---- ldmatrix ----
 

@@ -5,8 +5,6 @@
 
 namespace host_cuda {
 
-inline std::string called(const char* name, Site site) { return text("calls ", name, at_site(site)); }
-
 // That `bytes` of shared memory are there, aligned as the instruction wants them.
 template <class Who>
 void check_shared(const void* p, int bytes, int alignment, const Who& who) {

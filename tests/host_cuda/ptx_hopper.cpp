@@ -1,24 +1,20 @@
-// Barriers with phases, copies of boxes, products of four warps.
+// Barriers with phases, and what arrives at them: copies of boxes and stores to other blocks of a cluster.
 //
-// A copy lands in a random order with all others of its block: now and then when somebody waits for a phase, else when nobody can go on. Until then its destination
-// holds NaN. A product is carried out when its group is waited for, and reads shared memory only then; until then the sums are NaN. So whoever looks too early, or
-// hands a tile back too early, computes NaN.
+// A copy lands in a random order with all others: now and then when somebody waits for a phase, else when nobody can go on. Until then its destination holds NaN. A
+// copy to several blocks lands in each of them at a time of its own.
 #include "ptx_hopper.h"
 
-#include <cstdlib>
 #include <cstring>
-#include <limits>
 #include <utility>
 
 #include "model.h"
 #include "ptx_checks.h"
+#include "ptx_cluster.h"
 #include "ptx_semantics.h"
 #include "sanitizers.h"
 
 namespace host_cuda {
 namespace {
-
-constexpr int most_threads = 1024;
 
 // ---- barriers with phases ----
 
@@ -28,10 +24,10 @@ struct Phases {
   int arrivals = 0, missing = 0;         // threads that complete a phase; those that have not arrived in this one
   int64_t bytes = 0;                     // announced and not yet there
   int phase = 0;
-  int waiting[most_threads], num_waiting = 0;
+  int waiting[1024], num_waiting = 0;    // threads of its own block
   char tokens[2];                        // the thread sanitizer knows phases by these
 };
-constexpr int most_barriers = 64;
+constexpr int most_barriers = 64 * most_resident_blocks;
 Phases table[most_barriers];
 int num_barriers = 0;
 
@@ -41,11 +37,22 @@ Phases* look_up(const PhasedBarrier& barrier) {
   return nullptr;
 }
 
+// A barrier in the shared memory of any block of the cluster.
 Phases& find(const PhasedBarrier& barrier, const char* name, Site site) {
+  const int block = block_of_shared(&barrier);
+  const std::string state = block >= 0 && block != current_block() ? state_of_block(block) : std::string();
+  if (!state.empty()) fail_kernel(text(called(name, site), " with a barrier of ", name_of_block(block), state));
   Phases* found = look_up(barrier);
   if (!found) fail_kernel(text(called(name, site), " with a barrier that has not been initialised"));
   if (barrier.state != barrier_mark) fail_kernel(text(called(name, site), " with a barrier whose memory something else was written to"));
   return *found;
+}
+// One in the shared memory of the block itself.
+Phases& find_own(const PhasedBarrier& barrier, const char* name, Site site) {
+  const int block = block_of_shared(&barrier);
+  if (block >= 0 && block != current_block())
+    fail_kernel(text(called(name, site), " with a barrier of ", name_of_block(block), "; a block can only do that with its own"));
+  return find(barrier, name, site);
 }
 
 void complete_if_all_is_there(Phases& p) {
@@ -56,9 +63,9 @@ void complete_if_all_is_there(Phases& p) {
   p.num_waiting = 0;
 }
 
-void arrive_with(PhasedBarrier& barrier, int bytes, const char* name, Site site) {
+void arrive_with(PhasedBarrier& barrier, int bytes, Phases& (*find_it)(const PhasedBarrier&, const char*, Site), const char* name, Site site) {
   perhaps_yield();
-  Phases& p = find(barrier, name, site);
+  Phases& p = find_it(barrier, name, site);
   if (p.missing == 0) fail_kernel(text(called(name, site), ", but all ", p.arrivals, " arrivals of this phase have happened, and only its bytes are missing"));
   happens_before(&p.tokens[p.phase & 1]);
   p.bytes += bytes;
@@ -72,26 +79,54 @@ void arrive_with(PhasedBarrier& barrier, int bytes, const char* name, Site site)
 
 // ---- copies of boxes ----
 
-uint32_t swizzled_address(uint32_t address, int swizzle) { return address ^ ((address >> 7 & ((1u << swizzle) - 1)) << 4); }
-
 struct Transfer {
-  TiledDescription map;
+  BoxDescription map;
   char* memory;                          // in shared memory
   int at[5];
+  uint16_t offsets[3];                   // in im2col mode
   PhasedBarrier* barrier;                // of a load
   int group;                             // of a store
+  unsigned char value[16];               // of a store to another block, which has no map
+  int bytes;
 };
 
-int box_bytes(const TiledDescription& m) {
+int box_bytes(const BoxDescription& m) {
   int bytes = m.element_bytes;
   for (int i = 0; i < 5; ++i) bytes *= m.box[i];
   return bytes;
 }
 
+// The last position of the bounding box in direction d: width, height or depth.
+int64_t last_of_bounds(const BoxDescription& m, int d) { return int64_t{m.sizes[d + 1]} - 1 + m.upper[d]; }
+
+// The same for a column of pixels: from the first on along the innermost dimension of the bounding box, then along the next, then of the next image. Each is moved by
+// the offsets after that, and may come to lie outside of the tensor.
+template <class Row>
+void for_each_pixel(const Transfer& t, const Row& row) {
+  const BoxDescription& m = t.map;
+  const int directions = m.rank - 2;
+  int64_t at[3] = {t.at[1], t.at[2], t.at[3]}, image = t.at[m.rank - 1];
+  char* memory = t.memory;
+  for (int pixel = 0; pixel < m.box[1]; ++pixel, memory += m.box[0] * m.element_bytes) {
+    bool is_there = image >= 0 && image < m.sizes[m.rank - 1];
+    char* from = m.data + image * m.stride_bytes[directions];
+    for (int d = 0; d < directions; ++d) {
+      const int64_t moved = at[d] + t.offsets[d];
+      is_there = is_there && moved >= 0 && moved < m.sizes[d + 1];
+      from += moved * m.stride_bytes[d];
+    }
+    row(memory, is_there ? from : nullptr);
+    int d = 0;
+    for (; d < directions && (at[d] += m.steps[d]) > last_of_bounds(m, d); ++d) at[d] = m.lower[d];
+    if (d == directions) ++image;
+  }
+}
+
 // Calls row(first byte of a row of the box in shared memory before swizzling, its first element in global memory or nullptr where the row lies outside of the tensor).
 template <class Row>
 void for_each_row(const Transfer& t, const Row& row) {
-  const TiledDescription& m = t.map;
+  const BoxDescription& m = t.map;
+  if (m.magic == im2col_magic) return for_each_pixel(t, row);
   int i[5] = {};
   char* memory = t.memory;
   for (;;) {
@@ -149,7 +184,7 @@ void store(const Transfer& t) {
 }
 
 // Not std::vectors, for the reason given at List in block.cpp.
-constexpr int most_transfers = 256;
+constexpr int most_transfers = 256 * most_resident_blocks;
 Transfer loads[most_transfers];
 int num_loads = 0;
 char load_token;
@@ -159,162 +194,63 @@ struct Stores {
   Transfer items[most_stores];
   int size = 0, group = 0;
 };
-Stores stores[most_threads];
+Stores stores[most_resident_threads];
 
-Transfer describe(const void* map, const void* memory, const int* at, int rank, const char* name, Site site) {
+Transfer describe(const void* map, uint32_t magic, const void* memory, const int* at, int rank, const char* name, Site site) {
   Transfer t{};
   std::memcpy(&t.map, map, sizeof t.map);
-  if (t.map.magic != tiled_magic) fail_kernel(text(called(name, site), " with a map that is none: a kernel takes it by value, as const __grid_constant__ TensorMap"));
+  if (t.map.magic != tiled_magic && t.map.magic != im2col_magic)
+    fail_kernel(text(called(name, site), " with a map that is none: a kernel takes it by value, as const __grid_constant__ TensorMap"));
+  if (t.map.magic != magic) fail_kernel(text(called(name, site), " with a map made by ", t.map.magic == im2col_magic ? "im2col_map()" : "tiled_map()"));
   if (t.map.rank != rank) fail_kernel(text(called(name, site), " with ", rank, " coordinates, but the map has ", t.map.rank, " dimensions"));
   if (!find_device(t.map.data)) fail_kernel(text(called(name, site), ", but the map's tensor begins at ", describe_address(t.map.data)), cudaErrorIllegalAddress);
   check_shared(memory, box_bytes(t.map), 128, [&] { return called(name, site) + " with a tile"; });
   t.memory = static_cast<char*>(const_cast<void*>(memory));
+  t.bytes = box_bytes(t.map);
   for (int i = 0; i < rank; ++i) t.at[i] = at[i];
   return t;
 }
 
-// ---- products ----
-
-constexpr int most_products = 32;        // of a warp, under way at once
-struct Product {
-  float* d[32];
-  float saved[32][128];                  // d, where no product before this one computes it
-  bool is_first, accumulates;
-  uint64_t a, b;
-  int columns, group;
-  Element element;
-  Site site;
-};
-struct Products {
-  Product* items = nullptr;              // made when a warp's first product starts, and kept
-  int size = 0, group = 0, issued = 0;
-  bool is_fenced = false;
-};
-Products products[most_threads / 32];
-int num_warps = 0;
-
-struct Operands {
-  float* d;
-  int columns;
-  uint64_t a, b;
-  Element element;
-  bool accumulates;
-  Site site;
-};
-
-Products& of_this_warp() { return products[current_thread() / 32]; }
-
-// The address in shared memory that the low 14 bits of a descriptor stand for.
-const char* tile_of(uint64_t descriptor, const char* operand, Site site) {
-  const uint32_t address = static_cast<uint32_t>(descriptor & 0x3fff) << 4;
-  const SharedRange s = shared_range();
-  const uint32_t offset = (address - static_cast<uint32_t>(reinterpret_cast<uintptr_t>(s.begin))) & 0x3ffff;
-  if (address & 0x380)
-    fail_kernel(text(called("multiply_group", site), " with its ", operand, " operand in a tile that does not begin at a multiple of 1024 bytes"));
-  return s.begin + offset;
-}
-
-void check_tile(const char* tile, int rows, const char* operand, Site site) {
-  const SharedRange s = shared_range();
-  const int64_t end = tile - s.begin - (reinterpret_cast<uintptr_t>(tile) & 127) + rows * int64_t{128};
-  if (end > static_cast<int64_t>(s.bytes))
-    fail_kernel(text(called("multiply_group", site), " with its ", operand, " operand of ", rows, " rows of 128 bytes at ", describe_address(tile), ", which end ",
-                     end - static_cast<int64_t>(s.bytes), " bytes past the end"));
-}
-
-// An element of a row of 128 bytes, row r of eight at `tile` + 128 r.
-float element_of(const char* tile, int row, int k, Element element) {
-  const int size = element == Element::tf32 ? 4 : 2;
-  const char* linear = tile + row * 128 + k * size;
-  const char* p = linear + static_cast<int32_t>(swizzled_address(static_cast<uint32_t>(reinterpret_cast<uintptr_t>(linear)), 3) -
-                                                static_cast<uint32_t>(reinterpret_cast<uintptr_t>(linear)));
-  if (element == Element::tf32) {
-    uint32_t bits;
-    std::memcpy(&bits, p, 4);
-    return as_tf32(bits);
+// A column of pixels begins at one that the bounding box's steps reach.
+void check_first_pixel(const Transfer& t, const char* name, Site site) {
+  for (int d = 0; d < t.map.rank - 2; ++d) {
+    const int64_t at = t.at[d + 1], first = t.map.lower[d], last = last_of_bounds(t.map, d);
+    if (at < first || at > last || (at - first) % t.map.steps[d] != 0)
+      fail_kernel(text(called(name, site), " at ", at, " along dimension ", d + 1, ", but the pixels there are ", first, " to ", last, " in steps of ", int{t.map.steps[d]}));
   }
-  uint16_t bits;
-  std::memcpy(&bits, p, 2);
-  if (element == Element::bfloat16) return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
-  fovea::float16 half;
-  half.bits = bits;
-  return half;
 }
 
-// This warp's 16 rows of the product, into `sums`.
-void carry_out(const Product& p, int warp, float (&sums)[16][256]) {
-  const int inner = p.element == Element::tf32 ? 8 : 16;
-  const char *a = tile_of(p.a, "left", p.site), *b = tile_of(p.b, "right", p.site);
-  float right[16][256];
-  for (int column = 0; column < p.columns; ++column)
-    for (int k = 0; k < inner; ++k) right[k][column] = element_of(b, column, k, p.element);
-  for (int row = 0; row < 16; ++row)
-    for (int k = 0; k < inner; ++k) {
-      const float left = element_of(a, warp % 4 * 16 + row, k, p.element);
-      for (int column = 0; column < p.columns; ++column) sums[row][column] += left * right[k][column];
-    }
+// What the same address is in another block of the cluster.
+template <class T>
+T* in_other_block(T* p, int block) {
+  const ptrdiff_t offset = reinterpret_cast<char*>(p) - shared_range().begin;
+  return reinterpret_cast<T*>(shared_of(block) + offset);
 }
 
-// The oldest product of a warp. Its sums go where they belong, or on to the next product that adds to them.
-void finish_oldest(Products& list, int warp) {
-  Product& p = list.items[0];
-  static float sums[16][256];
-  for (int lane = 0; lane < 32; ++lane)
-    for (int i = 0; i < p.columns / 2; ++i) {
-      const Place at = place_in_sums(lane, i % 4);
-      sums[at.row][i / 4 * 8 + at.column] = p.accumulates ? p.saved[lane][i] : 0;
-    }
-  carry_out(p, warp, sums);
-  Product* next = nullptr;
-  for (int i = 1; i < list.size && !next; ++i)
-    if (list.items[i].d[0] == p.d[0]) next = &list.items[i];
-  for (int lane = 0; lane < 32; ++lane)
-    for (int i = 0; i < p.columns / 2; ++i) {
-      const Place at = place_in_sums(lane, i % 4);
-      (next ? next->saved[lane][i] : p.d[lane][i]) = sums[at.row][i / 4 * 8 + at.column];
-    }
-  std::memmove(list.items, list.items + 1, static_cast<size_t>(--list.size) * sizeof(Product));
+void start_load(const Transfer& t, const char* name, Site site) {
+  if (num_loads == most_transfers) fail_kernel(text(called(name, site), " while ", most_transfers, " copies are under way, the most that the model knows"));
+  std::memset(t.memory, 0xff, static_cast<size_t>(t.bytes));
+  happens_before(&load_token);
+  loads[num_loads++] = t;
 }
 
-void start(void* const (&lanes)[32]) {
-  const Operands& first = *static_cast<Operands*>(lanes[0]);
-  const int warp = current_thread() / 32;
-  Products& list = products[warp];
-  for (int lane = 1; lane < 32; ++lane) {
-    const Operands& other = *static_cast<Operands*>(lanes[lane]);
-    if (other.a != first.a || other.b != first.b || other.columns != first.columns || other.accumulates != first.accumulates)
-      fail_kernel(text(called("multiply_group", first.site), " with operands that differ between lanes 0 and ", lane));
+void start_loads(const Transfer& t, int blocks, const char* name, Site site) {
+  if (blocks == own_block) {
+    find_own(*t.barrier, name, site);
+    return start_load(t, name, site);
   }
-  check_tile(tile_of(first.a, "left", first.site), 64, "left", first.site);
-  check_tile(tile_of(first.b, "right", first.site), first.columns, "right", first.site);
-  if (!list.is_fenced) fail_kernel(text(called("multiply_group", first.site), " without fence_products() since the kernel began or the latest wait_for_products()"));
-  if (list.size == most_products) fail_kernel(text(called("multiply_group", first.site), " while ", most_products, " products are under way, the most that the model knows"));
-  if (!list.items) list.items = static_cast<Product*>(std::malloc(most_products * sizeof(Product)));
-  if (!list.items) throw std::bad_alloc();
-  Product& p = list.items[list.size];
-  p.is_first = true;
-  for (int i = 0; i < list.size; ++i) p.is_first = p.is_first && list.items[i].d[0] != first.d;
-  p.accumulates = first.accumulates, p.a = first.a, p.b = first.b, p.columns = first.columns, p.group = list.group, p.element = first.element, p.site = first.site;
-  for (int lane = 0; lane < 32; ++lane) {
-    p.d[lane] = static_cast<Operands*>(lanes[lane])->d;
-    if (!p.is_first) continue;
-    for (int i = 0; i < p.columns / 2; ++i) p.saved[lane][i] = std::exchange(p.d[lane][i], std::numeric_limits<float>::quiet_NaN());
+  if (blocks <= 0 || blocks >> blocks_in_cluster())
+    fail_kernel(text(called(name, site), " for blocks ", hex(static_cast<uint32_t>(blocks)), " of a cluster of ", blocks_in_cluster()));
+  for (int rank = 0; rank < blocks_in_cluster(); ++rank) {
+    if (!(blocks >> rank & 1)) continue;
+    const int block = block_of_rank(rank, name, site);
+    Transfer there = t;
+    there.memory = in_other_block(t.memory, block);
+    there.barrier = in_other_block(t.barrier, block);
+    find(*there.barrier, name, site);
+    start_load(there, name, site);
   }
-  ++list.size;
-  ++list.issued;
 }
-
-void fence(void* const (&)[32]) { of_this_warp().is_fenced = true; }
-void commit(void* const (&)[32]) { ++of_this_warp().group; }
-void land(void* const (&lanes)[32]) {
-  Products& list = of_this_warp();
-  list.is_fenced = false;
-  while (list.size > 0 && list.items[0].group < list.group - *static_cast<int*>(lanes[0])) finish_oldest(list, current_thread() / 32);
-}
-void nothing(void* const (&)[32]) {}
-
-constexpr Collective starting{"multiply_group", start}, fencing{"fence_products", fence}, committing{"commit_products", commit}, landing{"wait_for_products", land},
-    changing_registers{"setmaxnreg", nothing};
 
 }  // namespace
 
@@ -330,15 +266,17 @@ void init_barrier(PhasedBarrier& barrier, int arrivals, const char* file, int li
   barrier.state = barrier_mark;
 }
 
-void arrive(PhasedBarrier& barrier, const char* file, int line) { arrive_with(barrier, 0, "arrive", {file, line}); }
-void arrive_expecting(PhasedBarrier& barrier, int bytes, const char* file, int line) { arrive_with(barrier, bytes, "arrive_expecting", {file, line}); }
+void arrive(PhasedBarrier& barrier, const char* file, int line) { arrive_with(barrier, 0, find_own, "arrive", {file, line}); }
+void arrive_expecting(PhasedBarrier& barrier, int bytes, const char* file, int line) { arrive_with(barrier, bytes, find_own, "arrive_expecting", {file, line}); }
+void arrive_across(PhasedBarrier& barrier, const char* file, int line) { arrive_with(barrier, 0, find, "arrive_across", {file, line}); }
+void arrive_expecting_across(PhasedBarrier& barrier, int bytes, const char* file, int line) { arrive_with(barrier, bytes, find, "arrive_expecting_across", {file, line}); }
 
 void wait_for_phase(PhasedBarrier& barrier, int parity, const char* file, int line) {
   const Site site{file, line};
   if (chance().one_in(4)) land_transfer();
   perhaps_yield();
   for (;;) {
-    Phases& p = find(barrier, "wait_for_phase", site);
+    Phases& p = find_own(barrier, "wait_for_phase", site);
     if ((p.phase & 1) != parity) {
       happens_after(&p.tokens[parity]);
       return;
@@ -349,7 +287,7 @@ void wait_for_phase(PhasedBarrier& barrier, int parity, const char* file, int li
 }
 
 void invalidate_barrier(PhasedBarrier& barrier, const char* file, int line) {
-  Phases& p = find(barrier, "invalidate_barrier", {file, line});
+  Phases& p = find_own(barrier, "invalidate_barrier", {file, line});
   if (p.num_waiting > 0 || p.bytes != 0) fail_kernel(called("invalidate_barrier", {file, line}) + " with a barrier that threads wait for, or that bytes are to arrive at");
   p = table[--num_barriers];
 }
@@ -357,18 +295,38 @@ void invalidate_barrier(PhasedBarrier& barrier, const char* file, int line) {
 void begin_transfers(int threads) {
   num_barriers = num_loads = 0;
   for (int t = 0; t < threads; ++t) stores[t].size = stores[t].group = 0;
-  num_warps = (threads + 31) / 32;
-  for (int w = 0; w < num_warps; ++w) products[w].size = products[w].group = products[w].issued = 0, products[w].is_fenced = false;
+  begin_products(threads);
 }
 
-void start_box(void* to, const void* map, PhasedBarrier& barrier, const int* at, int rank, Site site) {
-  Transfer t = describe(map, to, at, rank, "load_box", site);
-  find(barrier, "load_box", site);
+void start_box(void* to, const void* map, PhasedBarrier& barrier, const int* at, int rank, int blocks, Site site) {
+  const char* name = blocks == own_block ? "load_box" : "load_box_to_blocks";
+  Transfer t = describe(map, tiled_magic, to, at, rank, name, site);
   t.barrier = &barrier;
-  if (num_loads == most_transfers) fail_kernel(text(called("load_box", site), " while ", most_transfers, " copies are under way, the most that the model knows"));
-  std::memset(to, 0xff, static_cast<size_t>(box_bytes(t.map)));
-  happens_before(&load_token);
-  loads[num_loads++] = t;
+  start_loads(t, blocks, name, site);
+}
+
+void start_im2col(void* to, const void* map, PhasedBarrier& barrier, const int* at, const uint16_t* offsets, int rank, int blocks, Site site) {
+  const char* name = blocks == own_block ? "load_im2col" : "load_im2col_to_blocks";
+  Transfer t = describe(map, im2col_magic, to, at, rank, name, site);
+  check_first_pixel(t, name, site);
+  for (int d = 0; d < rank - 2; ++d) t.offsets[d] = offsets[d];
+  t.barrier = &barrier;
+  start_loads(t, blocks, name, site);
+}
+
+void start_value(void* to, const void* value, int bytes, PhasedBarrier& barrier, Site site) {
+  const char* name = "store_async";
+  const int block = block_of_shared(to);
+  if (block < 0 || static_cast<char*>(to) < shared_of(block) || static_cast<char*>(to) + bytes > shared_of(block) + shared_range().bytes)
+    fail_kernel(text(called(name, site), " to ", describe_address(to), ", which is not shared memory of its cluster"));
+  if (block_of_shared(&barrier) != block) fail_kernel(called(name, site) + " with a barrier that lies in another block than what it stores to");
+  find(barrier, name, site);
+  Transfer t{};
+  t.memory = static_cast<char*>(to);
+  t.barrier = &barrier;
+  t.bytes = bytes;
+  std::memcpy(t.value, value, static_cast<size_t>(bytes));
+  start_load(t, name, site);
 }
 
 bool land_transfer() {
@@ -377,17 +335,19 @@ bool land_transfer() {
   const Transfer t = std::exchange(loads[i], loads[num_loads - 1]);
   --num_loads;
   happens_after(&load_token);
-  load(t);
+  if (t.map.magic) load(t);
+  else std::memcpy(t.memory, t.value, static_cast<size_t>(t.bytes));
   Phases* p = look_up(*t.barrier);
-  if (!p) fail_kernel("a copy of a box arrives at a barrier that has been invalidated");
+  if (!p) fail_kernel("a copy arrives at a barrier that has been invalidated");
+  if (t.barrier->state != barrier_mark) fail_kernel("a copy arrives at a barrier whose memory something else was written to");
   happens_before(&p->tokens[p->phase & 1]);
-  p->bytes -= box_bytes(t.map);
+  p->bytes -= t.bytes;
   complete_if_all_is_there(*p);
   return true;
 }
 
 void start_store(const void* map, const void* from, const int* at, int rank, Site site) {
-  Transfer t = describe(map, from, at, rank, "store_box", site);
+  Transfer t = describe(map, tiled_magic, from, at, rank, "store_box", site);
   Stores& mine = stores[current_thread()];
   if (mine.size == most_stores) fail_kernel(text(called("store_box", site), " while ", most_stores, " stores of this thread are under way, the most that the model knows"));
   t.group = mine.group;
@@ -407,32 +367,19 @@ void land_stores(int groups_under_way) {
 
 std::string left_undone(int thread) {
   if (stores[thread].size > 0) return text(stores[thread].size, " of its stores of boxes have not been waited for");
-  const Products& list = products[thread / 32];
-  if (list.size > 0) return text(list.size, " products of its warp have not been waited for, the latest", at_site(list.items[list.size - 1].site));
-  return "";
+  return products_left_undone(thread);
 }
 
-std::string left_undone_by_block() {
-  if (num_loads > 0) return text(num_loads, " copies of boxes into its shared memory are under way");
-  for (int w = 0; w < num_warps; ++w) {
-    const int first = w & ~3;
-    if (products[w].issued != products[first].issued || (products[w].issued > 0 && first + 4 > num_warps))
-      return text("warp ", w, " took part in ", products[w].issued, " products of four warps, warp ", first, " in ", products[first].issued);
+std::string left_undone_by_block(int first, int threads) {
+  int coming = 0;
+  for (int i = 0; i < num_loads; ++i) coming += block_of_shared(loads[i].memory) == current_block();
+  if (coming > 0) return text(coming, " copies into its shared memory are under way");
+  for (int i = 0; i < num_barriers; ++i) {
+    if (table[i].bytes == 0 || block_of_shared(table[i].barrier) != current_block()) continue;
+    if (table[i].bytes > 0) return text("at one of its barriers ", table[i].bytes, " bytes were announced and have not arrived");
+    return text("at one of its barriers ", -table[i].bytes, " bytes have arrived that nobody had announced");
   }
-  return "";
-}
-
-void start_product(float* d, int columns, uint64_t a, uint64_t b, Element element, bool accumulates, Site site) {
-  Operands brought{d, columns, a, b, element, accumulates, site};
-  arrive_together(starting, &brought, site);
-}
-void fence_products(const char* file, int line) { arrive_together(fencing, nullptr, {file, line}); }
-void commit_products(const char* file, int line) { arrive_together(committing, nullptr, {file, line}); }
-void land_products(int groups_under_way, Site site) { arrive_together(landing, &groups_under_way, site); }
-
-void change_registers(int registers, Site site) {
-  if (registers < 24 || registers > 256 || registers % 8 != 0) fail_kernel(text(called("setmaxnreg", site), " with ", registers, " registers: a multiple of 8 from 24 to 256"));
-  arrive_together(changing_registers, nullptr, site);
+  return products_left_undone_by_block(first, threads);
 }
 
 }  // namespace host_cuda

@@ -25,23 +25,31 @@ void invalidate_barrier(PhasedBarrier& barrier, HOST_CUDA_SITE);
 // ---- copies of boxes ----
 
 // What a TensorMap holds here.
-inline constexpr uint32_t tiled_magic = 0x74696c65;
-struct TiledDescription {
+inline constexpr uint32_t tiled_magic = 0x74696c65, im2col_magic = 0x32636f6c;
+struct BoxDescription {
   uint32_t magic;
   int rank, element_bytes, swizzle;
   char* data;
   int64_t stride_bytes[4];               // of all dimensions but the innermost
   uint32_t sizes[5];
-  uint16_t box[5];
+  uint16_t box[5];                       // in im2col mode: channels and pixels
+  int16_t lower[3], upper[3];            // in im2col mode, of width, height and depth
+  uint8_t steps[3];
 };
 
-void start_box(void* to, const void* map, PhasedBarrier& barrier, const int* at, int rank, Site site);
+inline constexpr int own_block = -1;     // in the place of a mask of blocks
+void start_box(void* to, const void* map, PhasedBarrier& barrier, const int* at, int rank, int blocks, Site site);
+void start_im2col(void* to, const void* map, PhasedBarrier& barrier, const int* at, const uint16_t* offsets, int rank, int blocks, Site site);
 void start_store(const void* map, const void* from, const int* at, int rank, Site site);
 void commit_stores();
 void land_stores(int groups_under_way);
 
 template <int rank, class Map>
-void load_box(void* to, const Map& map, PhasedBarrier& barrier, const int (&at)[rank], HOST_CUDA_SITE) { start_box(to, &map, barrier, at, rank, {file, line}); }
+void load_box(void* to, const Map& map, PhasedBarrier& barrier, const int (&at)[rank], HOST_CUDA_SITE) { start_box(to, &map, barrier, at, rank, own_block, {file, line}); }
+template <int rank, class Map>
+void load_im2col(void* to, const Map& map, PhasedBarrier& barrier, const int (&at)[rank], const uint16_t (&offsets)[rank - 2], HOST_CUDA_SITE) {
+  start_im2col(to, &map, barrier, at, offsets, rank, own_block, {file, line});
+}
 template <int rank, class Map>
 void store_box(const Map& map, const void* from, const int (&at)[rank], HOST_CUDA_SITE) { start_store(&map, from, at, rank, {file, line}); }
 template <int pending>

@@ -27,6 +27,9 @@ constexpr Place place_in_sums(int lane, int index) { return {lane / 4 + index / 
 // ldmatrix: register `index` of the lane holds this place of matrix number `index`, and the next column; transposed, this is the place in the transposed matrix.
 constexpr Place place_in_matrix(int lane) { return {lane / 4, lane % 4 * 2}; }
 
+// Where what belongs at an address of shared memory lies, with a swizzle of 16 << swizzle bytes.
+constexpr uint32_t swizzled_address(uint32_t address, int swizzle) { return address ^ ((address >> 7 & ((1u << swizzle) - 1)) << 4); }
+
 // d += a b.
 template <int inner>
 void multiply_tiles(float (&d)[16][8], const float (&a)[16][inner], const float (&b)[inner][8]) {

@@ -8,12 +8,12 @@
 namespace fovea::kernels::cuda {
 namespace {
 
-thread_local const char* latest_kernel = "";
 thread_local std::vector<std::string>* launch_log = nullptr;
 
 constexpr size_t default_shared_limit = 48 << 10;          // more has to be asked for
 constexpr unsigned most_threads = 1024, most_blocks_yz = 65535;
 constexpr int64_t most_blocks_x = (int64_t{1} << 31) - 1;
+constexpr uint64_t portable_cluster_blocks = 8, most_cluster_blocks = 16;      // more than 8 have to be asked for, and not every GPU has them
 
 std::atomic<bool>& synchronous() {
   static std::atomic<bool> is_on{[] {
@@ -24,8 +24,20 @@ std::atomic<bool>& synchronous() {
 }
 
 std::string describe(const char* name, const Grid& g) {
-  return str("cuda: kernel ", name, " (", g.blocks.x, "x", g.blocks.y, "x", g.blocks.z, " blocks of ", g.threads.x, "x", g.threads.y, "x", g.threads.z, " threads, ",
-             g.shared_bytes, " bytes of shared memory)");
+  return "cuda: " + describe(LaunchRecord{name, nullptr, g.blocks, g.threads, g.cluster, g.shared_bytes, 0});
+}
+
+void prepare_cluster(const char* name, const Grid& g, const void* kernel) {
+  const uint64_t blocks = cluster_blocks(g);
+  check<DeviceError>(blocks >= 1 && blocks <= most_cluster_blocks, describe(name, g), " cannot be launched: a cluster has 1 to ", most_cluster_blocks, " blocks");
+  check<DeviceError>(g.blocks.x % g.cluster.x == 0 && g.blocks.y % g.cluster.y == 0 && g.blocks.z % g.cluster.z == 0, describe(name, g),
+                     " cannot be launched: its blocks are not a multiple of the cluster's along each dimension");
+  int device = 0, has_clusters = 0;
+  check_cuda(cudaGetDevice(&device), "asking for the device");
+  check_cuda(cudaDeviceGetAttribute(&has_clusters, cudaDevAttrClusterLaunch, device), "asking whether the device has clusters");
+  check<DeviceError>(has_clusters, describe(name, g), " cannot be launched: clusters need a GPU of compute capability 9.0 or later");
+  if (blocks > portable_cluster_blocks)
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), describe(name, g), " wants larger clusters than the device has");
 }
 
 // Errors after which CUDA answers every call of the process with the same error.
@@ -41,8 +53,7 @@ bool loses_device(cudaError_t error) {
 
 }  // namespace
 
-void check_cuda(cudaError_t result, const std::string& what) {
-  if (result == cudaSuccess) [[likely]] return;
+void fail_cuda(cudaError_t result, const std::string& what) {
   cudaGetLastError();                                      // an error that does not outlive its call is forgotten, so that later calls are not blamed for it
   fail<DeviceError>(what, ": ", cudaGetErrorString(result), " (", cudaGetErrorName(result), ")",
                     loses_device(result) ? "; with this error the device is lost to the process: every later call fails the same way, and the program must be started again" : "");
@@ -51,7 +62,19 @@ void check_cuda(cudaError_t result, const std::string& what) {
 void set_synchronous(bool is_on) { synchronous() = is_on; }
 bool is_synchronous() { return synchronous(); }
 
-const char* last_kernel() { return latest_kernel; }
+LaunchRecord& latest_launch() {
+  thread_local LaunchRecord latest;
+  return latest;
+}
+const char* last_kernel() { return latest_launch().name; }
+
+std::string describe(const LaunchRecord& l) {
+  const bool has_clusters = l.cluster.x != 1 || l.cluster.y != 1 || l.cluster.z != 1;
+  const std::string clusters = has_clusters ? str(" in clusters of ", l.cluster.x, "x", l.cluster.y, "x", l.cluster.z) : "";
+  return str("kernel ", l.name, " (", l.blocks.x, "x", l.blocks.y, "x", l.blocks.z, " blocks of ", l.threads.x, "x", l.threads.y, "x", l.threads.z, " threads", clusters, ", ",
+             l.shared_bytes, " bytes of shared memory)");
+}
+
 void log_launches(std::vector<std::string>* names) { launch_log = names; }
 
 dim3 blocks_of(int64_t x, int64_t y, int64_t z) {
@@ -65,16 +88,20 @@ bool prepare_launch(const char* name, const Grid& g, const void* kernel) {
   const uint64_t threads = uint64_t{g.threads.x} * g.threads.y * g.threads.z;
   check<DeviceError>(threads >= 1 && threads <= most_threads && g.blocks.y <= most_blocks_yz && g.blocks.z <= most_blocks_yz, describe(name, g),
                      " cannot be launched: a block has 1 to ", most_threads, " threads, a grid at most ", most_blocks_yz, " blocks along y and z");
+  if (cluster_blocks(g) != 1) prepare_cluster(name, g, kernel);
   if (g.shared_bytes > default_shared_limit)
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(g.shared_bytes)), describe(name, g) + " wants more shared memory than a block can have");
+    if (const cudaError_t result = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(g.shared_bytes)); result != cudaSuccess)
+      fail_cuda(result, describe(name, g) + " wants more shared memory than a block can have");
   return true;
 }
 
-void finish_launch(const char* name, const Grid& g, Queue queue, cudaError_t result) {
-  latest_kernel = name;
+void finish_launch(const char* name, const Grid& g, const void* kernel, Queue queue, cudaError_t result) {
+  LaunchRecord& latest = latest_launch();
+  latest = {name, kernel, g.blocks, g.threads, g.cluster, g.shared_bytes, 0};
+  cudaGetDevice(&latest.device);
   if (launch_log) [[unlikely]] launch_log->push_back(name);
   if (result == cudaSuccess && is_synchronous()) result = cudaStreamSynchronize(stream_of(queue));
-  if (result != cudaSuccess) [[unlikely]] check_cuda(result, describe(name, g) + " failed");
+  if (result != cudaSuccess) [[unlikely]] fail_cuda(result, describe(name, g) + " failed");
 }
 
 }  // namespace fovea::kernels::cuda

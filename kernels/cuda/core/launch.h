@@ -4,12 +4,14 @@
 
 #include <fovea/kernels/cuda/core/check.h>
 #include <fovea/kernels/cuda/core/device.h>
+#include <fovea/kernels/cuda/nvtx.h>
 
 namespace fovea::kernels::cuda {
 
 struct Grid {
   dim3 blocks, threads;
   size_t shared_bytes = 0;                   // of dynamic shared memory, for each block
+  dim3 cluster = dim3(1);                    // blocks that run together and reach each other's shared memory (ptx_cluster.h): 1 to 16, and they divide `blocks`
 };
 
 // So many blocks. DeviceError where there are more than a grid can have, instead of a number that has lost its upper bits.
@@ -28,9 +30,11 @@ bool is_synchronous();
 // The name that the latest launch of this thread was given; "" before the first.
 const char* last_kernel();
 
+inline uint64_t cluster_blocks(const Grid& grid) { return uint64_t{grid.cluster.x} * grid.cluster.y * grid.cluster.z; }
+
 // The two halves of launch() that do not depend on the kernel's type.
 bool prepare_launch(const char* name, const Grid& grid, const void* kernel);         // false when there is nothing to do: no blocks
-void finish_launch(const char* name, const Grid& grid, Queue queue, cudaError_t result);
+void finish_launch(const char* name, const Grid& grid, const void* kernel, Queue queue, cudaError_t result);
 
 // Of a kernel. CUDA before 12.1 stops at 4096.
 #if defined(CUDART_VERSION) && CUDART_VERSION < 12010
@@ -42,13 +46,20 @@ constexpr size_t most_parameter_bytes = 32764;
 template <class... Parameters, class... Arguments>
 void launch(Queue queue, const char* name, const Grid& grid, void (*kernel)(Parameters...), const Arguments&... arguments) {
   static_assert((sizeof(Parameters) + ... + 0) <= most_parameter_bytes, "a kernel's parameters are too many bytes; pass a pointer to device memory");
-  if (!prepare_launch(name, grid, reinterpret_cast<const void*>(kernel))) return;
+  const void* function = reinterpret_cast<const void*>(kernel);
+  if (!prepare_launch(name, grid, function)) return;
+  const fovea::cuda::Range range(name);
   cudaLaunchConfig_t config{};
   config.gridDim = grid.blocks;
   config.blockDim = grid.threads;
   config.dynamicSmemBytes = grid.shared_bytes;
   config.stream = stream_of(queue);
-  finish_launch(name, grid, queue, cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = grid.cluster.x, cluster.val.clusterDim.y = grid.cluster.y, cluster.val.clusterDim.z = grid.cluster.z;
+  config.attrs = &cluster;
+  config.numAttrs = cluster_blocks(grid) > 1;
+  finish_launch(name, grid, function, queue, cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
 }
 
 }  // namespace fovea::kernels::cuda

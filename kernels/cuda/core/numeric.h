@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #ifdef __CUDACC__
+#include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #endif
 
@@ -29,20 +30,18 @@ __device__ inline Accumulate<T> widen(T value) {
   }
 }
 
-// Rounds to nearest even.
+// Rounds to nearest even, by one instruction on the device. There a NaN loses its sign and payload, which it keeps a part of in half.h.
 template <class T>
 __device__ inline T narrow(Accumulate<T> value) {
-  if constexpr (std::is_same_v<T, float16>) {
 #ifdef __CUDA_ARCH__
-    float16 result;
-    result.bits = __half_as_ushort(__float2half_rn(value));
+  if constexpr (is_half<T>) {
+    T result;
+    if constexpr (std::is_same_v<T, float16>) result.bits = __half_as_ushort(__float2half_rn(value));
+    else result.bits = __bfloat16_as_ushort(__float2bfloat16_rn(value));
     return result;
-#else
-    return float16(value);
-#endif
-  } else {
-    return static_cast<T>(value);
   }
+#endif
+  return static_cast<T>(value);
 }
 
 // float32, float64, float16 or bfloat16; anything else is an error that names `op`.

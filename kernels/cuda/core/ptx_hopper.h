@@ -1,5 +1,5 @@
 // Instructions that sm_90 added: barriers with phases (mbarrier), copies of boxes of a tensor by the tensor memory accelerator (cp.async.bulk.tensor), products of a
-// group of four warps (wgmma) and the redistribution of registers (setmaxnreg). Source: PTX ISA 8.x, the sections of these names.
+// group of four warps (wgmma) and the redistribution of registers (setmaxnreg). Source: PTX ISA 8.x, the sections of these names. ptx_cluster.h has clusters.
 //
 // Barriers and copies want sm_90, wgmma and setmaxnreg sm_90a: a kernel that uses them stands in a file that is compiled for that only, or its body in
 //     #if defined(FOVEA_HOST_CUDA) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -32,6 +32,7 @@ using host_cuda::grow_registers;
 using host_cuda::init_barrier;
 using host_cuda::invalidate_barrier;
 using host_cuda::load_box;
+using host_cuda::load_im2col;
 using host_cuda::multiply_group;
 using host_cuda::multiply_group_tf32;
 using host_cuda::shared_address;
@@ -105,6 +106,27 @@ __device__ inline void load_box(void* to, const TensorMap& map, PhasedBarrier& b
   else if constexpr (rank == 5)
     asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6, %7}], [%2];"
                  ::"r"(shared_address(to)), "l"(&map), "r"(shared_address(&barrier)), "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]), "r"(at[4])
+                 : "memory");
+}
+
+// From the tensor of a map that im2col_map() made: the channels from at[0] on of a column of pixels, the first of which has its filter at at[1] (at[2], at[3]) of image
+// at[rank - 1]; it must be one of the positions that the layout describes, or of an image beyond the last. `offsets` is the element of the filter times its dilation,
+// along width, height and depth. All of the box arrives, always; what lies outside of the tensor is zero.
+template <int rank>
+__device__ inline void load_im2col(void* to, const TensorMap& map, PhasedBarrier& barrier, const int (&at)[rank], const uint16_t (&offsets)[rank - 2]) {
+  static_assert(rank >= 3 && rank <= 5);
+  if constexpr (rank == 3)
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2], {%6};"
+                 ::"r"(shared_address(to)), "l"(&map), "r"(shared_address(&barrier)), "r"(at[0]), "r"(at[1]), "r"(at[2]), "h"(offsets[0])
+                 : "memory");
+  else if constexpr (rank == 4)
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2], {%7, %8};"
+                 ::"r"(shared_address(to)), "l"(&map), "r"(shared_address(&barrier)), "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]), "h"(offsets[0]), "h"(offsets[1])
+                 : "memory");
+  else if constexpr (rank == 5)
+    asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6, %7}], [%2], {%8, %9, %10};"
+                 ::"r"(shared_address(to)), "l"(&map), "r"(shared_address(&barrier)), "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]), "r"(at[4]), "h"(offsets[0]),
+                 "h"(offsets[1]), "h"(offsets[2])
                  : "memory");
 }
 

@@ -30,7 +30,27 @@ struct TiledLayout {
   Swizzle swizzle = Swizzle::none;
 };
 
-// Throws ShapeError where the hardware could not do it, DeviceError where the driver has no such function or refuses.
+// A tensor of images, channels innermost, and what one copy brings of it: of a column of `pixels` pixels, `channels` channels each. This is a tile of the matrix that a
+// convolution multiplies: its rows are the places where the filter may stand, and the copy says which element of the filter (its offsets) and which channels.
+//
+// A filter stands at position p of a direction (the input's index under the filter's first element) for p = lower, lower + step, ... up to size - 1 + upper:
+// with a padding of `before` and `behind`, lower is -before and upper is behind - dilation (filter - 1). From one pixel of a column to the next p goes along the width,
+// from the end of a row to the beginning of the next along the height, then the depth, then to the next image.
+struct Im2colLayout {
+  const void* data = nullptr;              // a multiple of 16
+  DType dtype = DType::float32;
+  int rank = 4;                            // 3 to 5: channels, width, (height, depth,) images
+  int64_t sizes[5] = {};                   // 1 to 2^32 - 1
+  int64_t strides[5] = {};                 // in elements; the channels' is 1, the others are multiples of 16 bytes
+  int lower[3] = {}, upper[3] = {};        // of width, height, depth: 16 bits with one of them, 8 bits with two, 5 bits with three
+  int steps[3] = {1, 1, 1};                // the convolution's stride along width, height, depth: 1 to 8
+  int channels = 0;                        // 1 to 256; a multiple of 16 bytes, and as many as the swizzle's rows have
+  int pixels = 0;                          // 1 to 1024
+  Swizzle swizzle = Swizzle::none;
+};
+
+// Both throw ShapeError where the hardware could not do it, DeviceError where the driver has no such function or refuses.
 TensorMap tiled_map(const TiledLayout& layout);
+TensorMap im2col_map(const Im2colLayout& layout);
 
 }  // namespace fovea::kernels::cuda
