@@ -28,7 +28,6 @@ if [ $dry = no ] && ! nvidia-smi -L >/dev/null 2>&1; then
 fi
 mkdir -p "$out"
 rm -f "$out"/*.csv "$out"/*.csv.row "$out"/*.log "$out"/report.md "$out"/summary.txt
-commit=$(git -C "$root" rev-parse --short HEAD 2>/dev/null || echo unknown)
 . "$root/cmake/cuda_libraries.sh"                # sets LD_LIBRARY_PATH and cudnn_root
 
 if [ -z "$build" ] && [ $dry = yes ]; then build=$root/build/host-cuda; fi
@@ -43,6 +42,7 @@ fi
 bench=$build/benchmarks/cuda/fovea_cuda_bench
 [ -x "$bench" ] || { echo "benchmarks/run_gpu.sh: $bench is not there; was $build configured with -DFOVEA_BUILD_BENCHMARKS=ON?" >&2; exit 2; }
 LD_LIBRARY_PATH=$build:$LD_LIBRARY_PATH          # libfovea.so, where it is a shared library
+commit=$(cat "$build/commit.txt" 2>/dev/null || git -C "$root" rev-parse --short HEAD 2>/dev/null || echo unknown)      # the first of a build that was packed
 
 shapes=$here/cuda/shapes vendor=auto seconds=0.15 search=1
 if [ $dry = yes ]; then

@@ -53,8 +53,16 @@ if(FOVEA_CUDA)
   # Constexpr functions (sizes, conversions of half types) are called from kernels too. Nothing is assumed that would make kernels' arithmetic less exact.
   # The dialect is named here because CMake 3.25 knows none of nvcc's newer than C++17.
   target_compile_options(fovea PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20;--expt-relaxed-constexpr$<$<BOOL:${FOVEA_PTXAS_REPORT}>:;-Xptxas=-v>>)
-  set_target_properties(fovea PROPERTIES CUDA_RUNTIME_LIBRARY Static)
-  target_link_libraries(fovea PRIVATE CUDA::cudart_static CUDA::cublas)
+  # One runtime a process: kernels that a program brings itself are launched with the library's help, which a second runtime would know nothing of.
+  if(BUILD_SHARED_LIBS)
+    set(FOVEA_CUDA_RUNTIME CUDA::cudart)
+    set(CMAKE_CUDA_RUNTIME_LIBRARY Shared)
+  else()
+    set(FOVEA_CUDA_RUNTIME CUDA::cudart_static)
+    set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
+  endif()
+  set_target_properties(fovea PROPERTIES CUDA_RUNTIME_LIBRARY ${CMAKE_CUDA_RUNTIME_LIBRARY})
+  target_link_libraries(fovea PRIVATE ${FOVEA_CUDA_RUNTIME} CUDA::cublas)
 endif()
 # In a parent project without a build type, arithmetic without optimisation would be a trap: slow by a factor of ten.
 if(NOT PROJECT_IS_TOP_LEVEL AND NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)

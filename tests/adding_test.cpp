@@ -10,11 +10,12 @@
 #include <vector>
 
 #include "op_cases.h"
+#include "source_folder.h"
 
 namespace {
 
 namespace fs = std::filesystem;
-const fs::path root = FOVEA_SOURCE_DIR;
+const fs::path root = fovea::testing::source_folder();
 
 std::vector<std::string> lines_of(const fs::path& file) {
   std::vector<std::string> lines;

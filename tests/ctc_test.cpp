@@ -23,6 +23,7 @@
 
 #include "devices.h"
 #include "messages.h"
+#include "source_folder.h"
 
 using namespace fovea;
 using namespace fovea::testing;
@@ -511,7 +512,7 @@ TEST_CASE("ctc_best_path: merges repeats, drops blanks, keeps letters that a bla
 }
 
 TEST_CASE("ctc: published losses, gradients and readings of handwriting recognisers") {
-  const std::string folder = std::string(FOVEA_SOURCE_DIR) + "/../shared/data/ctc_decoding";
+  const std::string folder = testing::source_folder() + "/../shared/data/ctc_decoding";
   if (!std::filesystem::is_directory(folder)) {
     MESSAGE("skipped: ", folder, " is not there");
     return;

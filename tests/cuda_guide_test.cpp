@@ -6,6 +6,7 @@
 #include <fstream>
 
 #include "cuda_device.h"
+#include "source_folder.h"
 
 using namespace fovea;
 using namespace fovea::testing;
@@ -18,7 +19,7 @@ std::string trimmed(const std::string& line) {
 }
 
 std::vector<std::string> lines_of(const std::string& file) {
-  std::ifstream in(std::string(FOVEA_SOURCE_DIR) + "/" + file);
+  std::ifstream in(testing::source_folder() + "/" + file);
   std::vector<std::string> lines;
   for (std::string line; std::getline(in, line);) lines.push_back(trimmed(line));
   return lines;

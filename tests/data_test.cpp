@@ -14,6 +14,7 @@
 #include <fovea/tensor/file.h>
 
 #include "messages.h"
+#include "source_folder.h"
 #include "temporary_folder.h"
 
 using namespace fovea;
@@ -38,7 +39,7 @@ void write_picture(const std::string& path, int64_t width, int64_t height, uint8
 
 // The folder of a real set, or nothing, with a notice.
 std::string shared_data(const std::string& name) {
-  const std::string folder = std::string(FOVEA_SOURCE_DIR) + "/../shared/data/" + name;
+  const std::string folder = testing::source_folder() + "/../shared/data/" + name;
   if (std::filesystem::is_directory(folder)) return folder;
   MESSAGE("skipped: ", folder, " is not there");
   return "";

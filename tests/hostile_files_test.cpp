@@ -13,6 +13,7 @@
 #include <fovea/tensor/file.h>
 
 #include "fuzz/targets.h"
+#include "source_folder.h"
 
 namespace {
 
@@ -42,7 +43,7 @@ using File = std::vector<uint8_t>;
 
 std::vector<File> files_in(const std::string& folder) {
   std::vector<std::string> paths;
-  for (const auto& entry : std::filesystem::directory_iterator(std::string(FOVEA_SOURCE_DIR) + "/tests/fuzz/" + folder)) paths.push_back(entry.path());
+  for (const auto& entry : std::filesystem::directory_iterator(testing::source_folder() + "/tests/fuzz/" + folder)) paths.push_back(entry.path());
   std::sort(paths.begin(), paths.end());
   std::vector<File> files;
   for (const std::string& path : paths) files.push_back(read_file(path, "test"));

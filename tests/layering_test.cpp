@@ -8,11 +8,13 @@
 #include <string>
 #include <vector>
 
+#include "source_folder.h"
+
 namespace {
 
 namespace fs = std::filesystem;
 
-const fs::path root = FOVEA_SOURCE_DIR;
+const fs::path root = fovea::testing::source_folder();
 
 // Folders that stand on the same floor do not include each other, but for the pairs allowed below.
 const std::map<std::string, int> floors = {{"kernels", 0}, {"tensor", 1}, {"autograd", 2}, {"layers", 3}, {"optim", 4},

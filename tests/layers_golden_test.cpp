@@ -7,13 +7,14 @@
 #include <fovea/fovea.h>
 
 #include "devices.h"
+#include "source_folder.h"
 
 using namespace fovea;
 using namespace fovea::layers;
 
 namespace {
 
-std::string golden(const std::string& name) { return std::string(FOVEA_SOURCE_DIR) + "/tests/golden/layers/" + name + ".safetensors"; }
+std::string golden(const std::string& name) { return testing::source_folder() + "/tests/golden/layers/" + name + ".safetensors"; }
 NamedTensors values_of(const std::string& name) { return testing::on_default_device(load_safetensors(golden(name + ".values")).tensors); }
 
 void check_close(const std::string& what, const Tensor& got, const Tensor& expected, double tolerance = 2e-5) {

@@ -8,6 +8,7 @@
 
 #include "devices.h"
 #include "messages.h"
+#include "source_folder.h"
 
 using namespace fovea;
 using namespace fovea::testing;
@@ -17,7 +18,7 @@ namespace {
 
 const NamedTensors& values() {
   static const NamedTensors tensors =
-      on_default_device(load_safetensors(std::string(FOVEA_SOURCE_DIR) + "/tests/golden/layers/losses.values.safetensors").tensors);
+      on_default_device(load_safetensors(testing::source_folder() + "/tests/golden/layers/losses.values.safetensors").tensors);
   return tensors;
 }
 

@@ -7,12 +7,13 @@
 #include <fovea/fovea.h>
 
 #include "devices.h"
+#include "source_folder.h"
 
 using namespace fovea;
 
 namespace {
 
-const std::string folder = FOVEA_SOURCE_DIR "/../shared/data/mnist";
+const std::string folder = testing::source_folder() + "/../shared/data/mnist";
 
 layers::Sequential make_net() {
   using namespace layers;

@@ -4,13 +4,14 @@
 #include <fovea/tensor/npy.h>
 
 #include "file_cases.h"
+#include "source_folder.h"
 #include "temporary_folder.h"
 
 using namespace fovea;
 
 namespace {
 
-const std::string files = std::string(FOVEA_SOURCE_DIR) + "/tests/golden/files/";
+const std::string files = testing::source_folder() + "/tests/golden/files/";
 
 // A .npy file with this header and so many bytes of elements.
 std::vector<uint8_t> npy(const std::string& header, size_t element_bytes, uint8_t version = 1) {

@@ -4,13 +4,14 @@
 #include <fovea/tensor/npz.h>
 
 #include "file_cases.h"
+#include "source_folder.h"
 #include "temporary_folder.h"
 
 using namespace fovea;
 
 namespace {
 
-const std::string files = std::string(FOVEA_SOURCE_DIR) + "/tests/golden/files/";
+const std::string files = testing::source_folder() + "/tests/golden/files/";
 
 // A stored .npz of one array, to be damaged.
 std::vector<uint8_t> small_npz() {

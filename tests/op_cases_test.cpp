@@ -18,6 +18,7 @@
 #include "devices.h"
 #include "messages.h"
 #include "op_cases.h"
+#include "source_folder.h"
 
 using namespace fovea;
 using namespace fovea::op_cases;
@@ -206,7 +207,7 @@ TEST_CASE("in an autocast scope every operation computes in the dtype that its r
 }
 
 TEST_CASE("golden values: PyTorch gives the same, in float64 and in float32") {
-  const NamedTensors golden = load_npz(FOVEA_SOURCE_DIR "/tests/golden/ops.npz");
+  const NamedTensors golden = load_npz(testing::source_folder() + "/tests/golden/ops.npz");
   std::map<std::string, std::vector<double>> values;
   std::map<std::string, size_t> position;
   for (const auto& [name, tensor] : golden) values[name] = tensor.to_vector<double>();

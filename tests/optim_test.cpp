@@ -17,6 +17,7 @@
 
 #include "devices.h"
 #include "file_cases.h"
+#include "source_folder.h"
 #include "temporary_folder.h"
 
 using namespace fovea;
@@ -28,7 +29,7 @@ constexpr double infinity = std::numeric_limits<double>::infinity();
 constexpr double not_a_number = std::numeric_limits<double>::quiet_NaN();
 
 const NamedTensors& golden() {
-  static const NamedTensors arrays = testing::on_default_device(load_npz(std::string(FOVEA_SOURCE_DIR) + "/tests/golden/optim.npz"));
+  static const NamedTensors arrays = testing::on_default_device(load_npz(testing::source_folder() + "/tests/golden/optim.npz"));
   return arrays;
 }
 

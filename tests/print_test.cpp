@@ -10,12 +10,13 @@
 #include <fovea/tensor/print.h>
 
 #include "file_cases.h"
+#include "source_folder.h"
 
 using namespace fovea;
 
 namespace {
 
-const std::string golden = std::string(FOVEA_SOURCE_DIR) + "/tests/golden/";
+const std::string golden = testing::source_folder() + "/tests/golden/";
 
 // "NAME PRECISION" -> what NumPy printed
 std::map<std::string, std::string> numpy_texts() {

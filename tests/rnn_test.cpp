@@ -14,6 +14,7 @@
 
 #include "devices.h"
 #include "messages.h"
+#include "source_folder.h"
 #include "tensor_helpers.h"
 
 using namespace fovea;
@@ -141,7 +142,7 @@ TEST_CASE("rnn: a padded batch equals each sequence alone, in values and gradien
 }
 
 TEST_CASE("rnn: outputs, final states and all gradients are PyTorch's, with two layers, two directions, lengths and initial states") {
-  const NamedTensors golden = testing::on_default_device(load_npz(FOVEA_SOURCE_DIR "/tests/golden/rnn.npz"));
+  const NamedTensors golden = testing::on_default_device(load_npz(testing::source_folder() + "/tests/golden/rnn.npz"));
   for (const RnnCell cell : all_cells) {
     const std::string name = cell_name(cell);
     CAPTURE(name);

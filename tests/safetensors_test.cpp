@@ -5,6 +5,7 @@
 #include <fovea/tensor/utf8.h>
 
 #include "file_cases.h"
+#include "source_folder.h"
 #include "temporary_folder.h"
 
 using namespace fovea;
@@ -34,7 +35,7 @@ constexpr DType all_dtypes[] = {DType::float32, DType::float64, DType::float16, 
 }  // namespace
 
 TEST_CASE("safetensors: PyTorch's file is read with all types, names and metadata") {
-  const Safetensors file = load_safetensors(std::string(FOVEA_SOURCE_DIR) + "/tests/golden/files/torch.safetensors");
+  const Safetensors file = load_safetensors(testing::source_folder() + "/tests/golden/files/torch.safetensors");
   for (const DType dtype : all_dtypes) check_identical(file.tensors[name_of(dtype)], counting({2, 3, 4}, dtype));
   check_identical(file.tensors["int8"], counting({2, 3, 4}, DType::int32));
   check_identical(file.tensors["int16"], counting({2, 3, 4}, DType::int32));

@@ -7,10 +7,12 @@
 #include <fstream>
 #include <sstream>
 
+#include "source_folder.h"
+
 namespace fs = std::filesystem;
 
 TEST_CASE("umbrella: every header of operations, layers and optimizers has its line") {
-  const fs::path root = FOVEA_SOURCE_DIR;
+  const fs::path root = testing::source_folder();
   std::stringstream text;
   text << std::ifstream(root / "cmake" / "fovea.h").rdbuf();
   for (const char* folder : {"autograd", "layers", "optim"}) {

@@ -193,10 +193,20 @@ struct CtcPlan {
   }
 };
 
+// Why cuDNN is not asked, or "". Where a sample has more labels than steps no path exists, and what cuDNN does then is not documented.
+std::string why_not_ctc(const Task& task) {
+  if (task.inputs[0].dtype != DType::float32) return "cuDNN's CTC takes float32 only";
+  if (task["target"] > 255) return "cuDNN's CTC takes at most 255 labels a sample";
+  const std::vector<int64_t> &steps = task.inputs[2].values, &counts = task.inputs[3].values;
+  for (size_t i = 0; i < counts.size(); ++i)
+    if (counts[i] > steps[i]) return "cuDNN's CTC is not for samples with more labels than steps";
+  return "";
+}
+
 std::shared_ptr<CtcPlan> described_ctc(const Task& task) {
   const auto plan = std::make_shared<CtcPlan>();
   const Array& logits = task.inputs[0];
-  check<Error>(logits.dtype == DType::float32, "cuDNN's CTC takes float32 only");
+  check<Error>(why_not_ctc(task).empty(), why_not_ctc(task));
   plan->logits = tensor_descriptor(CUDNN_DATA_FLOAT, logits.shape, logits.strides);
   plan->loss = make_shared_descriptor<cudnnCTCLossDescriptor_t>(cudnnCreateCTCLossDescriptor, cudnnDestroyCTCLossDescriptor, "cudnnCreateCTCLossDescriptor");
   check_status(cudnnSetCTCLossDescriptor_v9(plan->loss.get(), CUDNN_DATA_FLOAT, CUDNN_LOSS_NORMALIZATION_SOFTMAX, CUDNN_CTC_ZERO_OOB_GRADIENTS, static_cast<int>(task["target"])),
@@ -244,7 +254,7 @@ Makers ctc_algorithms(cudnnHandle_t handle, const Task& task) {
 }
 
 std::string check_ctc(const Task& task) {
-  if (task.inputs[0].dtype != DType::float32) return "cuDNN's CTC takes float32 only";
+  if (const std::string why = why_not_ctc(task); !why.empty()) return why;
   described_ctc(task);
   CtcLabels::flat(task.inputs[1], task.inputs[3].values);
   return "descriptors made";

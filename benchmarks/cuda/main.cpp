@@ -256,7 +256,7 @@ class Measurement {
     std::optional<Shot> vendors = vendor_shot(reference);
     stage_ = Stage::timing;
     Times our_times, vendor_times;
-    const Budget budget{.warm_up = is_model ? 0 : 0.2, .seconds = options_.seconds, .least_samples = is_model ? 2 : 10, .most_samples = is_model ? 2 : 100};
+    const Budget budget{.warm_up = is_model ? 0 : 0.1, .seconds = options_.seconds, .least_samples = is_model ? 2 : 10, .most_samples = is_model ? 2 : 100};
     measure_in_turn(*ours, vendors ? &*vendors : nullptr, budget, our_times, vendor_times);
     result_.set("sm_mhz", sm_clock_mhz());
     result_.set("timing", vendors && vendors->how() != ours->how() ? str(ours->how(), " | ", vendors->how()) : ours->how());

@@ -41,7 +41,7 @@ struct Times {
 };
 
 struct Budget {
-  double warm_up = 0.2, seconds = 0.5;                           // seconds of repetition before, and of samples for each side
+  double warm_up = 0.1, seconds = 0.5;                           // seconds of repetition before, and of samples for each side
   int least_samples = 10, most_samples = 100;
 };
 
