@@ -237,6 +237,41 @@ TEST_CASE("depthwise convolutions give what the CPU gives") {
   for (const ConvGeometry& g : cases) check_geometry(g);
 }
 
+TEST_CASE("depthwise convolutions of tensors that lie channels-last are computed where they lie, and give what the CPU gives") {
+  const std::vector<ConvGeometry> cases = {
+      {.n = 2, .c = 16, .h = 9, .w = 11, .k = 16, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1, .groups = 16},
+      {.n = 1, .c = 5, .h = 9, .w = 11, .k = 5, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1, .groups = 5},                                 // channels that fill no pack
+      {.n = 1, .c = 72, .h = 5, .w = 6, .k = 72, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1, .groups = 72},                               // more than one block's channels
+      {.n = 1, .c = 8, .h = 12, .w = 10, .k = 8, .r = 5, .s = 5, .pad_h = 2, .pad_w = 2, .groups = 8},
+      {.n = 1, .c = 8, .h = 9, .w = 17, .k = 8, .r = 7, .s = 7, .pad_h = 3, .pad_w = 3, .groups = 8},
+      {.n = 2, .c = 8, .h = 11, .w = 12, .k = 8, .r = 3, .s = 3, .stride_h = 2, .stride_w = 2, .pad_h = 1, .pad_w = 1, .groups = 8},
+      {.n = 1, .c = 8, .h = 14, .w = 13, .k = 8, .r = 3, .s = 2, .stride_h = 3, .stride_w = 1, .pad_h = 2, .pad_w = 1, .dilation_h = 2, .dilation_w = 3, .groups = 8},
+      {.n = 1, .c = 8, .h = 12, .w = 20, .k = 8, .r = 2, .s = 9, .pad_h = 0, .pad_w = 4, .groups = 8},
+      {.n = 1, .c = 8, .h = 3, .w = 3, .k = 8, .r = 3, .s = 3, .pad_h = 4, .pad_w = 4, .groups = 8},
+      {.n = 1, .c = 8, .h = 1, .w = 9, .k = 8, .r = 1, .s = 3, .stride_w = 2, .pad_w = 1, .groups = 8},
+      {.n = 5, .c = 8, .h = 32, .w = 33, .k = 8, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1, .groups = 8},                                // several blocks, and a sum in several parts
+      {.n = 0, .c = 8, .h = 5, .w = 6, .k = 8, .r = 3, .s = 3, .groups = 8},
+  };
+  const Layouts last{Layout::channels_last, Layout::channels_last, Layout::planar};
+  for (const ConvGeometry& g : cases)
+    for (const Mode& mode : {Mode{DType::float64}, Mode{DType::float32}, Mode{DType::float16}, Mode{DType::bfloat16}})
+      for (const int64_t offset : {0, 1}) {                                      // the second is not aligned to packs
+        INFO(std::string(mode.name()), " c ", g.c, " h ", g.h, " w ", g.w, " r ", g.r, " s ", g.s, " stride ", g.stride_h, ",", g.stride_w, " offset ", offset);
+        const Inputs in(g, mode.dtype);
+        Names names;
+        compare(g, on_device(g, in, mode.dtype, offset, &names, last), on_cpu(g, in), mode);
+        if (g.n == 0) continue;
+        CHECK(names.forward == "conv2d_forward_depthwise_last");
+        CHECK(names.data == "conv2d_backward_data_depthwise_last");
+      }
+}
+
+TEST_CASE("a depthwise convolution with more channels of y than of x, and one of very many taps, are computed in planes wherever they lie") {
+  const Layouts last{Layout::channels_last, Layout::channels_last, Layout::planar};
+  const ConvGeometry more{.n = 2, .c = 4, .h = 6, .w = 5, .k = 8, .r = 3, .s = 3, .groups = 4}, large{.n = 1, .c = 2, .h = 20, .w = 21, .k = 2, .r = 14, .s = 15, .groups = 2};
+  for (const ConvGeometry& g : {more, large}) check_geometry(g, {{DType::float32}, {DType::float16}}, last);
+}
+
 TEST_CASE("each tile is taken where the plan says so, and gives what the CPU gives") {
   struct Case {
     ConvGeometry g;

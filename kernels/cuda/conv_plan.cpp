@@ -266,6 +266,11 @@ ConvPlan choose_conv_kernel(const ConvGeometry& g, DType dtype, ConvPass pass, C
   return plan;
 }
 
+int64_t conv_depthwise_last_splits(const ConvGeometry& g, DType dtype) {
+  const int64_t bytes = g.weights() * std::max<int64_t>(size_of(dtype), 4), pieces = g.r == 3 && g.s == 3 ? 1 : g.r * tiles(g.s, 4);
+  return splits_for(bytes, tiles(tiles(g.c, 32) * pieces, 2), g.n * g.out_h() * g.out_w());
+}
+
 int64_t conv_bias_splits(const ConvGeometry& g, bool is_planar) {
   const int64_t pixels = g.n * g.out_h() * g.out_w(), blocks = is_planar ? g.k : tiles(g.k, 32);
   return std::clamp<int64_t>(tiles(4 * full_gpu, std::max<int64_t>(blocks, 1)), 1, std::max<int64_t>(tiles(pixels, 4 * least_pixels_per_split), 1));
@@ -275,7 +280,8 @@ int64_t conv_pass_bytes(const ConvGeometry& g, DType dtype, ConvPass pass, ConvM
   const ConvPlan plan = choose_conv_kernel(g, dtype, pass, math);
   if (pass != ConvPass::backward_weight) return plan.layout.bytes();
   const int64_t size = std::max<int64_t>(size_of(dtype), sizeof(float));       // the half types are summed in float32
-  const int64_t parts = plan.splits > 1 || size_of(dtype) == 2 ? plan.splits * g.weights() * size : 0;
+  const int64_t splits = g.is_depthwise() ? std::max(plan.splits, conv_depthwise_last_splits(g, dtype)) : plan.splits;
+  const int64_t parts = splits > 1 || size_of(dtype) == 2 ? splits * g.weights() * size : 0;
   const int64_t bias = std::max(conv_bias_splits(g, true), conv_bias_splits(g, false)) * g.k * int64_t{sizeof(double)};
   return std::max(plan.uses_tensor_cores() ? plan.layout.bytes() : parts, bias);
 }
