@@ -272,6 +272,49 @@ TEST_CASE("a depthwise convolution with more channels of y than of x, and one of
   for (const ConvGeometry& g : {more, large}) check_geometry(g, {{DType::float32}, {DType::float16}}, last);
 }
 
+TEST_CASE("small groups of half types are multiplied beside each other, and give what the CPU gives") {
+  const auto grouped = [](int64_t groups, int64_t c, int64_t k, ConvGeometry g) {
+    g.c = groups * c, g.k = groups * k, g.groups = groups;
+    return g;
+  };
+  const ConvGeometry square{.n = 2, .h = 9, .w = 11, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1};
+  std::vector<ConvGeometry> cases;
+  for (const int64_t c : {4, 8, 16, 32})
+    for (const int64_t k : {4, 8, 16, 32}) cases.push_back(grouped(2, c, k, square));
+  const std::vector<ConvGeometry> others = {
+      grouped(10, 4, 4, square),                                                                                                   // a block whose groups are not all there
+      grouped(5, 8, 8, square),
+      grouped(8, 4, 4, {.n = 1, .h = 21, .w = 37, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1}),                                          // several tiles
+      grouped(4, 8, 8, {.n = 3, .h = 20, .w = 7, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1}),                                           // narrow tiles
+      grouped(4, 8, 4, {.n = 2, .h = 15, .w = 18, .r = 3, .s = 3, .stride_h = 2, .stride_w = 2, .pad_h = 1, .pad_w = 1}),
+      grouped(2, 16, 16, {.n = 1, .h = 12, .w = 13, .r = 3, .s = 2, .stride_h = 2, .pad_h = 2, .pad_w = 3, .dilation_h = 2, .dilation_w = 3}),
+      grouped(4, 4, 8, {.n = 2, .h = 6, .w = 5}),                                                                                    // one tap
+      grouped(4, 4, 4, {.n = 1, .h = 8, .w = 9, .r = 2, .s = 5, .pad_h = 3, .pad_w = 1}),                                            // windows that see padding alone
+      grouped(4, 4, 4, {.n = 0, .h = 8, .w = 9, .r = 3, .s = 3}),
+  };
+  cases.insert(cases.end(), others.begin(), others.end());
+  const Layouts planar, last{Layout::channels_last, Layout::channels_last, Layout::channels_last}, mixed{Layout::channels_last, Layout::planar, Layout::planar};
+  for (const ConvGeometry& g : cases)
+    for (const Mode& mode : {Mode{DType::float16}, Mode{DType::bfloat16}}) {
+      INFO(std::string(mode.name()), " groups ", g.groups, " c ", g.group_c(), " k ", g.group_k(), " h ", g.h, " w ", g.w, " r ", g.r, " s ", g.s, " stride ", g.stride_h, ",", g.stride_w);
+      const Inputs in(g, mode.dtype);
+      const Results want = on_cpu(g, in);
+      Results first;
+      for (const Layouts& layouts : {planar, last, mixed})
+        for (const int64_t offset : {0, 1}) {
+          Names names;
+          const Results got = on_device(g, in, mode.dtype, offset, &names, layouts);
+          compare(g, got, want, mode);
+          if (g.n == 0) continue;
+          CHECK(names.forward == "conv2d_forward_tensor_grouped");
+          CHECK((names.data == "conv2d_backward_data_tensor_grouped") == (g.stride_h == 1 && g.stride_w == 1));
+          if (!first.y) first = got;
+          CHECK(same_bits(first.y, got.y));                                      // how tensors lie changes no bit
+          CHECK(same_bits(first.dx, got.dx));
+        }
+    }
+}
+
 TEST_CASE("each tile is taken where the plan says so, and gives what the CPU gives") {
   struct Case {
     ConvGeometry g;
@@ -448,9 +491,10 @@ TEST_CASE("two runs give the same bits, and so does memory that is not aligned t
 
 TEST_CASE("a NaN and an infinity reach the outputs whose windows see them, and no others") {
   const ConvGeometry g{.n = 2, .c = 3, .h = 9, .w = 9, .k = 4, .r = 3, .s = 3, .stride_h = 2, .stride_w = 2, .pad_h = 1, .pad_w = 1};
-  ConvGeometry grouped = g;
+  ConvGeometry grouped = g, small_groups = g;
   grouped.c = 8, grouped.groups = 2;
-  for (const ConvGeometry& geometry : {g, grouped})
+  small_groups.c = 16, small_groups.k = 16, small_groups.groups = 4, small_groups.stride_h = small_groups.stride_w = 1;
+  for (const ConvGeometry& geometry : {g, grouped, small_groups})
     for (const Mode& mode : all_modes) {
       INFO(std::string(mode.name()));
       const Tf32Scope scope(mode.has_tf32);

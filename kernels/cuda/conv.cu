@@ -5,6 +5,7 @@
 // What is here: the table's entries, the choice among the kernels (conv_plan.h), and the gradient of the bias. The kernels:
 //   conv_plain.cu, conv_plain_weight.cu      float32 and float64, products of matrices by multiplications and additions
 //   conv_tensor.cu, conv_tensor_weight.cu    the half types and, where it is allowed, TF32, on tensor cores
+//   conv_grouped.cu                          the half types in small groups, on tensor cores
 //   conv_depthwise.cu                        a channel of x for each group
 //   conv_depthwise_last.cu                   the same of tensors that lie channels-last, where y has as many channels
 //   conv_layout.cu                           copies into the layouts that these want
@@ -179,6 +180,7 @@ void conv2d_forward(Queue queue, const ConvGeometry& g, const ConstView& x, cons
     using T = decltype(zero);
     check_sizes("conv2d", g);
     const ConvPlan plan = choose_conv_kernel(g, y.dtype, ConvPass::forward, math());
+    if (plan.kernel == ConvKernel::tensor_grouped) return grouped_forward(queue, g, plan, x, weight, bias, y, scratch);
     if (plan.uses_tensor_cores()) return tensor_forward(queue, g, plan, x, weight, bias, y, scratch);
     const PlanarView weights = planar(queue, weight);
     if (plan.kernel == ConvKernel::depthwise && takes_depthwise_last(g, x, y)) return depthwise_last_forward(queue, g, x, weights.view, bias, y);
@@ -196,6 +198,7 @@ void conv2d_backward_data(Queue queue, const ConvGeometry& g, const ConstView& d
     using T = decltype(zero);
     check_sizes("conv2d_backward_data", g);
     const ConvPlan plan = choose_conv_kernel(g, dx.dtype, ConvPass::backward_data, math());
+    if (plan.kernel == ConvKernel::tensor_grouped) return grouped_backward_data(queue, g, plan, dy, weight, dx, scratch);
     if (plan.uses_tensor_cores()) return tensor_backward_data(queue, g, plan, dy, weight, dx, scratch);
     const PlanarView weights = planar(queue, weight);
     if (plan.kernel == ConvKernel::depthwise && takes_depthwise_last(g, dx, dy)) return depthwise_last_backward_data(queue, g, dy, weights.view, dx);

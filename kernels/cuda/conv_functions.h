@@ -118,6 +118,11 @@ void plain_backward_data(Queue queue, const ConvGeometry& g, const ConvPlan& pla
 template <class T>
 void plain_backward_weight(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const T* x, const T* dy, T* sums);
 
+// --- conv_grouped.cu: the half types, small groups; backward_data with unit strides ---
+
+void grouped_forward(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const ConstView& x, const ConstView& weight, const ConstView& bias, const View& y, Workspace);
+void grouped_backward_data(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const ConstView& dy, const ConstView& weight, const View& dx, Workspace);
+
 // --- conv_tensor.cu, conv_tensor_weight.cu: the half types, and float32 where TF32 is allowed ---
 
 void tensor_forward(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const ConstView& x, const ConstView& weight, const ConstView& bias, const View& y, Workspace);

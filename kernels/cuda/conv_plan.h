@@ -21,6 +21,7 @@ enum class ConvKernel : uint8_t {
   tensor_small,
   tensor_narrow,
   tensor_slim,
+  tensor_grouped,                            // conv_grouped.cu, the half types in small groups: tiles of neighbouring pixels by several groups
   // Kernels for Hopper's own instructions (wgmma fed by TMA) go here: a row of choose_tensor_tile, behind a field of ConvMath that says that the device has them.
 };
 
