@@ -13,6 +13,7 @@
 #include <fovea/autograd/shape.h>
 #include <fovea/kernels/cuda/conv_plan.h>
 #include <fovea/kernels/cuda/core/launch.h>
+#include <fovea/kernels/cuda/core/launch_log.h>
 #include <fovea/kernels/cuda/runtime.h>
 
 #include "cuda_kernels.h"
@@ -458,6 +459,25 @@ TEST_CASE("how tensors lie changes no bit of what tensor cores compute") {
         CHECK(same_bits(planar.dx, last.dx));
         CHECK(same_bits(planar.dweight, last.dweight));
       }
+    }
+}
+
+TEST_CASE("all phases of a strided data gradient go in one launch, unless there are very many of them") {
+  ConvGeometry g{.n = 2, .c = 16, .h = 9, .w = 11, .k = 8, .r = 3, .s = 3, .stride_h = 2, .stride_w = 2, .pad_h = 1, .pad_w = 1};
+  for (const auto& [stride, launches] : {std::pair{2, 1}, std::pair{4, 1}, std::pair{5, 2}})
+    for (const Mode& mode : {Mode{DType::float32}, Mode{DType::float16}, Mode{DType::float32, true}}) {
+      const int64_t steps = stride;
+      INFO(std::string(mode.name()), " stride ", steps);
+      const Tf32Scope scope(mode.has_tf32);
+      g.stride_h = g.stride_w = steps;
+      const Inputs in(g, mode.dtype);
+      std::vector<std::string> names;
+      kernels::cuda::log_launches(&names);
+      const Results got = on_device(g, in, mode.dtype);
+      kernels::cuda::log_launches(nullptr);
+      const std::string name = choose_conv_kernel(g, mode.dtype, ConvPass::backward_data, {mode.has_tf32}).name;
+      CHECK(std::count(names.begin(), names.end(), name) == launches);
+      compare(g, got, on_cpu(g, in), mode);
     }
 }
 
