@@ -16,6 +16,12 @@ Tensor empty_for(const Shape& shape, TensorOptions options, const TensorRefs& op
   return empty(shape, options);
 }
 
+Tensor laid_out(const Tensor& x) { return stays_channels_last(x) ? x : contiguous(x); }
+
+Tensor empty_laid_out_as(const Tensor& x, const Shape& shape, DType dtype) {
+  return stays_channels_last(x) ? empty_channels_last(shape, {dtype, x.device()}) : empty(shape, {dtype, x.device()});
+}
+
 Tensor widened(const Tensor& x) { return is_half(x) ? to(x, DType::float32) : x; }
 
 namespace {

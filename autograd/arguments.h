@@ -81,6 +81,14 @@ Tensor empty_for(const Shape& shape, TensorOptions options, const TensorRefs& op
 
 inline TensorOptions options_of(const Tensor& x) { return {x.dtype(), x.device()}; }
 
+// Note [Layouts of images]
+// On CUDA, where the kernels of convolutions and pooling want it, a tensor [n,c,h,w] that lies channels-last ([n,h,w,c] in memory) stays so, and the result lies as what is convolved or
+// pooled does. Everything else is contiguous.
+inline bool stays_channels_last(const Tensor& x) { return x.device().kind == Device::Kind::cuda && is_only_channels_last(x); }
+// x as such a kernel takes it, and what it writes to: of `shape`, for what is computed from x.
+Tensor laid_out(const Tensor& x);
+Tensor empty_laid_out_as(const Tensor& x, const Shape& shape, DType dtype);
+
 // An undefined tensor is an argument that is not there: a view without data.
 inline ConstView view_or_none(const Tensor& x) { return x ? x.view() : ConstView(); }
 inline View mutable_view_or_none(const Tensor& x) { return x ? x.mutable_view() : View(); }

@@ -195,10 +195,12 @@ struct KernelTable {
   void (*conv2d_backward_data)(Queue, const ConvGeometry&, const ConstView& dy, const ConstView& weight, const View& dx, Workspace);
   void (*conv2d_backward_weight)(Queue, const ConvGeometry&, const ConstView& x, const ConstView& dy, const View& dweight, const View& dbias, Workspace);
 
-  // --- pooling (pool.cpp, adaptive_pool.cpp): contiguous NCHW; indices int64 (may be absent) hold h * w positions within a plane, as PyTorch's ---
+  // --- pooling (pool.cpp, adaptive_pool.cpp): contiguous NCHW, or on CUDA all of a call's tensors channels-last; indices int64 (may be absent) hold h * w positions within a
+  //     plane, as PyTorch's ---
   void (*max_pool)(Queue, const PoolGeometry&, const ConstView& x, const View& y, const View& indices);
   void (*adaptive_max_pool)(Queue, const AdaptivePoolGeometry&, const ConstView& x, const View& y, const View& indices);
-  void (*max_pool_backward)(Queue, const ConstView& dy, const ConstView& indices, const View& dx);         // planes = first two axes
+  // Planes = first two axes. windows: those that the indices were found in, or null where they may be anywhere; then everything is contiguous.
+  void (*max_pool_backward)(Queue, const PoolGeometry* windows, const ConstView& dy, const ConstView& indices, const View& dx);
   void (*avg_pool)(Queue, const PoolGeometry&, const ConstView& x, const View& y);
   void (*avg_pool_backward)(Queue, const PoolGeometry&, const ConstView& dy, const View& dx);
   void (*adaptive_avg_pool)(Queue, const AdaptivePoolGeometry&, const ConstView& x, const View& y);
