@@ -79,6 +79,10 @@ Tensor autocast(const char* op, const Tensor& x) {
   return to(x, DType::float32);
 }
 
+bool widens_result(const char* op, std::optional<kernels::Family> family, const Tensor& x) {
+  return Autocast::dtype() && is_half(x) && autocast_precision(op) == AutocastPrecision::single && !(family && must_widen(x, *family));
+}
+
 namespace {
 
 void check_same_device(const char* op, const char* name, const Tensor& x, const char* other_name, const Tensor& other) {

@@ -75,6 +75,9 @@ class Cast {
 
 // x, the only argument of an operation whose kernels take every dtype, as autocast wants it.
 Tensor autocast(const char* op, const Tensor& x);
+// Does autocast want x, of a half type, in float32, while the kernels read it as it is (no family: every kernel of `op` does) and only their result has to be wider?
+// Then nothing is converted on the way in, and the gradient is rounded on the way back.
+bool widens_result(const char* op, std::optional<kernels::Family> family, const Tensor& x);
 
 // Memory for the result of an elementwise operation: channels-last where an operand of its shape is, else contiguous.
 Tensor empty_for(const Shape& shape, TensorOptions options, const TensorRefs& operands);
