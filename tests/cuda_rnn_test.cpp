@@ -1,4 +1,5 @@
-// CUDA's recurrent layers: which kernel a step gets, and that outputs, states and all gradients are the CPU's, for every cell, dtype and tile, over lengths in any order.
+// CUDA's recurrent layers: which kernel a step gets, and that outputs, states and all gradients are the CPU's, for every cell, dtype and
+// tile, over lengths in any order.
 #include <doctest/doctest.h>
 
 #include <algorithm>
@@ -43,7 +44,9 @@ class Tf32Scope {
   bool before_;
 };
 
-std::string name_for(const RnnGeometry& g, DType dtype, RnnPass pass, bool has_tf32 = false) { return choose_rnn_kernel(g, dtype, pass, has_tf32).name; }
+std::string name_for(const RnnGeometry& g, DType dtype, RnnPass pass, bool has_tf32 = false) {
+  return choose_rnn_kernel(g, dtype, pass, has_tf32).name;
+}
 
 // The names of the kernels that a piece of work launches.
 template <class F>
@@ -63,8 +66,12 @@ std::vector<Tensor> rnn_inputs(const RnnCase& c, DType dtype) {
   const Shape states{g.directions, g.batch, g.hidden_size};
   const int64_t rows = g.gates() * g.hidden_size;
   const double scale = 1 / std::sqrt(static_cast<double>(g.hidden_size));
-  std::vector<Tensor> list = {numbers({g.time, g.batch, g.input_size}, dtype, 1), numbers(states, dtype, 2), numbers(states, dtype, 3),
-                              numbers({g.time, g.batch, g.directions * g.hidden_size}, dtype, 4), numbers(states, dtype, 5), numbers(states, dtype, 6)};
+  std::vector<Tensor> list = {numbers({g.time, g.batch, g.input_size}, dtype, 1),
+                              numbers(states, dtype, 2),
+                              numbers(states, dtype, 3),
+                              numbers({g.time, g.batch, g.directions * g.hidden_size}, dtype, 4),
+                              numbers(states, dtype, 5),
+                              numbers(states, dtype, 6)};
   for (unsigned d = 0; d < 2; ++d) {
     list.push_back(numbers({rows, g.input_size}, dtype, 10 + d, scale));
     list.push_back(numbers({rows, g.hidden_size}, dtype, 20 + d, scale));
@@ -76,13 +83,15 @@ std::vector<Tensor> rnn_inputs(const RnnCase& c, DType dtype) {
 
 Tensor rnn_lengths(const RnnGeometry& g) {
   Tensor lengths = empty({g.batch}, DType::int64);
-  for (int64_t b = 0; b < g.batch; ++b) lengths.mutable_data<int64_t>()[b] = b == 1 ? g.time : (b * 5 + 2) % (g.time + 1);      // one of them may be 0
+  for (int64_t b = 0; b < g.batch; ++b)
+    lengths.mutable_data<int64_t>()[b] = b == 1 ? g.time : (b * 5 + 2) % (g.time + 1);  // one of them may be 0
   return lengths;
 }
 
 // Runs forward and backward of `table` on memory that `place` puts an input into and `make` an output; returns the views of all outputs.
 template <class Memory, class Bytes, class Place, class Make>
-std::vector<Memory> run_rnn(const kernels::KernelTable& table, const RnnCase& c, const std::vector<Tensor>& inputs, const Place& place, const Make& make) {
+std::vector<Memory> run_rnn(const kernels::KernelTable& table, const RnnCase& c, const std::vector<Tensor>& inputs, const Place& place,
+                            const Make& make) {
   const RnnGeometry& g = c.g;
   const DType dtype = inputs[0].dtype();
   std::vector<Memory> in;
@@ -117,8 +126,8 @@ std::vector<Memory> run_rnn(const kernels::KernelTable& table, const RnnCase& c,
     gradients.b_ih[d] = add({rows});
     gradients.b_hh[d] = add({rows});
   }
-  table.rnn_backward(nullptr, g, in[0].view(), lengths, state(1), state(2), weights, y, reserve, in[3].view(), in[4].view(), g.has_cell_state() ? ConstView(in[5].view()) : absent(),
-                     dx, dh0, dc0, gradients, workspace);
+  table.rnn_backward(nullptr, g, in[0].view(), lengths, state(1), state(2), weights, y, reserve, in[3].view(), in[4].view(),
+                     g.has_cell_state() ? ConstView(in[5].view()) : absent(), dx, dh0, dc0, gradients, workspace);
   reserve.check_guards();
   workspace.check_guards();
   return out;
@@ -130,22 +139,25 @@ struct HostTensor {
 };
 
 std::vector<Tensor> rnn_on_cpu(const RnnCase& c, const std::vector<Tensor>& inputs) {
-  const auto out = run_rnn<HostTensor, HostBytes>(cpu(), c, inputs, [](const Tensor& t) { return HostTensor{t}; }, [](const Shape& s, DType d) { return HostTensor{empty(s, d)}; });
+  const auto out = run_rnn<HostTensor, HostBytes>(
+      cpu(), c, inputs, [](const Tensor& t) { return HostTensor{t}; }, [](const Shape& s, DType d) { return HostTensor{empty(s, d)}; });
   std::vector<Tensor> list;
   for (const HostTensor& t : out) list.push_back(t.tensor);
   return list;
 }
 
 std::vector<Tensor> rnn_on_cuda(const RnnCase& c, const std::vector<Tensor>& inputs) {
-  const auto out = run_rnn<DeviceTensor, DeviceBytes>(fovea::testing::cuda(), c, inputs, [&](const Tensor& t) { return DeviceTensor(t, c.offset); },
-                                                      [&](const Shape& s, DType d) { return DeviceTensor::poisoned(s, d, c.offset); });
+  const auto out = run_rnn<DeviceTensor, DeviceBytes>(
+      fovea::testing::cuda(), c, inputs, [&](const Tensor& t) { return DeviceTensor(t, c.offset); },
+      [&](const Shape& s, DType d) { return DeviceTensor::poisoned(s, d, c.offset); });
   std::vector<Tensor> list;
   for (const DeviceTensor& t : out) list.push_back(t.to_host());
   return list;
 }
 
-// How far an output may be from the exact one. Rounding h in every step, and dgates, makes errors of one rounding that pass through weights with rows of about length
-// one, so that they add up over the steps; gradients of weights are sums of independent terms over all steps and samples.
+// How far an output may be from the exact one. Rounding h in every step, and dgates, makes errors of one rounding that pass through weights
+// with rows of about length one, so that they add up over the steps; gradients of weights are sums of independent terms over all steps and
+// samples.
 double absolute_tolerance(const RnnGeometry& g, const Mode& mode, bool is_of_weights) {
   if (mode.dtype == DType::float64) return 1e-11;
   const double unit = mode.has_tf32 ? 0x1p-11 : is_half(mode.dtype) ? rounding(mode.dtype) : 1e-5;
@@ -154,7 +166,12 @@ double absolute_tolerance(const RnnGeometry& g, const Mode& mode, bool is_of_wei
 }
 
 void check_rnn(const RnnCase& c, const Mode& mode, bool runs_twice = true) {
-  CAPTURE(static_cast<int>(c.g.cell)); CAPTURE(c.g.time); CAPTURE(c.g.batch); CAPTURE(c.g.input_size); CAPTURE(c.g.hidden_size); CAPTURE(c.g.directions);
+  CAPTURE(static_cast<int>(c.g.cell));
+  CAPTURE(c.g.time);
+  CAPTURE(c.g.batch);
+  CAPTURE(c.g.input_size);
+  CAPTURE(c.g.hidden_size);
+  CAPTURE(c.g.directions);
   CAPTURE(std::string(name_of(mode.dtype))); CAPTURE(mode.has_tf32);
   const Tf32Scope scope(mode.has_tf32);
   const std::vector<Tensor> inputs = rnn_inputs(c, mode.dtype);
@@ -181,9 +198,12 @@ TEST_CASE("cuda rnn: the layers of well-known networks get the kernels that were
   struct Row {
     const char* network;
     RnnGeometry g;
-    std::string half_forward, half_backward, forward, backward;         // bfloat16's after "rnn_forward_step_tensor_" and so on, float32's after "rnn_forward_step_"
+    // The half types' after "rnn_forward_step_tensor_" and so on, float32's after "rnn_forward_step_" and so on.
+    std::string half_forward, half_backward, forward, backward;
   };
-  const auto layer = [](RnnCell cell, int64_t hidden, int64_t batch, int64_t directions) { return RnnGeometry{cell, 25, batch, hidden, hidden, directions}; };
+  const auto layer = [](RnnCell cell, int64_t hidden, int64_t batch, int64_t directions) {
+    return RnnGeometry{cell, 25, batch, hidden, hidden, directions};
+  };
   const Row rows[] = {
       {"crnn", layer(RnnCell::lstm, 256, 64, 2), "small", "slim", "small", "slim"},
       {"crnn, batch 32", layer(RnnCell::lstm, 256, 32, 2), "slim", "slim", "slim", "slim"},
@@ -217,7 +237,8 @@ TEST_CASE("cuda rnn: outputs, states and all gradients are the CPU's, for every 
     for (const Mode& mode : all_modes)
       for (const int64_t directions : {1, 2}) {
         check_rnn({{.cell = cell, .time = 5, .batch = 3, .input_size = 4, .hidden_size = 6, .directions = directions}}, mode);
-        check_rnn({{.cell = cell, .time = 3, .batch = 35, .input_size = 7, .hidden_size = 37, .directions = directions}}, mode);       // several blocks of units and samples
+        // Several blocks of units and samples.
+        check_rnn({{.cell = cell, .time = 3, .batch = 35, .input_size = 7, .hidden_size = 37, .directions = directions}}, mode);
       }
 }
 
@@ -234,7 +255,7 @@ TEST_CASE("cuda rnn: without lengths, states or biases; one step; nothing") {
     }
 }
 
-TEST_CASE("cuda rnn: where rows are whole copies, forward launches one kernel a step for both directions, and nothing else beside its products") {
+TEST_CASE("cuda rnn: where rows are whole copies, forward launches its products, one kernel a step for both directions, and nothing else") {
   const RnnCase c{{.cell = RnnCell::lstm, .time = 4, .batch = 3, .input_size = 8, .hidden_size = 16, .directions = 2}, true, false, true};
   for (const Mode& mode : all_modes) {
     const Tf32Scope scope(mode.has_tf32);
@@ -251,7 +272,9 @@ TEST_CASE("cuda rnn: where rows are whole copies, forward launches one kernel a 
 TEST_CASE("cuda rnn: memory that is aligned to nothing but its elements") {
   for (const Mode& mode : all_modes)
     for (const int64_t hidden : {16, 18})
-      check_rnn({{.cell = RnnCell::gru, .time = 3, .batch = 2, .input_size = 8, .hidden_size = hidden, .directions = 2}, true, true, true, 1}, mode);
+      check_rnn(
+          {{.cell = RnnCell::gru, .time = 3, .batch = 2, .input_size = 8, .hidden_size = hidden, .directions = 2}, true, true, true, 1},
+          mode);
 }
 
 TEST_CASE("cuda rnn: a pass that nothing is kept of gives the same bits") {
@@ -260,7 +283,8 @@ TEST_CASE("cuda rnn: a pass that nothing is kept of gives the same bits") {
       const RnnGeometry g{.cell = cell, .time = 4, .batch = 3, .input_size = 5, .hidden_size = 9, .directions = 1};
       const auto place = [&](const Shape& shape, unsigned seed) { return copied_to(numbers(shape, dtype, seed), Device::cuda(0)); };
       const int64_t rows = g.gates() * g.hidden_size;
-      const std::vector<Tensor> weights = {place({rows, g.input_size}, 1), place({rows, g.hidden_size}, 2), place({rows}, 3), place({rows}, 4)};
+      const std::vector<Tensor> weights = {place({rows, g.input_size}, 1), place({rows, g.hidden_size}, 2), place({rows}, 3),
+                                           place({rows}, 4)};
       Tensor x = place({g.time, g.batch, g.input_size}, 5);
       const auto run = [&] {
         switch (cell) {
@@ -283,8 +307,10 @@ TEST_CASE("cuda rnn: large tiles, where the last units and samples of the last t
     std::vector<Mode> modes;
   };
   const Mode single{DType::float32}, half{DType::float16}, brain{DType::bfloat16}, tf32{DType::float32, true};
-  for (const Row& row : {Row{RnnCell::lstm, 13, 1050, "small", "slim", {single, half, brain, tf32}}, {RnnCell::gru, 29, 2100, "medium", "medium", {half, brain, tf32}},
-                         {RnnCell::lstm, 61, 2100, "wide", "medium", {single}}, {RnnCell::rnn_tanh, 61, 4200, "wide", "wide", {single, tf32}},
+  for (const Row& row : {Row{RnnCell::lstm, 13, 1050, "small", "slim", {single, half, brain, tf32}},
+                         {RnnCell::gru, 29, 2100, "medium", "medium", {half, brain, tf32}},
+                         {RnnCell::lstm, 61, 2100, "wide", "medium", {single}},
+                         {RnnCell::rnn_tanh, 61, 4200, "wide", "wide", {single, tf32}},
                          {RnnCell::lstm, 61, 4200, "wide", "wide", {brain}}})
     for (const Mode& mode : row.modes) {
       const RnnGeometry g{.cell = row.cell, .time = 2, .batch = row.batch, .input_size = 1, .hidden_size = row.hidden, .directions = 2};
@@ -337,7 +363,8 @@ TEST_CASE("cuda rnn: lstm() of a half type, two layers in both directions, is th
 }
 
 TEST_CASE("cuda rnn: in half types a gate close to one still lets its gradient through") {
-  // All weights zero, so that biases alone decide: a forget gate of sigmoid(7) = 0.9991, which rounds to 1 in bfloat16, whose gradient has a factor of 1 - 0.9991.
+  // All weights zero, so that biases alone decide: a forget gate of sigmoid(7) = 0.9991, which rounds to 1 in bfloat16, whose gradient has
+  // a factor of 1 - 0.9991.
   for (const DType dtype : {DType::float16, DType::bfloat16}) {
     CAPTURE(std::string(name_of(dtype)));
     const auto bias_gradient = [&](Device device, DType computed) {
@@ -363,7 +390,8 @@ TEST_CASE("cuda matmul: a product of half operands that is written in float32 is
     const DeviceTensor on_a(a), on_b(b), y = DeviceTensor::poisoned({5, 7}, DType::float32);
     fovea::testing::cuda().matmul(nullptr, {1, 5, 7, 9}, {1, 0}, on_a.view(), on_b.view(), absent(), y.view(), {});
     Tensor want = empty({5, 7}, DType::float64);
-    cpu().matmul(nullptr, {1, 5, 7, 9}, {1, 0}, widened(a).view(), widened(b).view(), absent(), want.mutable_view(), HostBytes(cpu().matmul_workspace({1, 5, 7, 9}, DType::float64)));
+    cpu().matmul(nullptr, {1, 5, 7, 9}, {1, 0}, widened(a).view(), widened(b).view(), absent(), want.mutable_view(),
+                 HostBytes(cpu().matmul_workspace({1, 5, 7, 9}, DType::float64)));
     CHECK(difference(y.to_host(), want, 1e-6, 1e-6) == "");
   }
 }

@@ -18,11 +18,11 @@ struct BlasOutput {
   int64_t leading = 0, batch_stride = 0;
 };
 
-// y[i] = alpha a[i] b[i] + beta y[i] for i < batch, with a [m,k], b [k,n], y [m,n], all of one dtype: float32, float64, float16 or bfloat16. Beside a and b of a half
-// type, y may be float32.
+// y[i] = alpha a[i] b[i] + beta y[i] for i < batch, with a [m,k], b [k,n], y [m,n], all of one dtype: float32, float64, float16 or
+// bfloat16. Beside a and b of a half type, y may be float32.
 // With beta == 0, y is not read. Sums in float32 for the half types, else in the element type; TF32 only where cuda::allow_tf32(). All sizes are at least 1,
 // and every size and stride fits into 31 bits, but batch strides.
-void gemm_strided_batched(Queue queue, DType dtype, DType y_dtype, int64_t batch, int64_t m, int64_t n, int64_t k, double alpha, const BlasMatrix& a, const BlasMatrix& b,
-                          double beta, const BlasOutput& y);
+void gemm_strided_batched(Queue queue, DType dtype, DType y_dtype, int64_t batch, int64_t m, int64_t n, int64_t k, double alpha,
+                          const BlasMatrix& a, const BlasMatrix& b, double beta, const BlasOutput& y);
 
 }  // namespace fovea::kernels::cuda

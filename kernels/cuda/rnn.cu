@@ -1,22 +1,27 @@
 // One recurrent layer (LSTM, GRU, RNN with tanh or relu; one or both directions) over a whole sequence on the GPU, forward and backward.
-// What is computed, layouts and the meaning of lengths: kernels/cpu/rnn.cpp. float32, float64, float16, bfloat16. Overwrites its outputs. Deterministic.
+// What is computed, layouts and the meaning of lengths: kernels/cpu/rnn.cpp. float32, float64, float16, bfloat16.
+// Overwrites its outputs. Deterministic.
 //
-//   forward   gates = x W_ih^T for all steps as one product; then a kernel a step, both directions at once: gates += b_ih + h W_hh^T + b_hh and the cell
+//   forward   gates = x W_ih^T for all steps as one product; then a kernel a step, both directions at once:
+//             gates += b_ih + h W_hh^T + b_hh, and the cell
 //   backward  a kernel a step: dh = what came from the step after + dgates W_hh, and the cell; then over all steps as one product each
 //             dx = dgates W_ih, dW_ih = dgates^T x, dW_hh = dgates^T h_previous, and the biases' sums
-// Floor of a step: reading W_hh once (from L2, where it stays), or 2 batch gates hidden^2 FLOPs. Which kernel computes a step: rnn_plan.h; how: rnn_step.h.
+// Floor of a step: reading W_hh once (from L2, where it stays), or 2 batch gates hidden^2 FLOPs. Which kernel computes a step: rnn_plan.h;
+// how: rnn_step.h.
 //
-// Sums in float32 for the half types (in TF32's products for float32 where that is allowed), else in the element type, in an order that the shape alone decides. Of a
-// half type, x, weights, y, h and dgates are in it; gates, c, dh and dc are float32 between the steps, and so is what backward is left in the reserve: an activation
-// near 1 rounded to a half type would leave nothing of the gradient through it. Both directions' shares of dx, and the two of dW_hh with h0, are rounded in between.
+// Sums in float32 for the half types (in TF32's products for float32 where that is allowed), else in the element type, in an order that the
+// shape alone decides. Of a half type, x, weights, y, h and dgates are in it; gates, c, dh and dc are float32 between the steps, and so is
+// what backward is left in the reserve: an activation near 1 rounded to a half type would leave nothing of the gradient through it. Both
+// directions' shares of dx, and the two of dW_hh with h0, are rounded in between.
 //
 // Note [No length is read on the host]
 // All `time` steps are run, and a sample whose sequence has ended rests: forward hands its state on and writes zeros to y; backward adds what arrives to dh and
 // writes zeros to dgates. So the products over all steps need not know of lengths, and nothing waits for the device.
 //
 // Note [Rows of whole copies]
-// A step's kernel copies 16 bytes of a row at a time. So rows of h and dgates, which are memory of our own, are padded with zeros to whole copies, by whichever thread
-// writes their last element. W_hh is read as it lies where that will do, and else copied so first; backward reads it transposed, a copy in any case.
+// A step's kernel copies 16 bytes of a row at a time. So rows of h and dgates, which are memory of our own, are padded with zeros to whole
+// copies, by whichever thread writes their last element. W_hh is read as it lies where that will do, and else copied so first; backward
+// reads it transposed, a copy in any case.
 #include <fovea/kernels/cpu/arena.h>
 #include <fovea/kernels/cuda/core/launch.h>
 #include <fovea/kernels/cuda/rnn_step.h>
@@ -30,7 +35,8 @@ using RnnGradients = KernelTable::RnnGradients;
 
 // to[b, :] = dgates [time, batch, pitch] of the step that sample b of direction d begins with.
 template <class T>
-__global__ void __launch_bounds__(256) gather_first(const T* dgates, const int64_t* lengths, int direction, int64_t time, int64_t batch, int64_t pitch, T* to) {
+__global__ void __launch_bounds__(256)
+    gather_first(const T* dgates, const int64_t* lengths, int direction, int64_t time, int64_t batch, int64_t pitch, T* to) {
   for (int64_t i = global_thread(); i < batch * pitch; i += global_threads()) {
     const int64_t sample = i / pitch, length = lengths ? lengths[sample] : time;
     const int64_t t = direction == 0 ? 0 : length - 1;
@@ -176,8 +182,8 @@ void forward_typed(Queue queue, const RnnGeometry& g, const ConstView& x, const 
     s.c_n[d] = state_of<T>(c_n, g, d);
     View gates = matrix(y, s.gates[d], steps, rows, rows, 1);
     gates.dtype = dtype_of<Accumulate<T>>;
-    product(queue, matrix(x, x.data, steps, g.input_size, g.input_size, 1), matrix(x, weights.w_ih[d].data, g.input_size, rows, 1, g.input_size), false, gates,
-            scratch_memory.rest(workspace));
+    product(queue, matrix(x, x.data, steps, g.input_size, g.input_size, 1),
+            matrix(x, weights.w_ih[d].data, g.input_size, rows, 1, g.input_size), false, gates, scratch_memory.rest(workspace));
     s.h[d] = state_of<T>(h0, g, d);
     if (s.h[d] && (s.h_pitch != hidden || !is_aligned(s.h[d]))) {
       copy_padded(queue, matrix(h0, s.h[d], g.batch, hidden, hidden, 1), scratch.h[0][d], s.h_pitch);
@@ -196,12 +202,14 @@ void forward_typed(Queue queue, const RnnGeometry& g, const ConstView& x, const 
 template <class T>
 void weight_gradients(Queue queue, const RnnGeometry& g, int64_t d, const ConstView& x, const ConstView& lengths, const ConstView& h0, const ConstView& y,
                       const BackwardScratch<T>& scratch, const RnnGradients& gradients, Workspace rest) {
-  const int64_t hidden = g.hidden_size, rows = g.gates() * hidden, pitch = whole_chunks<T>(rows), steps = g.time * g.batch, width = g.directions * hidden;
+  const int64_t hidden = g.hidden_size, rows = g.gates() * hidden, pitch = whole_chunks<T>(rows), steps = g.time * g.batch,
+                width = g.directions * hidden;
   const auto sums = [&](const T* dgates, const View& to) {
     if (to) cuda_table(0).reduce(queue, Reduce::sum, matrix(x, dgates, steps, rows, pitch, 1), matrix(to, to.data, 1, rows, rows, 1));
   };
   sums(scratch.dgates[d], gradients.b_ih[d]);
-  if (gradients.b_ih[d] && gradients.b_hh[d] && scratch.dgates_hidden[d] == scratch.dgates[d]) cuda_table(0).copy(queue, gradients.b_ih[d], gradients.b_hh[d]);
+  const bool is_the_same = scratch.dgates_hidden[d] == scratch.dgates[d];
+  if (is_the_same && gradients.b_ih[d] && gradients.b_hh[d]) cuda_table(0).copy(queue, gradients.b_ih[d], gradients.b_hh[d]);
   else sums(scratch.dgates_hidden[d], gradients.b_hh[d]);
   if (const View& dw = gradients.w_ih[d])
     product(queue, matrix(x, scratch.dgates[d], rows, steps, 1, pitch), matrix(x, x.data, steps, g.input_size, g.input_size, 1), false,
@@ -211,12 +219,12 @@ void weight_gradients(Queue queue, const RnnGeometry& g, int64_t d, const ConstV
   // h_previous is y of the neighbouring step, which is zero past a sequence's end; and h0 at the step that a sample begins with.
   const View target = matrix(dw, dw.data, rows, hidden, hidden, 1);
   const int64_t inner = std::max<int64_t>(0, steps - g.batch), first_dgates = d == 0 ? g.batch : 0, first_y = d == 0 ? 0 : g.batch;
-  product(queue, matrix(x, scratch.dgates_hidden[d] + first_dgates * pitch, rows, inner, 1, pitch), matrix(y, y.as<T>() + first_y * width + d * hidden, inner, hidden, width, 1),
-          false, target, rest);
+  product(queue, matrix(x, scratch.dgates_hidden[d] + first_dgates * pitch, rows, inner, 1, pitch),
+          matrix(y, y.as<T>() + first_y * width + d * hidden, inner, hidden, width, 1), false, target, rest);
   const T* initial = state_of<T>(h0, g, d);
   if (!initial || g.time == 0) return;
-  launch(queue, "rnn_gather_first", grid_for(g.batch * pitch), gather_first<T>, scratch.dgates_hidden[d], lengths.as<int64_t>(), static_cast<int>(d), g.time, g.batch, pitch,
-         scratch.first);
+  launch(queue, "rnn_gather_first", grid_for(g.batch * pitch), gather_first<T>, scratch.dgates_hidden[d], lengths.as<int64_t>(),
+         static_cast<int>(d), g.time, g.batch, pitch, scratch.first);
   product(queue, matrix(x, scratch.first, rows, g.batch, 1, pitch), matrix(x, initial, g.batch, hidden, hidden, 1), true, target, rest);
 }
 
@@ -256,7 +264,8 @@ void backward_typed(Queue queue, const RnnGeometry& g, const ConstView& x, const
   const Workspace rest = scratch_memory.rest(workspace);
   for (int64_t d = 0; d < g.directions; ++d) {
     if (dx && steps > 0)
-      product(queue, matrix(x, s.dgates[d], steps, rows, s.dgates_pitch, 1), matrix(x, weights.w_ih[d].data, rows, g.input_size, g.input_size, 1), d > 0,
+      product(queue, matrix(x, s.dgates[d], steps, rows, s.dgates_pitch, 1),
+              matrix(x, weights.w_ih[d].data, rows, g.input_size, g.input_size, 1), d > 0,
               matrix(dx, dx.data, steps, g.input_size, g.input_size, 1), rest);
     weight_gradients(queue, g, d, x, lengths, h0, y, scratch, gradients, rest);
   }
@@ -282,7 +291,9 @@ int64_t rnn_workspace(const RnnGeometry& g, DType dtype) {
 
 void rnn_forward(Queue queue, const RnnGeometry& g, const ConstView& x, const ConstView& lengths, const ConstView& h0, const ConstView& c0, const RnnWeights& weights,
                  const View& y, const View& h_n, const View& c_n, Workspace reserve, Workspace workspace) {
-  dispatch_floating(y.dtype, "rnn", [&](auto zero) { forward_typed<decltype(zero)>(queue, g, x, lengths, h0, c0, weights, y, h_n, c_n, reserve, workspace); });
+  dispatch_floating(y.dtype, "rnn", [&](auto zero) {
+    forward_typed<decltype(zero)>(queue, g, x, lengths, h0, c0, weights, y, h_n, c_n, reserve, workspace);
+  });
 }
 
 void rnn_backward(Queue queue, const RnnGeometry& g, const ConstView& x, const ConstView& lengths, const ConstView& h0, const ConstView& c0, const RnnWeights& weights,

@@ -1,6 +1,6 @@
-// A step of a recurrent layer, backward: dh = what came from the step after + dgates W_hh, and the cell. rnn.cu says what is computed, rnn_step.h how the product is.
-// Reads the step's gates, dy and dgates of the step after; overwrites dgates of its own, dh and dc, past the first step dh0 and dc0. Deterministic.
-// Floor of a step: reading W_hh once (from L2, where it stays), or 2 batch gates hidden^2 FLOPs.
+// A step of a recurrent layer, backward: dh = what came from the step after + dgates W_hh, and the cell. rnn.cu says what is computed,
+// rnn_step.h how the product is. Reads the step's gates, dy and dgates of the step after; overwrites dgates of its own, dh and dc, past the
+// first step dh0 and dc0. Deterministic. Floor of a step: reading W_hh once (from L2, where it stays), or 2 batch gates hidden^2 FLOPs.
 #include <fovea/kernels/cuda/rnn_step.h>
 
 namespace fovea::kernels::cuda {
@@ -13,8 +13,8 @@ struct CellValues {
   A kept = 0, c_previous = 0, h_previous = 0, h = 0;
 };
 
-// The gradients of one unit's gates before their activations; returns the share of dh that goes to the step before by itself. dgate_hidden is the GRU's last gradient
-// as h has it.
+// The gradients of one unit's gates before their activations; returns the share of dh that goes to the step before by itself. dgate_hidden
+// is the GRU's last gradient as h has it.
 template <RnnCell cell, class A>
 __device__ A run_cell_backward(const CellValues<A, gates_of<cell>>& of, A dh, A& dc, A* dgate, A& dgate_hidden) {
   if constexpr (cell == RnnCell::lstm) {
@@ -50,15 +50,20 @@ struct BackwardCell {
   bool is_over = false;                                 // the sample's sequence has ended
 
   __device__ void load(const Step& s, int d, int64_t sample, int64_t unit) {
-    const int64_t hidden = s.sizes.hidden, batch = s.sizes.batch, at = sample * hidden + unit, t = s.step(d), before = d == 0 ? t - 1 : t + 1, row = t * batch + sample;
-    const auto arriving = [&](const A* between_steps, const T* last) { return s.i > 0 ? between_steps[at] : last ? widen(last[at]) : A(0); };
+    const int64_t hidden = s.sizes.hidden, batch = s.sizes.batch, at = sample * hidden + unit, t = s.step(d),
+                  before = d == 0 ? t - 1 : t + 1, row = t * batch + sample;
+    const auto arriving = [&](const A* between_steps, const T* last) {
+      return s.i > 0 ? between_steps[at] : last ? widen(last[at]) : A(0);
+    };
     dh = arriving(s.dh[d], s.dh_n[d]);
     if constexpr (kind == RnnCell::lstm) dc = arriving(s.dc[d], s.dc_n[d]);
     if (s.i == s.sizes.time) return;
     const int64_t length = s.lengths ? s.lengths[sample] : s.sizes.time;
     is_over = length <= t;
     if (is_over) return;
-    const auto output = [&](const T* p, int64_t step) { return widen(p[((step * batch + sample) * s.sizes.directions + d) * hidden + unit]); };
+    const auto output = [&](const T* p, int64_t step) {
+      return widen(p[((step * batch + sample) * s.sizes.directions + d) * hidden + unit]);
+    };
     const auto initial = [&](const T* p) { return p ? widen(p[at]) : A(0); };
     const bool is_first = d == 0 ? t == 0 : t == length - 1;
     if constexpr (gates > 1) {
@@ -66,7 +71,8 @@ struct BackwardCell {
 #pragma unroll
       for (int i = 0; i < gates; ++i) values.gate[i] = s.gates[d][(row * gates + i) * hidden + unit];
     }
-    if constexpr (kind == RnnCell::lstm) values.c_previous = is_first ? initial(s.c0[d]) : s.kept[d][(before * batch + sample) * hidden + unit];
+    if constexpr (kind == RnnCell::lstm)
+      values.c_previous = is_first ? initial(s.c0[d]) : s.kept[d][(before * batch + sample) * hidden + unit];
     if constexpr (kind == RnnCell::gru) values.h_previous = is_first ? initial(s.h0[d]) : output(s.y, before);
     if constexpr (gates == 1) values.h = output(s.y, t);
     if (s.dy) dy = output(s.dy, t);

@@ -1,5 +1,5 @@
-// A step of a recurrent layer, forward: gates += b_ih + h W_hh^T + b_hh, and the cell. rnn.cu says what is computed, rnn_step.h how the product is.
-// Reads and overwrites the step's gates and c, reads h, overwrites h_next and y, in the last step h_n and c_n. Deterministic.
+// A step of a recurrent layer, forward: gates += b_ih + h W_hh^T + b_hh, and the cell. rnn.cu says what is computed, rnn_step.h how the
+// product is. Reads and overwrites the step's gates and c, reads h, overwrites h_next and y, in the last step h_n and c_n. Deterministic.
 // Floor of a step: reading W_hh once (from L2, where it stays), or 2 batch gates hidden^2 FLOPs.
 #include <fovea/kernels/cuda/rnn_step.h>
 
@@ -9,7 +9,8 @@ namespace {
 template <class A>
 __device__ A sigmoid(A x) { return A(1) / (A(1) + std::exp(-x)); }
 
-// The new state of one unit. `gate` holds what x gives and receives the activations, `c` the state's own memory (LSTM); `recurrent` is the share of h, biases included.
+// The new state of one unit. `gate` holds what x gives and receives the activations, `c` the state's own memory (LSTM); `recurrent` is the
+// share of h, biases included.
 template <RnnCell cell, class A>
 __device__ A run_cell(const A* recurrent, A* gate, A h, A& c) {
   if constexpr (cell == RnnCell::lstm) {
@@ -22,7 +23,8 @@ __device__ A run_cell(const A* recurrent, A* gate, A h, A& c) {
     gate[3] = out;
     return out * std::tanh(c);
   } else if constexpr (cell == RnnCell::gru) {
-    const A reset = sigmoid(gate[0] + recurrent[0]), update = sigmoid(gate[1] + recurrent[1]), candidate = std::tanh(gate[2] + reset * recurrent[2]);
+    const A reset = sigmoid(gate[0] + recurrent[0]), update = sigmoid(gate[1] + recurrent[1]),
+            candidate = std::tanh(gate[2] + reset * recurrent[2]);
     gate[0] = reset;
     gate[1] = update;
     gate[2] = candidate;

@@ -26,7 +26,8 @@ int64_t units_of(RnnKernel kernel, RnnPass pass) {
   return 8 * groups * (pass == RnnPass::backward ? 2 : 1);
 }
 
-// Products of a clock that an SM reaches, by what its registers and shared memory give a tile of this size. Estimates, to be replaced by measurements.
+// Products of a clock that an SM reaches, by what its registers and shared memory give a tile of this size. Estimates, to be replaced by
+// measurements.
 double product_rate(RnnKernel kernel, bool uses_tensor_cores, int64_t element_bytes) {
   const double share = kernel == RnnKernel::wide ? 0.85 : kernel == RnnKernel::medium ? 0.7 : 0.5;
   if (uses_tensor_cores) return share * (element_bytes == 2 ? 1200 : 600);
@@ -45,13 +46,15 @@ double time_of(const RnnGeometry& g, RnnKernel kernel, RnnPass pass, bool uses_t
 
 constexpr const char* names[2][2][5] = {
     {{"rnn_forward_step_tiny", "rnn_forward_step_slim", "rnn_forward_step_small", "rnn_forward_step_medium", "rnn_forward_step_wide"},
-     {"", "rnn_forward_step_tensor_slim", "rnn_forward_step_tensor_small", "rnn_forward_step_tensor_medium", "rnn_forward_step_tensor_wide"}},
+     {"", "rnn_forward_step_tensor_slim", "rnn_forward_step_tensor_small", "rnn_forward_step_tensor_medium",
+      "rnn_forward_step_tensor_wide"}},
     {{"rnn_backward_step_tiny", "rnn_backward_step_slim", "rnn_backward_step_small", "rnn_backward_step_medium", "rnn_backward_step_wide"},
-     {"", "rnn_backward_step_tensor_slim", "rnn_backward_step_tensor_small", "rnn_backward_step_tensor_medium", "rnn_backward_step_tensor_wide"}},
+     {"", "rnn_backward_step_tensor_slim", "rnn_backward_step_tensor_small", "rnn_backward_step_tensor_medium",
+      "rnn_backward_step_tensor_wide"}},
 };
 
-// The fastest by the estimate, of those that the batch fills at least half of; among equals the larger tile, which reads less altogether. float64, which is for checking
-// gradients, has one tile.
+// The fastest by the estimate, of those that the batch fills at least half of; among equals the larger tile, which reads less altogether.
+// float64, which is for checking gradients, has one tile.
 RnnKernel fastest(const RnnGeometry& g, DType dtype, RnnPass pass, bool uses_tensor_cores) {
   if (dtype == DType::float64) return RnnKernel::slim;
   if (g.batch <= samples_of(RnnKernel::tiny) && !uses_tensor_cores) return RnnKernel::tiny;
@@ -70,7 +73,8 @@ RnnKernel fastest(const RnnGeometry& g, DType dtype, RnnPass pass, bool uses_ten
 RnnPlan choose_rnn_kernel(const RnnGeometry& g, DType dtype, RnnPass pass, bool has_tf32) {
   const bool uses_tensor_cores = dtype == DType::float16 || dtype == DType::bfloat16 || (dtype == DType::float32 && has_tf32);
   const RnnKernel kernel = fastest(g, dtype, pass, uses_tensor_cores);
-  return {kernel, uses_tensor_cores, names[static_cast<size_t>(pass)][uses_tensor_cores][static_cast<size_t>(kernel)], samples_of(kernel), units_of(kernel, pass)};
+  return {kernel, uses_tensor_cores, names[static_cast<size_t>(pass)][uses_tensor_cores][static_cast<size_t>(kernel)], samples_of(kernel),
+          units_of(kernel, pass)};
 }
 
 }  // namespace fovea::kernels::cuda

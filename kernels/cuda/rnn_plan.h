@@ -1,5 +1,5 @@
-// Which kernel computes a step of a recurrent layer, from the layer's shape alone: a pure function of the host, so that a test can go through a table of shapes
-// without a GPU, and so that the choice (and with it the order of every sum) is the same on every GPU.
+// Which kernel computes a step of a recurrent layer, from the layer's shape alone: a pure function of the host, so that a test can go
+// through a table of shapes without a GPU, and so that the choice (and with it the order of every sum) is the same on every GPU.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,8 @@
 
 namespace fovea::kernels::cuda {
 
-// By the tile of a block: so many samples by so many hidden units, forward with all their gates. The smaller ones share the sum out among their warps as well.
+// By the tile of a block: so many samples by so many hidden units, forward with all their gates. The smaller ones share the sum out among
+// their warps as well.
 enum class RnnKernel : uint8_t {
   tiny,                                      // for at most 8 samples; not on tensor cores, whose instruction takes 16
   slim,

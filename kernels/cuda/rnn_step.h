@@ -1,11 +1,13 @@
-// One step of a recurrent layer, both directions at once, as one kernel: a product whose sums stay on chip, and around it the arithmetic of the cell. Forward
-// (rnn_forward.cu) the product is h W_hh^T, backward (rnn_backward.cu) dgates W_hh; rnn.cu says what is computed and calls both.
+// One step of a recurrent layer, both directions at once, as one kernel: a product whose sums stay on chip, and around it the arithmetic of
+// the cell. Forward (rnn_forward.cu) the product is h W_hh^T, backward (rnn_backward.cu) dgates W_hh; rnn.cu says what is computed and
+// calls both.
 //
-// A block has a tile of samples by hidden units, forward with all gates of its units. Both operands pass through a ring of stages in shared memory, 128 bytes of each
-// row at a time, by cp.async. Tensor cores (mma.sync) multiply the half types, and float32 rounded to TF32; FFMA or DFMA the rest. Small tiles share the sum out among
-// their warps. Then the sums go to shared memory, and each thread finishes cells of its own: it adds up the warps' shares in order, and computes the cell. What the
-// first of its cells needs besides is read before the product begins, so that the reads do not come after it.
-// Sums in float32 for the half types, else in the element type; their order depends on the geometry alone.
+// A block has a tile of samples by hidden units, forward with all gates of its units. Both operands pass through a ring of stages in shared
+// memory, 128 bytes of each row at a time, by cp.async. Tensor cores (mma.sync) multiply the half types, and float32 rounded to TF32; FFMA
+// or DFMA the rest. Small tiles share the sum out among their warps. Then the sums go to shared memory, and each thread finishes cells of
+// its own: it adds up the warps' shares in order, and computes the cell. What the first of its cells needs besides is read before the
+// product begins, so that the reads do not come after it. Sums in float32 for the half types, else in the element type; their order depends
+// on the geometry alone.
 #pragma once
 
 #include <cmath>
@@ -20,7 +22,7 @@ namespace fovea::kernels::cuda {
 // The hidden size and what goes with it, for kernels; pointers below come in pairs, one for each direction.
 struct RnnSizes {
   int64_t time, batch, hidden, directions;
-  __device__ int64_t step(int direction, int64_t i) const { return direction == 0 ? i : time - 1 - i; }       // of the i-th in the forward order
+  __device__ int64_t step(int direction, int64_t i) const { return direction == 0 ? i : time - 1 - i; }  // of the i-th in the forward order
 };
 
 // Rows of memory of our own, and of weights, are whole copies long, the last one filled up with zeros.
@@ -45,7 +47,8 @@ constexpr int stages_for(int rows) {
   return count > 8 ? 8 : count < 3 ? 3 : count;
 }
 
-// What tiles have in common. Columns come in groups of `wide` times eight, of which each has a warp or a part of one: for each of eight units, `wide` sums.
+// What tiles have in common. Columns come in groups of `wide` times eight, of which each has a warp or a part of one: for each of eight
+// units, `wide` sums.
 template <class T, int rows_, int wide, int groups, int splits_, int threads_>
 struct StepTile {
   using Element = T;
@@ -62,7 +65,8 @@ struct StepTile {
   static constexpr size_t shared_bytes = sizeof(Ring) > sizeof(Sums) ? sizeof(Ring) : sizeof(Sums);
 };
 
-// Tensor cores: warps share out the rows to `down`, the groups of columns to `right`, and every stage's depth to `splits`; a warp has `tall` times 16 rows.
+// Tensor cores: warps share out the rows to `down`, the groups of columns to `right`, and every stage's depth to `splits`; a warp has
+// `tall` times 16 rows.
 template <class T, int wide, int tall, int down, int right, int splits>
 struct TensorStepTile : StepTile<T, 16 * tall * down, wide, right, splits, 32 * down * right * splits> {
   using Base = StepTile<T, 16 * tall * down, wide, right, splits, 32 * down * right * splits>;
@@ -80,15 +84,18 @@ struct TensorStepTile : StepTile<T, 16 * tall * down, wide, right, splits, 32 * 
       const int k = 2 * (step * splits + split());
       uint32_t a[tall][4], b[wide][2];
 #pragma unroll
-      for (int i = 0; i < tall; ++i) load_matrix_x4(a[i], ring.a[stage] + place_of_chunk<step_chunks>(first_row() + 16 * i + lane % 16, k + lane / 16));
+      for (int i = 0; i < tall; ++i)
+        load_matrix_x4(a[i], ring.a[stage] + place_of_chunk<step_chunks>(first_row() + 16 * i + lane % 16, k + lane / 16));
 #pragma unroll
       for (int j = 0; j + 1 < wide; j += 2) {
         uint32_t both[4];
-        load_matrix_x4(both, ring.b[stage] + place_of_chunk<step_chunks>(first_column() + 8 * j + lane / 16 * 8 + lane % 8, k + lane / 8 % 2));
+        load_matrix_x4(both,
+                       ring.b[stage] + place_of_chunk<step_chunks>(first_column() + 8 * j + lane / 16 * 8 + lane % 8, k + lane / 8 % 2));
         b[j][0] = both[0], b[j][1] = both[1], b[j + 1][0] = both[2], b[j + 1][1] = both[3];
       }
       if constexpr (wide % 2 == 1)
-        load_matrix_x2(b[wide - 1], ring.b[stage] + place_of_chunk<step_chunks>(first_column() + 8 * (wide - 1) + lane % 8, k + lane / 8 % 2));
+        load_matrix_x2(b[wide - 1],
+                       ring.b[stage] + place_of_chunk<step_chunks>(first_column() + 8 * (wide - 1) + lane % 8, k + lane / 8 % 2));
       multiply_fragments<T>(sums, a, b);
     }
   }
@@ -104,7 +111,8 @@ struct TensorStepTile : StepTile<T, 16 * tall * down, wide, right, splits, 32 * 
   }
 };
 
-// Plain arithmetic: a thread has `tall` rows and, of one unit, `wide` columns; `down` threads share out the rows, eight each a group's units, and `splits` the depth.
+// Plain arithmetic: a thread has `tall` rows and, of one unit, `wide` columns; `down` threads share out the rows, eight each a group's
+// units, and `splits` the depth.
 template <class T, int wide, int tall, int down, int groups, int splits>
 struct PlainStepTile : StepTile<T, tall * down, wide, groups, splits, 8 * groups * down * splits> {
   using Base = StepTile<T, tall * down, wide, groups, splits, 8 * groups * down * splits>;
@@ -144,7 +152,8 @@ struct PlainStepTile : StepTile<T, tall * down, wide, groups, splits, 8 * groups
 
 // --- the kernel ---
 
-// Starts a thread's copies of a stage: one chunk of every so many rows of both operands. `row_of` says which row of b stands for a column of the tile; -1: none.
+// Starts a thread's copies of a stage: one chunk of every so many rows of both operands. `row_of` says which row of b stands for a column
+// of the tile; -1: none.
 template <class Tile>
 struct StepLoader {
   using T = typename Tile::Element;
@@ -158,9 +167,11 @@ struct StepLoader {
   __device__ static int line(int i) { return static_cast<int>(threadIdx.x) / step_chunks + i * lines; }
 
   template <class RowOf>
-  __device__ StepLoader(const RnnProduct<T>& p, int64_t first_row, int64_t rows, const RowOf& row_of) : somewhere(p.b), chunks(ceil_div<int64_t>(p.depth, chunk<T>)) {
+  __device__ StepLoader(const RnnProduct<T>& p, int64_t first_row, int64_t rows, const RowOf& row_of)
+      : somewhere(p.b), chunks(ceil_div<int64_t>(p.depth, chunk<T>)) {
 #pragma unroll
-    for (int i = 0; i < a_count; ++i) a[i] = p.depth > 0 && line(i) < Tile::rows && first_row + line(i) < rows ? p.a + (first_row + line(i)) * p.a_pitch : nullptr;
+    for (int i = 0; i < a_count; ++i)
+      a[i] = p.depth > 0 && line(i) < Tile::rows && first_row + line(i) < rows ? p.a + (first_row + line(i)) * p.a_pitch : nullptr;
 #pragma unroll
     for (int i = 0; i < b_count; ++i) {
       const int64_t row = p.depth > 0 && line(i) < Tile::columns ? row_of(line(i)) : -1;
@@ -192,16 +203,21 @@ __device__ void add_splits(const Sums& from, int row, int column, T& sum) {
   for (int split = 1; split < splits; ++split) sum += from.values[split][row][column];
 }
 
-// Cell: one sample's unit in this step. It says of Cell::Step what is multiplied, reads its part (load), and ends the step with its sums of the product (finish).
+// Cell: one sample's unit in this step. It says of Cell::Step what is multiplied, reads its part (load), and ends the step with its sums of
+// the product (finish).
 template <class Tile, class Cell>
 __global__ void __launch_bounds__(Tile::threads, 1) rnn_step(typename Cell::Step s) {
   using T = typename Tile::Element;
-  constexpr int units = Tile::columns / Cell::sums, lines = Tile::threads / units, cells = ceil_div(Tile::rows, lines), at_once = cells > 1 ? 2 : 1;
+  constexpr int units = Tile::columns / Cell::sums, lines = Tile::threads / units, cells = ceil_div(Tile::rows, lines),
+                at_once = cells > 1 ? 2 : 1;
   const int thread = static_cast<int>(threadIdx.x), d = static_cast<int>(blockIdx.z), unit = thread % units;
-  const int64_t hidden = s.sizes.hidden, batch = s.sizes.batch, first_unit = static_cast<int64_t>(blockIdx.x) * units, u = first_unit + unit;
+  const int64_t hidden = s.sizes.hidden, batch = s.sizes.batch, first_unit = static_cast<int64_t>(blockIdx.x) * units,
+                u = first_unit + unit;
   const int64_t first_sample = static_cast<int64_t>(blockIdx.y) * Tile::rows;
   const auto row_of_cell = [&](int i) { return thread / units + i * lines; };
-  const auto has_cell = [&](int i) { return i < cells && u < hidden && row_of_cell(i) < Tile::rows && first_sample + row_of_cell(i) < batch; };
+  const auto has_cell = [&](int i) {
+    return i < cells && u < hidden && row_of_cell(i) < Tile::rows && first_sample + row_of_cell(i) < batch;
+  };
 
   Cell cell[at_once];
 #pragma unroll
@@ -215,8 +231,9 @@ __global__ void __launch_bounds__(Tile::threads, 1) rnn_step(typename Cell::Step
     return of_column < hidden ? column / 8 % Cell::sums * hidden + of_column : -1;
   });
   typename Tile::Ring& ring = shared<typename Tile::Ring>();
-  run_ring<Tile::stage_count>(static_cast<int>(ceil_div<int64_t>(product.depth, Tile::step_depth)), [&](int stage, int t) { loader.copy(ring, stage, t); },
-                              [&](int stage) { tile.multiply(ring, stage); });
+  run_ring<Tile::stage_count>(
+      static_cast<int>(ceil_div<int64_t>(product.depth, Tile::step_depth)), [&](int stage, int t) { loader.copy(ring, stage, t); },
+      [&](int stage) { tile.multiply(ring, stage); });
   __syncthreads();                                      // the sums take the ring's place
   typename Tile::Sums& sums = shared<typename Tile::Sums>();
   tile.store(sums);
@@ -240,8 +257,10 @@ __global__ void __launch_bounds__(Tile::threads, 1) rnn_step(typename Cell::Step
 
 template <class Tile, class Cell>
 void launch_step_tile(Queue queue, const RnnPlan& plan, const typename Cell::Step& s) {
-  check(plan.tile_samples == Tile::rows && plan.tile_units == Tile::columns / Cell::sums, plan.name, ": the plan has another tile than the kernel");
-  const Grid grid{blocks_of(ceil_div<int64_t>(s.sizes.hidden, plan.tile_units), ceil_div<int64_t>(s.sizes.batch, plan.tile_samples), s.sizes.directions),
+  check(plan.tile_samples == Tile::rows && plan.tile_units == Tile::columns / Cell::sums, plan.name,
+        ": the plan has another tile than the kernel");
+  const Grid grid{blocks_of(ceil_div<int64_t>(s.sizes.hidden, plan.tile_units), ceil_div<int64_t>(s.sizes.batch, plan.tile_samples),
+                            s.sizes.directions),
                   dim3(Tile::threads), Tile::shared_bytes};
   launch(queue, plan.name, grid, rnn_step<Tile, Cell>, s);
 }
@@ -290,7 +309,7 @@ struct ForwardStep {
   const int64_t* lengths = nullptr;
   const T *w_hh[2] = {}, *b_ih[2] = {}, *b_hh[2] = {};  // w_hh [gates hidden, w_pitch]; biases may be null
   int64_t w_pitch = 0, h_pitch = 0;
-  A *gates[2] = {}, *kept[2] = {};                      // kept: c of every step (LSTM), or the recurrent share of n (GRU); null when no backward follows
+  A *gates[2] = {}, *kept[2] = {};  // kept: c of every step (LSTM), or the recurrent share of n (GRU); null when no backward follows
   A* c[2] = {};
   T *y = nullptr, *h_n[2] = {}, *c_n[2] = {};
   const T* c0[2] = {};                                  // may be null: zeros
