@@ -18,7 +18,7 @@ namespace {
 // ---- the cluster's barrier, and other blocks' shared memory ----
 
 enum class Slip {
-  none, begins_at_once, reads_at_once, leaves_at_once, asks_for_a_block_too_many, maps_global_memory, arrives_twice, waits_without_arriving, leaves_without_waiting
+  none, begins_at_once, reads_at_once, asks_for_a_block_too_many, maps_global_memory, arrives_twice, waits_without_arriving, leaves_without_waiting
 };
 
 struct Exchanged {
@@ -39,7 +39,7 @@ __global__ void add_neighbour(const int* x, int* y) {
   const int other = slip == Slip::maps_global_memory ? *cuda::in_block(&x[thread], next) : *cuda::in_block(&s.values[thread], next);
   y[i] = s.values[thread] + other;
   cuda::arrive_at_cluster();
-  if (slip != Slip::leaves_at_once && slip != Slip::leaves_without_waiting) cuda::wait_for_cluster();
+  if (slip != Slip::leaves_without_waiting) cuda::wait_for_cluster();
 }
 
 // The same without a barrier before the end.
@@ -201,11 +201,13 @@ TEST_CASE("model: a copy to several blocks needs their barriers, their announcem
     std::vector<int> twice = numbers(32);
     twice.insert(twice.end(), twice.begin(), twice.begin() + 32);
     CHECK(y.values() == twice);
+    CHECK_CONTAINS(complaint_about_multicast<Multicast::goes_to_a_block_too_many>(x.get(), y.get()), "for blocks 0x00000007 of a cluster of 2");
+    if (host_cuda::has_thread_sanitizer()) return;         // it reports the others
     early += !complaint_about_multicast<Multicast::has_no_barrier_before>(x.get(), y.get()).empty();
     left += contains(complaint_about_multicast<Multicast::leaves_before_it_lands>(x.get(), y.get()), "1 copies into its shared memory are under way");
-    CHECK_CONTAINS(complaint_about_multicast<Multicast::goes_to_a_block_too_many>(x.get(), y.get()), "for blocks 0x00000007 of a cluster of 2");
     CHECK_CONTAINS(complaint_about_multicast<Multicast::only_the_sender_announces>(x.get(), y.get()), "128 bytes have arrived that nobody had announced");
   });
+  if (host_cuda::has_thread_sanitizer()) return;
   CHECK(early >= num_seeds / 4);
   CHECK(left >= 2);
 }

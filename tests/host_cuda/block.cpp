@@ -525,7 +525,8 @@ std::string describe(const Launch& l) {
   const std::string name = l.name.empty() ? name_of_kernel(l.kernel) : l.name;
   const uint3 c = l.cluster;
   const std::string clusters = c.x * c.y * c.z > 1 ? text(" in clusters of ", c.x, "x", c.y, "x", c.z) : std::string();
-  return text("kernel ", name, " (", b.x, "x", b.y, "x", b.z, " blocks of ", t.x, "x", t.y, "x", t.z, " threads", clusters, ", ", l.shared_bytes, " bytes of shared memory)");
+  return text("kernel ", name, " (", b.x, "x", b.y, "x", b.z, " blocks of ", t.x, "x", t.y, "x", t.z, " threads", clusters, ", ", l.shared_bytes,
+              " bytes of shared memory)");
 }
 
 bool in_kernel() { return current >= 0 && pthread_equal(runner, pthread_self()); }
@@ -610,7 +611,8 @@ void fence_memory() {
 }
 void note_atomic(void* address) {
   if (!sanitize_threads || !in_kernel()) return;
-  if (std::find(here->seen, here->seen + std::min(here->num_seen, 8), address) == here->seen + std::min(here->num_seen, 8)) here->seen[here->num_seen++ % 8] = address;
+  void** const end = here->seen + std::min(here->num_seen, 8);
+  if (std::find(here->seen, end, address) == end) here->seen[here->num_seen++ % 8] = address;
   if (threads[current].has_fenced) happens_before(address);
 }
 
@@ -654,7 +656,8 @@ void* map_to_block(const void* p, int rank, Site site) {
   const SharedRange own = shared_range();
   const int block = block_of_rank(rank, "in_block", site);
   const char* address = static_cast<const char*>(p);
-  if (address < own.begin || address >= own.begin + own.bytes) fail_kernel(text(called("in_block", site), " with ", describe_address(p), "; it takes an address of its own shared memory"));
+  if (address < own.begin || address >= own.begin + own.bytes)
+    fail_kernel(text(called("in_block", site), " with ", describe_address(p), "; it takes an address of its own shared memory"));
   return shared_of(block) + (address - own.begin);
 }
 
