@@ -65,17 +65,23 @@ void backward_weight(Queue queue, const ConvGeometry& g, const ConvPlan& plan, c
 
 // --- gradient of the bias ---
 
-// blockIdx: x the channel, y the part of the pixels.
+// blockIdx: x the channel, y the part of the pixels. Neighbouring threads take neighbouring pixels, from one image to the next, and have several reads under way at once.
 template <class T>
-__global__ void __launch_bounds__(256) sum_channels(int64_t images, int64_t channels, int64_t plane, int64_t pixels_per_split, const T* dy, double* parts) {
+__global__ void __launch_bounds__(256) sum_channels(int64_t images, int64_t channels, int64_t plane, FastDivide by_plane, int64_t pixels_per_split, const T* dy, double* parts) {
   auto& scratch = shared<double[warp_size]>();
-  const int64_t channel = blockIdx.x, begin = blockIdx.y * pixels_per_split;
+  const int64_t channel = blockIdx.x, begin = blockIdx.y * pixels_per_split, image_step = channels * plane;
   const int64_t end = begin + pixels_per_split < images * plane ? begin + pixels_per_split : images * plane;
   double sum = 0;
-  for (int64_t image = plane > 0 ? begin / plane : images; image < images && image * plane < end; ++image) {
-    const T* const from = dy + (image * channels + channel) * plane;
-    const int64_t first = image * plane < begin ? begin - image * plane : 0, last = end - image * plane < plane ? end - image * plane : plane;
-    for (int64_t i = first + threadIdx.x; i < last; i += blockDim.x) sum += widen(from[i]);
+  for (int64_t at = begin, count = 0; at < end; at += count) {               // pixels that can be numbered, from the first of an image on
+    const int64_t image = at / plane, before = at - image * plane;
+    count = min(end - at, index_limit - before);
+    const T* const from = dy + image * image_step + channel * plane;
+    const uint32_t last = static_cast<uint32_t>(before + count);
+#pragma unroll 8
+    for (uint32_t pixel = static_cast<uint32_t>(before) + threadIdx.x; pixel < last; pixel += 256) {
+      const uint32_t next = by_plane.quotient(pixel);
+      sum += widen(from[next * image_step + (pixel - next * by_plane.divisor)]);
+    }
   }
   sum = block_reduce(sum, Sum(), 0.0, scratch);
   if (threadIdx.x == 0) parts[blockIdx.y * channels + channel] = sum;
@@ -109,7 +115,7 @@ void backward_bias(Queue queue, const ConvGeometry& g, const ConstView& dy, T* d
   const auto grid = [&](int64_t blocks, int64_t values) {
     return Grid{dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(splits)), dim3(256), static_cast<size_t>(values) * sizeof(double)};
   };
-  if (images.is_planar()) launch(queue, "conv2d_sum_channels", grid(g.k, warp_size), sum_channels<T>, g.n, g.k, plane, per_split, dy.as<T>(), parts);
+  if (images.is_planar()) launch(queue, "conv2d_sum_channels", grid(g.k, warp_size), sum_channels<T>, g.n, g.k, plane, divide_by(plane), per_split, dy.as<T>(), parts);
   else launch(queue, "conv2d_sum_last_channels", grid(ceil_div<int64_t>(g.k, warp_size), warp_size * channel_lines), sum_last_channels<T>, pixels, g.k, per_split, dy.as<T>(), parts);
   launch(queue, "conv2d_add_bias_parts", grid_for(g.k), add_parts<double, T>, splits, g.k, static_cast<const double*>(parts), dbias);
 }
