@@ -16,6 +16,12 @@ Tensor empty_for(const Shape& shape, TensorOptions options, const TensorRefs& op
   return empty(shape, options);
 }
 
+Tensor laid_out(const Tensor& x) { return stays_channels_last(x) ? x : contiguous(x); }
+
+Tensor empty_laid_out_as(const Tensor& x, const Shape& shape, DType dtype) {
+  return stays_channels_last(x) ? empty_channels_last(shape, {dtype, x.device()}) : empty(shape, {dtype, x.device()});
+}
+
 Tensor widened(const Tensor& x) { return is_half(x) ? to(x, DType::float32) : x; }
 
 namespace {
@@ -71,6 +77,10 @@ Tensor Cast::back(const Tensor& y) const { return y && is_widened_ ? to(y, resul
 Tensor autocast(const char* op, const Tensor& x) {
   if (!Autocast::dtype() || !is_half(check_defined(op, "x", x)) || autocast_precision(op) != AutocastPrecision::single) return x;
   return to(x, DType::float32);
+}
+
+bool widens_result(const char* op, std::optional<kernels::Family> family, const Tensor& x) {
+  return Autocast::dtype() && is_half(x) && autocast_precision(op) == AutocastPrecision::single && !(family && must_widen(x, *family));
 }
 
 namespace {

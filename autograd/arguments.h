@@ -75,11 +75,22 @@ class Cast {
 
 // x, the only argument of an operation whose kernels take every dtype, as autocast wants it.
 Tensor autocast(const char* op, const Tensor& x);
+// Does autocast want x, of a half type, in float32, while the kernels read it as it is (no family: every kernel of `op` does) and only their result has to be wider?
+// Then nothing is converted on the way in, and the gradient is rounded on the way back.
+bool widens_result(const char* op, std::optional<kernels::Family> family, const Tensor& x);
 
 // Memory for the result of an elementwise operation: channels-last where an operand of its shape is, else contiguous.
 Tensor empty_for(const Shape& shape, TensorOptions options, const TensorRefs& operands);
 
 inline TensorOptions options_of(const Tensor& x) { return {x.dtype(), x.device()}; }
+
+// Note [Layouts of images]
+// On CUDA, where the kernels of convolutions and pooling want it, a tensor [n,c,h,w] that lies channels-last ([n,h,w,c] in memory) stays so, and the result lies as what is convolved or
+// pooled does. Everything else is contiguous.
+inline bool stays_channels_last(const Tensor& x) { return x.device().kind == Device::Kind::cuda && is_only_channels_last(x); }
+// x as such a kernel takes it, and what it writes to: of `shape`, for what is computed from x.
+Tensor laid_out(const Tensor& x);
+Tensor empty_laid_out_as(const Tensor& x, const Shape& shape, DType dtype);
 
 // An undefined tensor is an argument that is not there: a view without data.
 inline ConstView view_or_none(const Tensor& x) { return x ? x.view() : ConstView(); }

@@ -18,7 +18,7 @@ constexpr AutocastRule rules[] = {
     {"lstm", half},         {"gru", half},             {"rnn", half},              {"lstm_cell", half},  {"gru_cell", half},         {"rnn_cell", half},
     {"dot", half},          {"outer", half},
 
-    {"softmax", single},    {"log_softmax", single},   {"cross_entropy", single},  {"ctc_loss", single}, {"Loss", single},           // Loss: all of fovea::layers
+    {"softmax", single},    {"log_softmax", single},   {"cross_entropy", single},  {"nll_loss", single}, {"ctc_loss", single},  {"Loss", single},           // Loss: all of fovea::layers
     {"sum", single},        {"mean", single},          {"prod", single},           {"var", single},      {"stddev", single},         {"norm", single},
     {"logsumexp", single},  {"cumsum", single},
     {"exp", single},        {"expm1", single},         {"log", single},            {"log1p", single},    {"pow", single},            {"rsqrt", single},

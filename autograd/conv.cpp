@@ -55,18 +55,9 @@ Scratch scratch_for(const ConvGeometry& g, const Tensor& x) { return Scratch(tab
 // Of a tensor [n,c,h,w]: the sum over all but c.
 Tensor sum_of_channels(const Tensor& g) { return reshape(sum_to(g, {1, g.size(1), 1, 1}), {g.size(1)}); }
 
-// Note [Layouts of a convolution]
-// On CUDA, where tensor cores want it, a tensor that lies channels-last ([n,h,w,c] in memory) stays so, and the result lies as what is convolved does. Everything else is
-// contiguous. The gradient of a weight always is.
-bool is_last(const Tensor& x) { return x.device().kind == Device::Kind::cuda && detail::is_only_channels_last(x); }
-
-Tensor laid_out(const Tensor& x) { return is_last(x) ? x : contiguous(x); }
-
-// Of `shape` [n,c,h,w], for what is computed from x.
-Tensor empty_as(const Tensor& x, const Shape& shape) {
-  const TensorOptions options{x.dtype(), x.device()};
-  return is_last(x) ? empty_channels_last(shape, options) : empty(shape, options);
-}
+// See Note [Layouts of images]. The gradient of a weight is contiguous.
+using detail::laid_out;
+Tensor empty_as(const Tensor& x, const Shape& shape) { return detail::empty_laid_out_as(x, shape, x.dtype()); }
 
 // The gradients of weight and bias from one call, where nothing of it is recorded.
 struct WeightGradients {

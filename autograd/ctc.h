@@ -19,7 +19,8 @@ struct CtcOptions {
 // input_lengths, target_lengths: integers, [batch]. A sample needs as many steps as it has labels, and one more for each label that equals the one before.
 // A sample with too few steps has an infinite loss and no gradient; a very long target among short ones costs no memory for that.
 // IndexError names the sample whose label is no class or the blank, or whose length does not fit; on CUDA from whatever waits for the device next (cuda::synchronize(),
-// item(), ...): until then the loss of that sample is NaN and has no gradient. Nothing waits for the device, except for targets one after the other. Differentiable once.
+// item(), ...): until then the loss of that sample is NaN and has no gradient. Nothing waits for the device. Lengths that do not add up to the number of targets one after the other are a ShapeError on the CPU, such an IndexError on
+// CUDA. Differentiable once.
 Tensor ctc_loss(const Tensor& logits, const Tensor& targets, const Tensor& input_lengths, const Tensor& target_lengths, const CtcOptions& options = {});
 
 struct CtcCharacter {
@@ -35,7 +36,8 @@ struct CtcReading {
   std::vector<int64_t> labels() const;
 };
 
-// Reads by the best path: the most probable class of each step, repeats merged, blanks left out. input_lengths as above, or undefined: all steps count.
+// Reads by the best path: the most probable class of each step, repeats merged, blanks left out. input_lengths as above, or undefined: all steps count. Waits once for
+// the device.
 std::vector<CtcReading> ctc_best_path(const Tensor& logits, const Tensor& input_lengths = {}, int64_t blank = 0);
 
 }  // namespace fovea

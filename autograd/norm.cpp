@@ -142,17 +142,21 @@ void overwrite(const Tensor& target, const Tensor& value) {
   table_of(target).copy(queue_of(target), value.view(), target.mutable_view());
 }
 
-void update_running(const Norm& norm, const Tensor& running_mean, const Tensor& running_var, const Tensor& mean, const Tensor& invstd, double momentum) {
-  const double count = static_cast<double>(norm.geometry.n * norm.geometry.spatial);
-  if (count == 0) return;
-  NoGrad no_grad;
-  const Tensor variance = clamp_min(reciprocal(square(invstd)) - norm.geometry.eps, 0) * (count / (count - 1));
-  if (running_mean) overwrite(running_mean, lerp(running_mean, mean, momentum));
-  if (running_var) overwrite(running_var, lerp(running_var, variance, momentum));
-}
+// The statistics that a training pass moves.
+struct RunningTensors {
+  Tensor mean, var;                          // undefined where none are kept
+  std::optional<double> momentum;
+  Tensor batches;
 
-Tensor batch_norm_train(const Norm& norm, const Tensor& x_any, const Tensor& residual_any, const Tensor& weight_any, const Tensor& bias, const Tensor& running_mean,
-                        const Tensor& running_var, double momentum) {
+  // For the kernel, which writes to them.
+  kernels::RunningUpdate update() const {
+    for (const Tensor& x : {mean, var, batches})
+      if (x && !x.is_meta()) x.storage()->bump_version();
+    return {mutable_view_or_none(mean), mutable_view_or_none(var), momentum.value_or(0), !momentum, mutable_view_or_none(batches)};
+  }
+};
+
+Tensor batch_norm_train(const Norm& norm, const Tensor& x_any, const Tensor& residual_any, const Tensor& weight_any, const Tensor& bias, const RunningTensors& running) {
   check<ValueError>(norm.geometry.n * norm.geometry.spatial != 1, norm.name, ": training needs more than one value a channel, x is ", x_any.shape(),
                     "; use a larger batch, or training = false");
   const Tensor x = laid_out(x_any), weight = contiguous_or_none(weight_any), shift = contiguous_or_none(bias ? bias.detach() : bias);
@@ -161,8 +165,7 @@ Tensor batch_norm_train(const Norm& norm, const Tensor& x_any, const Tensor& res
   const Tensor y = detail::empty_for(x.shape(), detail::options_of(x), {x});
   const Tensor mean = empty({norm.geometry.channels}, options), invstd = empty({norm.geometry.channels}, options);
   table_of(x).batch_norm_train(queue_of(x), norm.geometry, norm.has_relu, x.view(), view_or_none(residual), view_or_none(weight), view_or_none(shift), y.mutable_view(),
-                               mean.mutable_view(), invstd.mutable_view());
-  update_running(norm, running_mean, running_var, mean, invstd, momentum);
+                               mean.mutable_view(), invstd.mutable_view(), running.update());
   return record_norm(norm, y, x, weight, bias, residual, mean, invstd);
 }
 
@@ -195,11 +198,11 @@ Tensor batch_norm_eval(const Norm& norm, const Tensor& x_any, const Tensor& resi
 }
 
 Tensor batch_norm(const char* name, bool has_relu, const Tensor& x, const Tensor& residual, const Tensor& weight, const Tensor& bias, const Tensor& running_mean,
-                  const Tensor& running_var, bool training, double momentum, double eps) {
+                  const Tensor& running_var, bool training, std::optional<double> momentum, double eps, const Tensor& batches) {
   if (needs_wider(x, {weight, bias, running_mean, running_var})) {
     const Tensor mean = detail::widened(running_mean), variance = detail::widened(running_var);
     const Tensor y = batch_norm(name, has_relu, as_computed(x), residual ? as_computed(residual) : residual, detail::widened(weight), detail::widened(bias), mean, variance,
-                                training, momentum, eps);
+                                training, momentum, eps, batches);
     if (training && detail::is_half(running_mean)) overwrite(running_mean, mean);
     if (training && detail::is_half(running_var)) overwrite(running_var, variance);
     return to(y, x.dtype());
@@ -220,7 +223,13 @@ Tensor batch_norm(const char* name, bool has_relu, const Tensor& x, const Tensor
     check<ValueError>(running_mean.is_meta() || running_mean.storage() != running_var.storage() || running_mean.offset() != running_var.offset(), name,
                       ": running_mean and running_var are the same memory; give each a tensor of its own");
   check<ValueError>(eps >= 0, name, ": eps must not be negative, got ", eps);
-  if (training) return batch_norm_train(norm, x, residual, weight, bias, running_mean, running_var, momentum);
+  check<ValueError>(momentum || batches, name, ": without a momentum, `batches` must count them for the mean over all batches; give either");
+  if (batches) {
+    check<DTypeError>(batches.dtype() == DType::int64, name, ": batches must be int64, got ", batches.dtype(), "; convert with to(x, DType::int64)");
+    check<ShapeError>(batches.numel() == 1, name, ": batches must be one number, got ", batches.shape());
+    check<DeviceError>(batches.device() == x.device(), name, ": batches is on ", batches.device(), " but x is on ", x.device(), "; copy one with to()");
+  }
+  if (training) return batch_norm_train(norm, x, residual, weight, bias, {running_mean, running_var, momentum, batches});
   check<ValueError>(running_mean.defined() && running_var.defined(), name, ": without training, running_mean and running_var must be given");
   return batch_norm_eval(norm, x, residual, weight, bias, running_mean, running_var);
 }
@@ -250,23 +259,23 @@ Tensor group_norm(const char* name, const Tensor& x, int64_t groups, const Tenso
 
 }  // namespace
 
-Tensor batch_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& running_mean, const Tensor& running_var, bool training, double momentum,
-                  double eps) {
+Tensor batch_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& running_mean, const Tensor& running_var, bool training, std::optional<double> momentum,
+                  double eps, const Tensor& batches) {
   const cuda::Range range("batch_norm");
-  return batch_norm("batch_norm", false, x, {}, weight, bias, running_mean, running_var, training, momentum, eps);
+  return batch_norm("batch_norm", false, x, {}, weight, bias, running_mean, running_var, training, momentum, eps, batches);
 }
 
 Tensor batch_norm_relu(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& running_mean, const Tensor& running_var, bool training,
-                       double momentum, double eps) {
+                       std::optional<double> momentum, double eps, const Tensor& batches) {
   const cuda::Range range("batch_norm_relu");
-  return batch_norm("batch_norm_relu", true, x, {}, weight, bias, running_mean, running_var, training, momentum, eps);
+  return batch_norm("batch_norm_relu", true, x, {}, weight, bias, running_mean, running_var, training, momentum, eps, batches);
 }
 
 Tensor batch_norm_add_relu(const Tensor& x, const Tensor& residual, const Tensor& weight, const Tensor& bias, const Tensor& running_mean, const Tensor& running_var,
-                           bool training, double momentum, double eps) {
+                           bool training, std::optional<double> momentum, double eps, const Tensor& batches) {
   const cuda::Range range("batch_norm_add_relu");
   detail::check_defined("batch_norm_add_relu", "residual", residual);
-  return batch_norm("batch_norm_add_relu", true, x, residual, weight, bias, running_mean, running_var, training, momentum, eps);
+  return batch_norm("batch_norm_add_relu", true, x, residual, weight, bias, running_mean, running_var, training, momentum, eps, batches);
 }
 
 Tensor layer_norm(const Tensor& x, const Shape& normalized_shape, const Tensor& weight, const Tensor& bias, double eps) {

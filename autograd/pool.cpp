@@ -3,6 +3,8 @@
 // forward one again (for max pooling: a gather at the indices), so derivatives of any order need nothing new.
 #include <fovea/autograd/pool.h>
 
+#include <optional>
+
 #include <fovea/autograd/arguments.h>
 #include <fovea/autograd/elementwise.h>
 #include <fovea/autograd/index.h>
@@ -13,7 +15,7 @@ namespace fovea {
 namespace {
 
 using detail::check_defined;
-using detail::options_of;
+using detail::laid_out;             // see Note [Layouts of images]
 using kernels::Family;
 
 // Does every window of the axis meet the input? With a dilation its taps may step over it.
@@ -38,11 +40,27 @@ PoolGeometry geometry_of(const char* op, const Tensor& x, Pair kernel, Pair stri
   return g;
 }
 
+Tensor empty_as(const Tensor& x, const Shape& shape) { return detail::empty_laid_out_as(x, shape, x.dtype()); }
+// In a backward pass: gradients lie as x does, whatever came out of the operations in between.
+Tensor laid_out_as(bool is_last, const Tensor& gradient) { return is_last ? channels_last(gradient) : contiguous(gradient); }
+Tensor empty_as(bool is_last, const Tensor& dy, const Shape& shape) {
+  const TensorOptions options{dy.dtype(), dy.device()};
+  return is_last ? empty_channels_last(shape, options) : empty(shape, options);
+}
+
 // --- max ---
 
-Tensor max_pool_backward(const Tensor& gradient, const Tensor& indices, const Shape& shape) {
-  const Tensor dy = contiguous(gradient), dx = empty(shape, options_of(dy));
-  table_of(dy).max_pool_backward(queue_of(dy), dy.view(), indices.view(), dx.mutable_view());
+// What the backward pass of maxima has to know of the forward one. windows: none where they divide the input, which is contiguous then.
+struct MaximaSource {
+  Shape shape;
+  bool is_last = false;
+  std::optional<PoolGeometry> windows;
+};
+
+Tensor max_pool_backward(const Tensor& gradient, const Tensor& indices, const MaximaSource& source) {
+  const Tensor dy = laid_out_as(source.is_last, gradient), dx = empty_as(source.is_last, dy, source.shape);
+  const std::optional<PoolGeometry>& windows = source.windows;
+  table_of(dy).max_pool_backward(queue_of(dy), windows ? &*windows : nullptr, dy.view(), indices.view(), dx.mutable_view());
   return record("max_pool_backward", dx, {dy}, saving(indices), [](const Saved& s, const Tensor& g) {
     const Shape shape = s[0].shape();
     const Tensor planes = reshape(g, {shape[0], shape[1], g.shape()[2] * g.shape()[3]});
@@ -52,11 +70,11 @@ Tensor max_pool_backward(const Tensor& gradient, const Tensor& indices, const Sh
 
 // `run` computes values and (where wanted) indices.
 template <class Run>
-PooledMaxima maxima(const char* op, const Tensor& x, const Shape& shape, bool wants_indices, const Run& run) {
+PooledMaxima maxima(const char* op, const Tensor& x, const Shape& shape, bool wants_indices, const std::optional<PoolGeometry>& windows, const Run& run) {
   const bool has_indices = wants_indices || should_record({x});
-  PooledMaxima result{empty(shape, options_of(x)), has_indices ? empty(shape, {DType::int64, x.device()}) : Tensor()};
+  PooledMaxima result{detail::empty_laid_out_as(x, shape, x.dtype()), has_indices ? detail::empty_laid_out_as(x, shape, DType::int64) : Tensor()};
   run(result.values.mutable_view(), has_indices ? result.indices.mutable_view() : View());
-  result.values = record(op, result.values, {x}, saving(result.indices), [source = x.shape()](const Saved& s, const Tensor& g) {
+  result.values = record(op, result.values, {x}, saving(result.indices), [source = MaximaSource{x.shape(), detail::stays_channels_last(x), windows}](const Saved& s, const Tensor& g) {
     return grads(max_pool_backward(g, s[0], source));
   });
   return result;
@@ -73,23 +91,23 @@ PooledMaxima max_pool(const char* op, const Tensor& x_any, Pair kernel, const Ma
     return {squeeze(batch.values, 0), batch.indices ? squeeze(batch.indices, 0) : Tensor()};
   }
   const PoolGeometry g = geometry_of(op, x_any, kernel, o.stride, o.padding, o.dilation, o.ceil_mode, true);
-  const Tensor x = contiguous(x_any);
-  return maxima(op, x, {g.n, g.c, g.out_h(), g.out_w()}, wants_indices,
+  const Tensor x = laid_out(x_any);
+  return maxima(op, x, {g.n, g.c, g.out_h(), g.out_w()}, wants_indices, g,
                 [&](const View& values, const View& indices) { table_of(x).max_pool(queue_of(x), g, x.view(), values, indices); });
 }
 
 // --- average ---
 
-Tensor avg_pool_backward(const PoolGeometry& g, const Tensor& dy);
+Tensor avg_pool_backward(const PoolGeometry& g, const Tensor& dy, bool is_last);
 
 Tensor avg_pool(const char* op, const PoolGeometry& g, const Tensor& x_any) {
-  const Tensor x = contiguous(x_any), y = empty({g.n, g.c, g.out_h(), g.out_w()}, options_of(x));
+  const Tensor x = laid_out(x_any), y = empty_as(x, {g.n, g.c, g.out_h(), g.out_w()});
   table_of(x).avg_pool(queue_of(x), g, x.view(), y.mutable_view());
-  return record(op, y, {x}, saving(), [g](const Saved&, const Tensor& dy) { return grads(avg_pool_backward(g, dy)); });
+  return record(op, y, {x}, saving(), [g, is_last = detail::stays_channels_last(x)](const Saved&, const Tensor& dy) { return grads(avg_pool_backward(g, dy, is_last)); });
 }
 
-Tensor avg_pool_backward(const PoolGeometry& g, const Tensor& gradient) {
-  const Tensor dy = contiguous(gradient), dx = empty({g.n, g.c, g.h, g.w}, options_of(dy));
+Tensor avg_pool_backward(const PoolGeometry& g, const Tensor& gradient, bool is_last) {
+  const Tensor dy = laid_out_as(is_last, gradient), dx = empty_as(is_last, dy, {g.n, g.c, g.h, g.w});
   table_of(dy).avg_pool_backward(queue_of(dy), g, dy.view(), dx.mutable_view());
   return record("avg_pool_backward", dx, {dy}, saving(), [g](const Saved&, const Tensor& gg) { return grads(avg_pool("avg_pool", g, gg)); });
 }
@@ -112,16 +130,16 @@ AdaptivePoolGeometry adaptive_geometry(const char* op, const Tensor& x, Pair out
   return {x.size(0), x.size(1), x.size(2), x.size(3), output.h, output.w};
 }
 
-Tensor adaptive_avg_backward(const AdaptivePoolGeometry& g, const Tensor& dy);
+Tensor adaptive_avg_backward(const AdaptivePoolGeometry& g, const Tensor& dy, bool is_last);
 
 Tensor adaptive_avg(const char* op, const AdaptivePoolGeometry& g, const Tensor& x_any) {
-  const Tensor x = contiguous(x_any), y = empty({g.n, g.c, g.out_h, g.out_w}, options_of(x));
+  const Tensor x = laid_out(x_any), y = empty_as(x, {g.n, g.c, g.out_h, g.out_w});
   table_of(x).adaptive_avg_pool(queue_of(x), g, x.view(), y.mutable_view());
-  return record(op, y, {x}, saving(), [g](const Saved&, const Tensor& dy) { return grads(adaptive_avg_backward(g, dy)); });
+  return record(op, y, {x}, saving(), [g, is_last = detail::stays_channels_last(x)](const Saved&, const Tensor& dy) { return grads(adaptive_avg_backward(g, dy, is_last)); });
 }
 
-Tensor adaptive_avg_backward(const AdaptivePoolGeometry& g, const Tensor& gradient) {
-  const Tensor dy = contiguous(gradient), dx = empty({g.n, g.c, g.h, g.w}, options_of(dy));
+Tensor adaptive_avg_backward(const AdaptivePoolGeometry& g, const Tensor& gradient, bool is_last) {
+  const Tensor dy = laid_out_as(is_last, gradient), dx = empty_as(is_last, dy, {g.n, g.c, g.h, g.w});
   table_of(dy).adaptive_avg_pool_backward(queue_of(dy), g, dy.view(), dx.mutable_view());
   return record("adaptive_avg_pool_backward", dx, {dy}, saving(), [g](const Saved&, const Tensor& gg) { return grads(adaptive_avg("adaptive_avg_pool", g, gg)); });
 }
@@ -149,10 +167,11 @@ Tensor adaptive_max(const char* op, const Tensor& x_any, Pair output) {
   if (const detail::Cast cast(op, Family::pool, {x_any}); cast) return cast.back(adaptive_max(op, cast(x_any), output));
   if (check_defined(op, "x", x_any).rank() == 3) return squeeze(adaptive_max(op, unsqueeze(x_any, 0), output), 0);
   const AdaptivePoolGeometry g = adaptive_geometry(op, x_any, output);
-  const Tensor x = contiguous(x_any);
-  return maxima(op, x, {g.n, g.c, g.out_h, g.out_w}, false,
+  const std::optional<PoolGeometry> windows = is_plain(g) ? std::optional(plain(g)) : std::nullopt;
+  const Tensor x = windows ? laid_out(x_any) : contiguous(x_any);
+  return maxima(op, x, {g.n, g.c, g.out_h, g.out_w}, false, windows,
                 [&](const View& values, const View& indices) {
-                  if (is_plain(g)) table_of(x).max_pool(queue_of(x), plain(g), x.view(), values, indices);
+                  if (windows) table_of(x).max_pool(queue_of(x), *windows, x.view(), values, indices);
                   else table_of(x).adaptive_max_pool(queue_of(x), g, x.view(), values, indices);
                 }).values;
 }

@@ -132,21 +132,21 @@ Tensor cumsum_along(const Tensor& x, int axis, bool is_reversed) {
 
 }  // namespace
 
-Tensor sum(const Tensor& x_any, const Axes& axes, bool keepdims) {
+Tensor sum(const Tensor& x, const Axes& axes, bool keepdims) {
   const cuda::Range range("sum");
-  const Tensor x = autocast("sum", x_any);
   const Plan plan("sum", x, axes);
-  return record("sum", reduced(Reduce::sum, x, plan, keepdims, sum_dtype(x)), {x}, saving(),
-                [plan](const Saved&, const Tensor& g) { return grads(restored(g, plan)); });
+  const DType result = detail::widens_result("sum", {}, x) ? DType::float32 : sum_dtype(x);
+  return record("sum", reduced(Reduce::sum, x, plan, keepdims, result), {x}, saving(),
+                [plan, source = x.dtype()](const Saved&, const Tensor& g) { return grads(restored(to(g, source), plan)); });
 }
 
-Tensor mean(const Tensor& x_any, const Axes& axes, bool keepdims) {
+Tensor mean(const Tensor& x, const Axes& axes, bool keepdims) {
   const cuda::Range range("mean");
-  const Tensor x = autocast("mean", x_any);
   check_real("mean", x);
   const Plan plan("mean", x, axes);
-  return record("mean", reduced(Reduce::mean, x, plan, keepdims, x.dtype()), {x}, saving(), [plan](const Saved&, const Tensor& g) {
-    return grads(restored(div(g, static_cast<double>(plan.count)), plan));
+  const DType result = detail::widens_result("mean", {}, x) ? DType::float32 : x.dtype();
+  return record("mean", reduced(Reduce::mean, x, plan, keepdims, result), {x}, saving(), [plan, source = x.dtype()](const Saved&, const Tensor& g) {
+    return grads(restored(to(div(g, static_cast<double>(plan.count)), source), plan));
   });
 }
 

@@ -2,14 +2,12 @@
 #pragma once
 
 #include <fovea/autograd/tape.h>
+#include <fovea/kernels/geometry.h>
 
 namespace fovea {
 
 Tensor softmax(const Tensor& x, int64_t axis = -1);           // e^x / sum e^x along the axis
 Tensor log_softmax(const Tensor& x, int64_t axis = -1);       // x - log sum e^x
-
-// What becomes of the losses of a batch.
-enum class Reduction { none, mean, sum };
 
 struct CrossEntropyOptions {
   Tensor weight = {};                        // [classes]: weight of each class
@@ -22,5 +20,8 @@ struct CrossEntropyOptions {
 // IndexError for a label that is neither in [0, classes) nor ignore_index; on CUDA from whatever waits for the device next (cuda::synchronize(), item(), ...): until then the
 // loss of its sample is NaN and has no gradient, so that one bad label does no harm to the weights.   Label smoothing: Szegedy et al. 2016, section 7.
 Tensor cross_entropy(const Tensor& logits, const Tensor& labels, const CrossEntropyOptions& options = {});
+
+// -log_probabilities[label], for what log_softmax gives: cross_entropy without the softmax. Shapes, options (but for label_smoothing) and errors as there.
+Tensor nll_loss(const Tensor& log_probabilities, const Tensor& labels, const CrossEntropyOptions& options = {});
 
 }  // namespace fovea

@@ -165,6 +165,19 @@ struct NormGeometry {
   Cost cost(bool finds_statistics, int64_t parameters) const { return Cost::of(0, Count(finds_statistics ? 5 : 2) * numel(), Count(2) * numel() + parameters, parameters); }
 };
 
+// What becomes of the losses of a batch.
+enum class Reduction { none, mean, sum };
+
+// The cross-entropy of scores and labels: rows = outer * inner, scores [outer, classes, inner], labels [outer, inner].
+struct CrossEntropyGeometry {
+  int64_t rows = 0, classes = 0;
+  int64_t inner = 1;                         // 1 unless is_normalized
+  int64_t ignore_index = -100;               // a row with this label counts for nothing
+  double label_smoothing = 0;
+  Reduction reduction = Reduction::none;     // mean: divided by the sum of the rows' weights
+  bool is_normalized = false;                // the scores are log-probabilities already (and label_smoothing is 0)
+};
+
 // x [outer, size, inner]: an operation along one axis of a contiguous tensor.
 struct AxisGeometry {
   int64_t outer = 1, size = 0, inner = 1;
@@ -235,6 +248,7 @@ struct CtcGeometry {
   int64_t time = 0, batch = 0, classes = 0, max_target = 0;
   int64_t blank = 0;
   bool zero_infinity = false;                // infeasible samples: loss 0 instead of infinity (their gradient is zero either way)
+  Reduction reduction = Reduction::none;     // mean: over the batch, each loss divided by its target's length
   int64_t states() const { return 2 * max_target + 1; }
 };
 

@@ -12,7 +12,7 @@ RangeCheck::RangeCheck(const char* op, const char* argument, int64_t low, int64_
 }
 
 std::string sentence_of(const RangeCheck& c, int64_t position, int64_t value, const Shape& shape) {
-  const std::string found = str(c.op, ": ", c.argument, coordinates_of(position, shape), " is ", value, ", ");
+  const std::string found = str(c.op, ": ", c.argument, shape.rank() > 0 ? str(coordinates_of(position, shape)) : "", " is ", value, ", ");
   if (c.why_forbidden && value == c.forbidden) return found + c.why_forbidden;
   return str(found, "out of range [", c.low, ", ", c.high, ") for ", c.owner);
 }

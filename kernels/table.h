@@ -14,6 +14,7 @@
 
 #include <fovea/kernels/geometry.h>
 #include <fovea/kernels/range_check.h>
+#include <fovea/kernels/running_statistics.h>
 #include <fovea/kernels/view.h>
 
 namespace fovea::kernels {
@@ -195,10 +196,12 @@ struct KernelTable {
   void (*conv2d_backward_data)(Queue, const ConvGeometry&, const ConstView& dy, const ConstView& weight, const View& dx, Workspace);
   void (*conv2d_backward_weight)(Queue, const ConvGeometry&, const ConstView& x, const ConstView& dy, const View& dweight, const View& dbias, Workspace);
 
-  // --- pooling (pool.cpp, adaptive_pool.cpp): contiguous NCHW; indices int64 (may be absent) hold h * w positions within a plane, as PyTorch's ---
+  // --- pooling (pool.cpp, adaptive_pool.cpp): contiguous NCHW, or on CUDA all of a call's tensors channels-last; indices int64 (may be absent) hold h * w positions within a
+  //     plane, as PyTorch's ---
   void (*max_pool)(Queue, const PoolGeometry&, const ConstView& x, const View& y, const View& indices);
   void (*adaptive_max_pool)(Queue, const AdaptivePoolGeometry&, const ConstView& x, const View& y, const View& indices);
-  void (*max_pool_backward)(Queue, const ConstView& dy, const ConstView& indices, const View& dx);         // planes = first two axes
+  // Planes = first two axes. windows: those that the indices were found in, or null where they may be anywhere; then everything is contiguous.
+  void (*max_pool_backward)(Queue, const PoolGeometry* windows, const ConstView& dy, const ConstView& indices, const View& dx);
   void (*avg_pool)(Queue, const PoolGeometry&, const ConstView& x, const View& y);
   void (*avg_pool_backward)(Queue, const PoolGeometry&, const ConstView& dy, const View& dx);
   void (*adaptive_avg_pool)(Queue, const AdaptivePoolGeometry&, const ConstView& x, const View& y);
@@ -209,7 +212,7 @@ struct KernelTable {
   //     Batch norm, y = relu(norm(x) + residual): the residual may be absent, the ReLU left out. x, residual, y, dy, dx and dresidual are either all contiguous or
   //     all channels-last ---
   void (*batch_norm_train)(Queue, const NormGeometry&, bool has_relu, const ConstView& x, const ConstView& residual, const ConstView& gamma, const ConstView& beta,
-                           const View& y, const View& mean, const View& invstd);                            // biased variance inside
+                           const View& y, const View& mean, const View& invstd, const RunningUpdate&);      // biased variance inside
   void (*batch_norm_eval)(Queue, const NormGeometry&, bool has_relu, const ConstView& x, const ConstView& residual, const ConstView& gamma, const ConstView& beta,
                           const ConstView& mean, const ConstView& variance, const View& y);
   // y is read only when has_relu (dy counts where y > 0); dresidual is dy where it counts.
@@ -227,10 +230,13 @@ struct KernelTable {
   // --- softmax and cross-entropy (softmax.cpp): contiguous ---
   void (*softmax)(Queue, const AxisGeometry&, bool is_log, const ConstView& x, const View& y);
   void (*softmax_backward)(Queue, const AxisGeometry&, bool is_log, const ConstView& dy, const ConstView& y, const View& dx);
-  // Rows of logits [rows, classes], targets int64 [rows]. losses [rows] are weighted but not averaged; a row whose target is ignore_index gives 0.
-  // dlogits (if there) is the gradient of the sum of losses. Beside half logits, losses and class_weights are float32.
-  void (*cross_entropy)(Queue, double label_smoothing, int64_t ignore_index, const ConstView& logits, const ConstView& targets,
-                        const ConstView& class_weights, const View& losses, const View& dlogits);
+  // logits contiguous, targets int64 [rows]; a row whose target is ignore_index counts for nothing. losses: [rows], or of one element under a reduction;
+  // divisor (of one element, written and read for a mean only): the sum of the rows' weights. Beside half logits, losses, divisor, class_weights and dlosses are float32.
+  void (*cross_entropy)(Queue, const CrossEntropyGeometry&, const ConstView& logits, const ConstView& targets, const ConstView& class_weights, const View& losses,
+                        const View& divisor);
+  // dlosses: of the shape of losses, or with zero strides.
+  void (*cross_entropy_backward)(Queue, const CrossEntropyGeometry&, const ConstView& dlosses, const ConstView& divisor, const ConstView& logits, const ConstView& targets,
+                                 const ConstView& class_weights, const View& dlogits);
 
   // --- images (image.cpp): contiguous ---
   void (*resize_nearest)(Queue, const ResizeGeometry&, const ConstView& x, const View& y);
@@ -255,11 +261,14 @@ struct KernelTable {
                        const View& dx, const View& dh0, const View& dc0, const RnnGradients&, Workspace);
 
   // --- CTC (ctc.cpp): contiguous logits [time,batch,classes]; targets int64 [batch,max_target]; lengths int64 [batch] ---
+  // On CUDA targets may also stand one after the other, [sum of lengths]; max_target is then no less than the longest, or more than `time`.
   // The scores are log-softmax of `logits` over classes; normalising log-probabilities again changes nothing, so either may be given.
-  // losses [batch] = -ln p(target); dlogits (if there) is d losses[b] / d logits[:,b,:]. Beside half logits, losses are float32; the workspace is asked for by logits' dtype.
+  // losses: [batch], -ln p(target), or of one element under a reduction; weights (written under a reduction only; may be absent): [batch], what each sample's loss counts for.
+  // dlogits (if there) is the gradient of the sum of all samples' losses, whatever the reduction. Beside half logits, losses and weights are float32; the workspace is
+  // asked for by logits' dtype.
   int64_t (*ctc_workspace)(const CtcGeometry&, DType);
   void (*ctc_loss)(Queue, const CtcGeometry&, const ConstView& logits, const ConstView& targets, const ConstView& input_lengths,
-                   const ConstView& target_lengths, const View& losses, const View& dlogits, Workspace);
+                   const ConstView& target_lengths, const View& losses, const View& weights, const View& dlogits, Workspace);
 
   // --- optimizers (optimizer.cpp): in place, over all parameters of a device at once; slots[i] is stepped as steps[slots[i].step] says ---
   void (*sgd)(Queue, std::span<const SgdStep> steps, std::span<const StepSlot> slots, const StepControl&);           // state: momentum_buffer where momentum != 0

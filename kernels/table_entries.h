@@ -23,7 +23,7 @@ void for_each_entry(Table& t, Visit&& visit) {
   FOVEA_ENTRY(adaptive_avg_pool); FOVEA_ENTRY(adaptive_avg_pool_backward);
   FOVEA_ENTRY(batch_norm_train); FOVEA_ENTRY(batch_norm_eval); FOVEA_ENTRY(batch_norm_backward);
   FOVEA_ENTRY(group_norm); FOVEA_ENTRY(group_norm_backward); FOVEA_ENTRY(layer_norm); FOVEA_ENTRY(layer_norm_backward);
-  FOVEA_ENTRY(softmax); FOVEA_ENTRY(softmax_backward); FOVEA_ENTRY(cross_entropy);
+  FOVEA_ENTRY(softmax); FOVEA_ENTRY(softmax_backward); FOVEA_ENTRY(cross_entropy); FOVEA_ENTRY(cross_entropy_backward);
   FOVEA_ENTRY(resize_nearest); FOVEA_ENTRY(resize_nearest_backward); FOVEA_ENTRY(resize_bilinear); FOVEA_ENTRY(resize_bilinear_backward);
   FOVEA_ENTRY(grid_sample); FOVEA_ENTRY(grid_sample_backward);
   FOVEA_ENTRY(rnn_reserve); FOVEA_ENTRY(rnn_workspace); FOVEA_ENTRY(rnn_forward); FOVEA_ENTRY(rnn_backward);
@@ -33,7 +33,7 @@ void for_each_entry(Table& t, Visit&& visit) {
 #undef FOVEA_ENTRY
 }
 
-inline constexpr int num_entries = 61;
+inline constexpr int num_entries = 62;
 static_assert(sizeof(KernelTable) == offsetof(KernelTable, unary) + num_entries * sizeof(void (*)()), "an entry was added to KernelTable: add it to for_each_entry too");
 
 }  // namespace fovea::kernels

@@ -17,23 +17,14 @@ void check_same_shape(const char* loss, const Tensor& x, const Tensor& target) {
   check<DTypeError>(is_floating(x.dtype()), loss, ": takes a floating-point prediction, got ", x.dtype(), "; convert it with to(x, DType::float32)");
 }
 
-// The labels with those to be ignored replaced by 0, which can be looked up.
-struct CheckedLabels {
-  Tensor labels, is_ignored;
-};
 void check_labels(const char* loss, const Tensor& labels) {
   const DType dtype = labels.dtype();
   check<DTypeError>(!is_floating(dtype) && dtype != DType::boolean, loss, ": labels must be int64, got ", dtype, "; convert with to(labels, DType::int64)");
 }
 
-CheckedLabels without_ignored(const Tensor& labels, int64_t ignore_index) {
-  const Tensor wide = to(labels, DType::int64), is_ignored = eq(wide, ignore_index);      // in uint8, -100 would be 156
-  return {where(is_ignored, int64_t{0}, wide), is_ignored};
-}
-
 }  // namespace
 
-Tensor Loss::operator()(const Tensor& prediction, const Tensor& target) { return forward(detail::autocast("Loss", prediction), target); }
+Tensor Loss::operator()(const Tensor& prediction, const Tensor& target) { return forward(does_autocast() ? prediction : detail::autocast("Loss", prediction), target); }
 
 Tensor Loss::reduced(const Tensor& losses) const {
   switch (reduction_) {
@@ -56,20 +47,7 @@ NLLLoss::NLLLoss(NLLLossOptions options)
     : Loss(options.reduction), weight(buffer("weight", options.weight)), ignore_index_(options.ignore_index) {}
 
 Tensor NLLLoss::forward(const Tensor& log_probabilities, const Tensor& labels) {
-  const Tensor& x = log_probabilities;
-  check<ShapeError>(x.rank() >= 2, "NLLLoss: takes log-probabilities [n,classes] or [n,classes,...], got ", x.shape());
-  Shape expected = x.shape();
-  expected.erase(1);
-  check<ShapeError>(labels.shape() == expected, "NLLLoss: labels for ", x.shape(), " must be ", expected, ", got ", labels.shape());
-  check<ShapeError>(!weight || weight.shape() == Shape{x.size(1)}, "NLLLoss: weight must be [classes] = [", x.size(1), "], got ",
-                    weight ? weight.shape() : Shape{});
-  check_labels("NLLLoss", labels);
-  const auto [known, is_ignored] = without_ignored(labels, ignore_index_);
-  detail::checked_index("NLLLoss", "labels", known, x, x.size(1), str(x.size(1), " classes"));
-  const Tensor picked = squeeze(gather(x, 1, unsqueeze(known, 1)), 1);
-  const Tensor of_class = weight ? reshape(index_select(alongside(x, weight), 0, flatten(known)), expected) : ones_like(picked);
-  const Tensor weights = where(is_ignored, 0.0, of_class), losses = where(is_ignored, 0.0, -picked * weights);
-  return reduction() == Reduction::mean ? sum(losses) / sum(weights) : reduced(losses);
+  return nll_loss(log_probabilities, labels, {.weight = alongside(log_probabilities, weight), .ignore_index = ignore_index_, .reduction = reduction()});
 }
 
 Tensor MSELoss::forward(const Tensor& prediction, const Tensor& target) {

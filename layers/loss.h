@@ -22,6 +22,7 @@ class Loss : public Module {
   }
   void check_cost_input(const Shape&) override {}                            // the target, which forward would look at too, is not known
   virtual int64_t flops_per_element() const { return 3; }                    // a difference, a function of it and the sum over all
+  virtual bool does_autocast() const { return false; }                       // forward() is an operation that Autocast knows
 
  private:
   using Module::forward;
@@ -35,6 +36,9 @@ class CrossEntropyLoss : public Loss {
   explicit CrossEntropyLoss(CrossEntropyOptions options = {});
   Tensor forward(const Tensor& logits, const Tensor& labels) override;
   Tensor weight;
+
+ protected:
+  bool does_autocast() const override { return true; }
 
  private:
   CrossEntropyOptions options_;
@@ -55,6 +59,7 @@ class NLLLoss : public Loss {
 
  protected:
   int64_t flops_per_element() const override { return 0; }                   // a look-up
+  bool does_autocast() const override { return true; }
 
  private:
   int64_t ignore_index_;

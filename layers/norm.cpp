@@ -1,6 +1,5 @@
 #include <fovea/layers/norm.h>
 
-#include <fovea/autograd/inplace.h>
 #include <fovea/autograd/norm.h>
 #include <fovea/tensor/creation.h>
 
@@ -32,10 +31,6 @@ BatchNorm::BatchNorm(int64_t channels, BatchNormOptions o) : channels_(channels)
   num_batches_tracked = buffer("num_batches_tracked", when(o.track_running_stats, zeros({}, DType::int64)));
 }
 
-double BatchNorm::next_momentum() const {
-  return options_.momentum ? *options_.momentum : 1.0 / static_cast<double>(num_batches_tracked.item<int64_t>() + 1);
-}
-
 Tensor BatchNorm::forward(const Tensor& x) { return normalize(x, {}, false); }
 Tensor BatchNorm::forward_relu(const Tensor& x) { return normalize(x, {}, true); }
 
@@ -48,17 +43,12 @@ Tensor BatchNorm::forward_add_relu(const Tensor& x, const Tensor& residual) {
 Tensor BatchNorm::normalize(const Tensor& x, const Tensor& residual, bool has_relu) {
   check_input(x.shape());
   const bool has_statistics = running_mean.defined(), uses_batch = is_training() || !has_statistics;
-  const bool is_counted = uses_batch && has_statistics && !x.is_meta();
   const Tensor scale = alongside(x, weight), shift = alongside(x, bias), mean = alongside(x, running_mean), variance = alongside(x, running_var);
-  const double momentum = is_counted ? next_momentum() : 0.1, eps = options_.eps;
-  const Tensor y = residual   ? batch_norm_add_relu(x, residual, scale, shift, mean, variance, uses_batch, momentum, eps)
-                   : has_relu ? batch_norm_relu(x, scale, shift, mean, variance, uses_batch, momentum, eps)
-                              : batch_norm(x, scale, shift, mean, variance, uses_batch, momentum, eps);
-  if (is_counted) {                          // once all went well
-    NoGrad no_grad;
-    add_(num_batches_tracked, 1);
-  }
-  return y;
+  const Tensor batches = alongside(x, num_batches_tracked);
+  const std::optional<double> momentum = has_statistics ? options_.momentum : 0.0;
+  const double eps = options_.eps;
+  if (residual) return batch_norm_add_relu(x, residual, scale, shift, mean, variance, uses_batch, momentum, eps, batches);
+  return (has_relu ? batch_norm_relu : batch_norm)(x, scale, shift, mean, variance, uses_batch, momentum, eps, batches);
 }
 
 std::string BatchNorm::options() const {

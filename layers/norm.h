@@ -30,7 +30,6 @@ class BatchNorm : public Module {
 
  private:
   Tensor normalize(const Tensor& x, const Tensor& residual, bool has_relu);
-  double next_momentum() const;              // the weight of the next batch in the running statistics
 
   int64_t channels_;
   BatchNormOptions options_;

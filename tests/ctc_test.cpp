@@ -52,7 +52,7 @@ Result run_kernel(const Batch& b, bool has_gradient = true) {
   const Tensor gradient = from_vector(std::vector<T>(b.logits.size(), std::numeric_limits<T>::quiet_NaN()), logits.shape());
   const auto& table = kernels::for_device(Device::cpu());
   const Scratch scratch(table.ctc_workspace(b.g, dtype), Device::cpu());
-  table.ctc_loss(nullptr, b.g, logits.view(), targets.view(), inputs.view(), lengths.view(), losses.mutable_view(),
+  table.ctc_loss(nullptr, b.g, logits.view(), targets.view(), inputs.view(), lengths.view(), losses.mutable_view(), {},
                  has_gradient ? gradient.mutable_view() : View(), scratch);
   return {losses.to_vector<double>(), gradient.to_vector<double>()};
 }
@@ -475,7 +475,9 @@ TEST_CASE("ctc_loss: bad labels and lengths are errors that name the sample") {
   CHECK(contains(with(e.targets, e.input_lengths, from_vector<int64_t>({2, 2, 3})), "target_lengths[2] is 3, out of range [0, 3) for the 2 columns of targets"));
   CHECK(contains(with(e.targets, e.input_lengths, from_vector<int64_t>({2, -2, 1})), "target_lengths[1] is -2"));
   CHECK(contains(with(e.targets, e.input_lengths, from_vector<int64_t>({2, 2})), "target_lengths has shape [2], expected [3]"));
-  CHECK(contains(with(from_vector<int64_t>({1, 1, 2, 3}), e.input_lengths, e.target_lengths), "targets hold 4 labels but target_lengths add up to 5"));
+  const std::string uneven = with(from_vector<int64_t>({1, 1, 2, 3}), e.input_lengths, e.target_lengths);
+  CHECK((contains(uneven, "targets hold 4 labels but target_lengths add up to 5") ||
+         contains(uneven, "the sum of target_lengths is 5, out of range [4, 5) for the 4 labels that targets hold")));             // found late, on a device
   CHECK(contains(with(e.logits, e.input_lengths, e.target_lengths), "targets must be int64, got float64"));
   CHECK(contains(error_of([&] { e.loss({.blank = 4}); }), "blank is 4"));
   CHECK(contains(error_of([&] { ctc_loss(select(e.logits, 0, 0), e.targets, e.input_lengths, e.target_lengths); }), "[time, batch, classes]"));

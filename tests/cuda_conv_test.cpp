@@ -13,6 +13,7 @@
 #include <fovea/autograd/shape.h>
 #include <fovea/kernels/cuda/conv_plan.h>
 #include <fovea/kernels/cuda/core/launch.h>
+#include <fovea/kernels/cuda/core/launch_log.h>
 #include <fovea/kernels/cuda/runtime.h>
 
 #include "cuda_kernels.h"
@@ -237,6 +238,84 @@ TEST_CASE("depthwise convolutions give what the CPU gives") {
   for (const ConvGeometry& g : cases) check_geometry(g);
 }
 
+TEST_CASE("depthwise convolutions of tensors that lie channels-last are computed where they lie, and give what the CPU gives") {
+  const std::vector<ConvGeometry> cases = {
+      {.n = 2, .c = 16, .h = 9, .w = 11, .k = 16, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1, .groups = 16},
+      {.n = 1, .c = 5, .h = 9, .w = 11, .k = 5, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1, .groups = 5},                                 // channels that fill no pack
+      {.n = 1, .c = 72, .h = 5, .w = 6, .k = 72, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1, .groups = 72},                               // more than one block's channels
+      {.n = 1, .c = 8, .h = 12, .w = 10, .k = 8, .r = 5, .s = 5, .pad_h = 2, .pad_w = 2, .groups = 8},
+      {.n = 1, .c = 8, .h = 9, .w = 17, .k = 8, .r = 7, .s = 7, .pad_h = 3, .pad_w = 3, .groups = 8},
+      {.n = 2, .c = 8, .h = 11, .w = 12, .k = 8, .r = 3, .s = 3, .stride_h = 2, .stride_w = 2, .pad_h = 1, .pad_w = 1, .groups = 8},
+      {.n = 1, .c = 8, .h = 14, .w = 13, .k = 8, .r = 3, .s = 2, .stride_h = 3, .stride_w = 1, .pad_h = 2, .pad_w = 1, .dilation_h = 2, .dilation_w = 3, .groups = 8},
+      {.n = 1, .c = 8, .h = 12, .w = 20, .k = 8, .r = 2, .s = 9, .pad_h = 0, .pad_w = 4, .groups = 8},
+      {.n = 1, .c = 8, .h = 3, .w = 3, .k = 8, .r = 3, .s = 3, .pad_h = 4, .pad_w = 4, .groups = 8},
+      {.n = 1, .c = 8, .h = 1, .w = 9, .k = 8, .r = 1, .s = 3, .stride_w = 2, .pad_w = 1, .groups = 8},
+      {.n = 5, .c = 8, .h = 32, .w = 33, .k = 8, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1, .groups = 8},                                // several blocks, and a sum in several parts
+      {.n = 0, .c = 8, .h = 5, .w = 6, .k = 8, .r = 3, .s = 3, .groups = 8},
+  };
+  const Layouts last{Layout::channels_last, Layout::channels_last, Layout::planar};
+  for (const ConvGeometry& g : cases)
+    for (const Mode& mode : {Mode{DType::float64}, Mode{DType::float32}, Mode{DType::float16}, Mode{DType::bfloat16}})
+      for (const int64_t offset : {0, 1}) {                                      // the second is not aligned to packs
+        INFO(std::string(mode.name()), " c ", g.c, " h ", g.h, " w ", g.w, " r ", g.r, " s ", g.s, " stride ", g.stride_h, ",", g.stride_w, " offset ", offset);
+        const Inputs in(g, mode.dtype);
+        Names names;
+        compare(g, on_device(g, in, mode.dtype, offset, &names, last), on_cpu(g, in), mode);
+        if (g.n == 0) continue;
+        CHECK(names.forward == "conv2d_forward_depthwise_last");
+        CHECK(names.data == "conv2d_backward_data_depthwise_last");
+      }
+}
+
+TEST_CASE("a depthwise convolution with more channels of y than of x, and one of very many taps, are computed in planes wherever they lie") {
+  const Layouts last{Layout::channels_last, Layout::channels_last, Layout::planar};
+  const ConvGeometry more{.n = 2, .c = 4, .h = 6, .w = 5, .k = 8, .r = 3, .s = 3, .groups = 4}, large{.n = 1, .c = 2, .h = 20, .w = 21, .k = 2, .r = 14, .s = 15, .groups = 2};
+  for (const ConvGeometry& g : {more, large}) check_geometry(g, {{DType::float32}, {DType::float16}}, last);
+}
+
+TEST_CASE("small groups of half types are multiplied beside each other, and give what the CPU gives") {
+  const auto grouped = [](int64_t groups, int64_t c, int64_t k, ConvGeometry g) {
+    g.c = groups * c, g.k = groups * k, g.groups = groups;
+    return g;
+  };
+  const ConvGeometry square{.n = 2, .h = 9, .w = 11, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1};
+  std::vector<ConvGeometry> cases;
+  for (const int64_t c : {4, 8, 16, 32})
+    for (const int64_t k : {4, 8, 16, 32}) cases.push_back(grouped(2, c, k, square));
+  const std::vector<ConvGeometry> others = {
+      grouped(10, 4, 4, square),                                                                                                   // a block whose groups are not all there
+      grouped(5, 8, 8, square),
+      grouped(8, 4, 4, {.n = 1, .h = 21, .w = 37, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1}),                                          // several tiles
+      grouped(4, 8, 8, {.n = 3, .h = 20, .w = 7, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1}),                                           // narrow tiles
+      grouped(4, 8, 4, {.n = 2, .h = 15, .w = 18, .r = 3, .s = 3, .stride_h = 2, .stride_w = 2, .pad_h = 1, .pad_w = 1}),
+      grouped(2, 16, 16, {.n = 1, .h = 12, .w = 13, .r = 3, .s = 2, .stride_h = 2, .pad_h = 2, .pad_w = 3, .dilation_h = 2, .dilation_w = 3}),
+      grouped(4, 4, 8, {.n = 2, .h = 6, .w = 5}),                                                                                    // one tap
+      grouped(4, 4, 4, {.n = 1, .h = 8, .w = 9, .r = 2, .s = 5, .pad_h = 3, .pad_w = 1}),                                            // windows that see padding alone
+      grouped(4, 4, 4, {.n = 0, .h = 8, .w = 9, .r = 3, .s = 3}),
+  };
+  cases.insert(cases.end(), others.begin(), others.end());
+  const Layouts planar, last{Layout::channels_last, Layout::channels_last, Layout::channels_last}, mixed{Layout::channels_last, Layout::planar, Layout::planar};
+  for (const ConvGeometry& g : cases)
+    for (const Mode& mode : {Mode{DType::float16}, Mode{DType::bfloat16}}) {
+      INFO(std::string(mode.name()), " groups ", g.groups, " c ", g.group_c(), " k ", g.group_k(), " h ", g.h, " w ", g.w, " r ", g.r, " s ", g.s, " stride ", g.stride_h, ",", g.stride_w);
+      const Inputs in(g, mode.dtype);
+      const Results want = on_cpu(g, in);
+      Results first;
+      for (const Layouts& layouts : {planar, last, mixed})
+        for (const int64_t offset : {0, 1}) {
+          Names names;
+          const Results got = on_device(g, in, mode.dtype, offset, &names, layouts);
+          compare(g, got, want, mode);
+          if (g.n == 0) continue;
+          CHECK(names.forward == "conv2d_forward_tensor_grouped");
+          CHECK((names.data == "conv2d_backward_data_tensor_grouped") == (g.stride_h == 1 && g.stride_w == 1));
+          if (!first.y) first = got;
+          CHECK(same_bits(first.y, got.y));                                      // how tensors lie changes no bit
+          CHECK(same_bits(first.dx, got.dx));
+        }
+    }
+}
+
 TEST_CASE("each tile is taken where the plan says so, and gives what the CPU gives") {
   struct Case {
     ConvGeometry g;
@@ -383,6 +462,25 @@ TEST_CASE("how tensors lie changes no bit of what tensor cores compute") {
     }
 }
 
+TEST_CASE("all phases of a strided data gradient go in one launch, unless there are very many of them") {
+  ConvGeometry g{.n = 2, .c = 16, .h = 9, .w = 11, .k = 8, .r = 3, .s = 3, .stride_h = 2, .stride_w = 2, .pad_h = 1, .pad_w = 1};
+  for (const auto& [stride, launches] : {std::pair{2, 1}, std::pair{4, 1}, std::pair{5, 2}})
+    for (const Mode& mode : {Mode{DType::float32}, Mode{DType::float16}, Mode{DType::float32, true}}) {
+      const int64_t steps = stride;
+      INFO(std::string(mode.name()), " stride ", steps);
+      const Tf32Scope scope(mode.has_tf32);
+      g.stride_h = g.stride_w = steps;
+      const Inputs in(g, mode.dtype);
+      std::vector<std::string> names;
+      kernels::cuda::log_launches(&names);
+      const Results got = on_device(g, in, mode.dtype);
+      kernels::cuda::log_launches(nullptr);
+      const std::string name = choose_conv_kernel(g, mode.dtype, ConvPass::backward_data, {mode.has_tf32}).name;
+      CHECK(std::count(names.begin(), names.end(), name) == launches);
+      compare(g, got, on_cpu(g, in), mode);
+    }
+}
+
 TEST_CASE("tensor cores: images that are too large to be copied at once are copied in slices") {
   const ConvGeometry g{.n = 5, .c = 1, .h = 1000, .w = 1040, .k = 2, .stride_h = 60, .stride_w = 50};
   REQUIRE(choose_conv_kernel(g, DType::float16, ConvPass::forward).layout.images_per_slice == 3);
@@ -413,9 +511,10 @@ TEST_CASE("two runs give the same bits, and so does memory that is not aligned t
 
 TEST_CASE("a NaN and an infinity reach the outputs whose windows see them, and no others") {
   const ConvGeometry g{.n = 2, .c = 3, .h = 9, .w = 9, .k = 4, .r = 3, .s = 3, .stride_h = 2, .stride_w = 2, .pad_h = 1, .pad_w = 1};
-  ConvGeometry grouped = g;
+  ConvGeometry grouped = g, small_groups = g;
   grouped.c = 8, grouped.groups = 2;
-  for (const ConvGeometry& geometry : {g, grouped})
+  small_groups.c = 16, small_groups.k = 16, small_groups.groups = 4, small_groups.stride_h = small_groups.stride_w = 1;
+  for (const ConvGeometry& geometry : {g, grouped, small_groups})
     for (const Mode& mode : all_modes) {
       INFO(std::string(mode.name()));
       const Tf32Scope scope(mode.has_tf32);

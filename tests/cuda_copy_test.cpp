@@ -112,6 +112,44 @@ TEST_CASE("copy: every pair of dtypes converts as the CPU does, contiguous and s
     }
 }
 
+// Of the half type: a number on either side of the middle between each two neighbours, and the middle itself, which goes to the even one.
+template <class Half>
+std::vector<float> numbers_between() {
+  std::vector<float> all;
+  for (uint32_t bits = 0; bits < 0xffff; ++bits) {
+    Half low, high;
+    low.bits = static_cast<uint16_t>(bits), high.bits = static_cast<uint16_t>(bits + 1);
+    const double from = static_cast<float>(low), to = static_cast<float>(high);
+    if (!std::isfinite(from) || std::isnan(to)) continue;
+    const double beyond = std::is_same_v<Half, float16> ? 65536 : 0x1p128;            // what stands in the place of infinity in rounding
+    const float middle = static_cast<float>((from + (std::isinf(to) ? std::copysign(beyond, from) : to)) / 2);
+    for (const float value : {std::nextafter(middle, -INFINITY), middle, std::nextafter(middle, INFINITY)}) all.push_back(value);
+  }
+  return all;
+}
+
+template <class Half>
+void check_all_of_half(DType dtype) {
+  Tensor halves = empty({1 << 16}, dtype), wide = empty({1 << 16}, DType::float32);
+  for (uint32_t bits = 0; bits < 1 << 16; ++bits) static_cast<Half*>(halves.mutable_view().data)[bits].bits = static_cast<uint16_t>(bits);
+  cpu().copy(nullptr, halves.view(), wide.mutable_view());
+  const DeviceTensor device_halves(halves), got_wide = DeviceTensor::poisoned({1 << 16}, DType::float32);
+  testing::cuda().copy(nullptr, device_halves.view(), got_wide.view());
+  CHECK(difference(got_wide.to_host(), wide, 0, 0) == "");
+
+  const Tensor numbers = from_vector(numbers_between<Half>());
+  Tensor narrow = empty(numbers.shape(), dtype);
+  cpu().copy(nullptr, numbers.view(), narrow.mutable_view());
+  const DeviceTensor device_numbers(numbers), got_narrow = DeviceTensor::poisoned(numbers.shape(), dtype);
+  testing::cuda().copy(nullptr, device_numbers.view(), got_narrow.view());
+  CHECK(same_bits(got_narrow.to_host(), narrow));
+}
+
+TEST_CASE("copy: half types round by the device's instructions as half.h does, at every number that rounding turns at") {
+  check_all_of_half<float16>(DType::float16);
+  check_all_of_half<bfloat16>(DType::bfloat16);
+}
+
 TEST_CASE("copy: every layout moves the bits that the CPU moves, and touches nothing beside them") {
   for (const DType dtype : {DType::uint8, DType::boolean, DType::float16, DType::float32, DType::float64}) {
     Tensor x = patterns(12000, dtype);

@@ -248,6 +248,91 @@ TEST_CASE("model: the thread sanitizer names a kernel without its barrier" * doc
   CHECK_CONTAINS(said, "in tree_sum<false>");
 }
 
+// ---- blocks that meet in global memory ----
+
+namespace {
+
+enum class Meeting { right, has_no_fence, has_no_atomic };
+
+// Each block leaves its sum, and the block that comes last adds them up.
+template <Meeting meeting>
+__global__ void last_block_sums(const int* x, int* sums, unsigned* done, int* total) {
+  Numbers& s = shared<Numbers>();
+  const int t = static_cast<int>(threadIdx.x);
+  s.values[t] = x[blockIdx.x * blockDim.x + threadIdx.x];
+  __syncthreads();
+  bool is_last = false;
+  if (t == 0) {
+    int sum = 0;
+    for (unsigned i = 0; i < blockDim.x; ++i) sum += s.values[i];
+    sums[blockIdx.x] = sum;
+    if (meeting == Meeting::right) __threadfence();
+    is_last = meeting == Meeting::has_no_atomic ? ++*done == gridDim.x : atomicAdd(done, 1u) == gridDim.x - 1;
+    if (meeting == Meeting::right) __threadfence();
+  }
+  if (!__syncthreads_or(is_last)) return;
+  if (t == 0) *total = 0;
+  __syncthreads();
+  if (t < static_cast<int>(gridDim.x)) atomicAdd(total, sums[t]);
+}
+
+// A block's threads write one element more than they have.
+__global__ void overlapping_blocks(int* y) {
+  const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  y[i] = i;
+  if (threadIdx.x + 1 == blockDim.x) y[i + 1] = i + 1;
+}
+
+// What one block writes, the block after it reads once it sees that it is there: only possible where the two are resident together, in whatever order.
+__global__ void wait_for_block_before(int* flags) {
+  if (blockIdx.x > 0)
+    while (atomicAdd(&flags[blockIdx.x - 1], 0) == 0) {
+    }
+  atomicExch(&flags[blockIdx.x], 1);
+}
+
+template <Meeting meeting>
+int run_last_block() {
+  const Buffer<int> x(numbers(256)), sums(size_t{8}), total(size_t{1});
+  const Buffer<unsigned> done(std::vector<unsigned>{0});
+  launch(nullptr, "last_block_sums", {8, 32, sizeof(Numbers)}, last_block_sums<meeting>, x.get(), sums.get(), done.get(), total.get());
+  return total.values()[0];
+}
+
+}  // namespace
+
+TEST_CASE("model: the block that comes last sees what the others left") {
+  for_every_seed([&] { CHECK(run_last_block<Meeting::right>() == 32896); });
+}
+
+TEST_CASE("model: blocks run beside each other now and then, and one may be waited for by another that is resident with it") {
+  const Buffer<int> flags(size_t{2});
+  int together = 0;
+  for_every_seed([&] {
+    REQUIRE(cudaMemset(flags.get(), 0, 8) == cudaSuccess);
+    launch(nullptr, "wait_for_block_before", {dim3(2), 1, 0, dim3(2)}, wait_for_block_before, flags.get());
+    CHECK(cudaDeviceSynchronize() == cudaSuccess);
+    together += flags.values() == std::vector<int>{1, 1};
+  });
+  CHECK(together == num_seeds);
+}
+
+// Run by the next test, each in a process of its own.
+TEST_CASE("planted: the last block without a fence" * doctest::skip()) { run_last_block<Meeting::has_no_fence>(); }
+TEST_CASE("planted: the last block without an atomic operation" * doctest::skip()) { run_last_block<Meeting::has_no_atomic>(); }
+TEST_CASE("planted: two blocks that write to one address" * doctest::skip()) {
+  const Buffer<int> y(size_t{8 * 32 + 1});
+  launch(nullptr, "overlapping_blocks", {8, 32}, overlapping_blocks, y.get());
+  CHECK(cudaDeviceSynchronize() == cudaSuccess);
+}
+
+TEST_CASE("model: the thread sanitizer names kernels whose blocks get into each other's way" * doctest::skip(!host_cuda::has_thread_sanitizer())) {
+  const auto said = [](const char* planted) { return said_by_child([=] { execl("/proc/self/exe", "test_cuda_model", "--no-skip", planted, nullptr); }); };
+  CHECK_CONTAINS(said("--test-case=planted: the last block without a fence"), "in last_block_sums<");
+  CHECK_CONTAINS(said("--test-case=planted: the last block without an atomic*"), "in last_block_sums<");
+  CHECK_CONTAINS(said("--test-case=planted: two blocks that write*"), "in overlapping_blocks");
+}
+
 TEST_CASE("model: shared memory ends where the launch says") {
   const Buffer<int> y(size_t{256});
   CHECK_CONTAINS(complaint({1, 256, sizeof(Numbers)}, neighbour_beyond_shared, y.get()), "thread (255,0,0): read just past the end of its 1024 bytes of shared memory");

@@ -114,7 +114,7 @@ struct Case {
                const View& invstd) const {
     if (kind == Kind::group) t.group_norm(nullptr, g, x, gamma, beta, y, mean, invstd);
     else if (kind == Kind::layer) t.layer_norm(nullptr, g, x, gamma, beta, y, mean, invstd);
-    else t.batch_norm_train(nullptr, g, has_relu(), x, residual, gamma, beta, y, mean, invstd);
+    else t.batch_norm_train(nullptr, g, has_relu(), x, residual, gamma, beta, y, mean, invstd, {});
   }
   void backward(const kernels::KernelTable& t, const ConstView& dy, const ConstView& x, const ConstView& y, const ConstView& gamma, const ConstView& mean,
                 const ConstView& invstd, const View& dx, const View& dresidual, const View& dgamma, const View& dbeta) const {
@@ -181,6 +181,38 @@ TEST_CASE("cuda batch norm, channels-last: the same numbers as contiguous, by on
       }
 }
 
+TEST_CASE("cuda batch norm moves the running statistics as the CPU does, one channel by one thread, and counts the batch once") {
+  for (const DType dtype : floating)
+    for (const Layout layout : {Layout::contiguous, Layout::channels_last})
+      for (const NormGeometry& g : {geometry(2, 3, 12), geometry(33, 70, 1), geometry(2, 2, 6000), geometry(5, 16, 250), geometry(2, 300, 3), geometry(0, 3, 4)})
+        for (const bool is_cumulative : {false, true}) {
+          CAPTURE(str(Shape{g.n, g.channels, g.spatial}, " ", name_of(dtype), layout == Layout::channels_last ? " channels-last" : "", is_cumulative ? " cumulative" : ""));
+          const DType wide = statistics_of(dtype);
+          const Shape shape{g.n, g.channels, g.spatial}, channels{g.channels};
+          const Input x(sample(shape, dtype, 3, 2, 1), 0, layout);
+          const Tensor before = sample({g.channels, 2}, wide, 1, 0.5, 2), batches = from_vector(std::vector<int64_t>{4});
+          Tensor host = to_dtype(before, DType::float64), host_batches = to_dtype(batches, DType::int64);
+          const DeviceTensor device(before), device_batches(batches);
+          // Mean and variance lie in each other's gaps.
+          const auto strided = [&](View v, int64_t first) {
+            v.data = static_cast<char*>(v.data) + first * size_of(v.dtype);
+            v.shape = channels;
+            v.strides = {2};
+            return v;
+          };
+          const auto update = [&](const View& statistics, const View& count) { return kernels::RunningUpdate{strided(statistics, 0), strided(statistics, 1), 0.3, is_cumulative, count}; };
+          Output y(shape, dtype, 0, layout), mean(channels, wide, 0), invstd(channels, wide, 0);
+          cpu().batch_norm_train(nullptr, g, false, x.on_cpu(), absent(), absent(), absent(), y.on_cpu(), mean.on_cpu(), invstd.on_cpu(), update(host.mutable_view(), host_batches.mutable_view()));
+          testing::cuda().batch_norm_train(nullptr, g, false, x.on_device(), absent(), absent(), absent(), y.run(false), mean.run(false), invstd.run(false),
+                                           update(device.view(), device_batches.view()));
+          CHECK(difference(device.to_host(), host, relative(wide), absolute(wide)) == "");
+          CHECK(device_batches.to_host().to_vector<int64_t>()[0] == 5);
+          CHECK(host_batches.to_vector<int64_t>()[0] == 5);
+          if (g.n > 0) CHECK(difference(host, to_dtype(before, DType::float64), 0, 1e-3) != "");
+          else CHECK(same_bits(device.to_host(), before));
+        }
+}
+
 TEST_CASE("cuda batch norm: nothing at all") {
   for (const NormGeometry& g : {geometry(0, 3, 4), geometry(0, 3, 1), geometry(3, 0, 4), geometry(3, 2, 0)})
     for (const Kind kind : {Kind::batch, Kind::batch_relu, Kind::batch_add_relu})
@@ -191,7 +223,7 @@ TEST_CASE("cuda batch norm: which kernels run") {
   const auto kernels_of = [](const NormGeometry& g, Layout layout) {
     const Input x(sample({g.n, g.channels, g.spatial}, DType::float32, 0, 1, 1), 0, layout);
     const Output y({g.n, g.channels, g.spatial}, DType::float32, 0, layout), mean({g.channels}, DType::float32, 0), invstd({g.channels}, DType::float32, 0);
-    testing::cuda().batch_norm_train(nullptr, g, true, x.on_device(), absent(), absent(), absent(), y.run(false), mean.run(false), invstd.run(false));
+    testing::cuda().batch_norm_train(nullptr, g, true, x.on_device(), absent(), absent(), absent(), y.run(false), mean.run(false), invstd.run(false), {});
     return std::string(kernels::cuda::last_kernel());
   };
   CHECK(kernels_of(geometry(2, 8, 9), Layout::contiguous) == "batch_norm");
@@ -207,8 +239,8 @@ TEST_CASE("cuda batch norm: a mean that is large beside the deviation costs no d
       for (const NormGeometry& g : {geometry(2, 2, 9000), geometry(500, 3, 1), geometry(4, 3, 64)}) {
         const Input x(sample({g.n, g.channels, g.spatial}, dtype, 1000, 1, 5), 0, layout);
         Output y({g.n, g.channels, g.spatial}, dtype, 0, layout), mean({g.channels}, dtype, 0), invstd({g.channels}, dtype, 0);
-        cpu().batch_norm_train(nullptr, g, false, x.on_cpu(), absent(), absent(), absent(), y.on_cpu(), mean.on_cpu(), invstd.on_cpu());
-        testing::cuda().batch_norm_train(nullptr, g, false, x.on_device(), absent(), absent(), absent(), y.run(false), mean.run(false), invstd.run(false));
+        cpu().batch_norm_train(nullptr, g, false, x.on_cpu(), absent(), absent(), absent(), y.on_cpu(), mean.on_cpu(), invstd.on_cpu(), {});
+        testing::cuda().batch_norm_train(nullptr, g, false, x.on_device(), absent(), absent(), absent(), y.run(false), mean.run(false), invstd.run(false), {});
         CHECK(difference(invstd.first->to_host(), invstd.want, dtype == DType::float32 ? 1e-5 : 1e-11, 0) == "");
         CHECK(difference(mean.first->to_host(), mean.want, dtype == DType::float32 ? 1e-7 : 1e-14, 0) == "");
       }
@@ -267,11 +299,11 @@ TEST_CASE("cuda norms: NaN spreads over its channel and no further; statistics o
   x.mutable_data<float>()[7] = NAN;          // of channel 1
   const DeviceTensor device(x), y = DeviceTensor::poisoned({2, 3, 5}, DType::float32), mean = DeviceTensor::poisoned({3}, DType::float32),
                      invstd = DeviceTensor::poisoned({3}, DType::float32);
-  testing::cuda().batch_norm_train(nullptr, geometry(2, 3, 5), true, device.view(), absent(), absent(), absent(), y.view(), mean.view(), invstd.view());
+  testing::cuda().batch_norm_train(nullptr, geometry(2, 3, 5), true, device.view(), absent(), absent(), absent(), y.view(), mean.view(), invstd.view(), {});
   const std::vector<float> got = y.to_host().to_vector<float>();
   for (size_t i = 0; i < got.size(); ++i) CHECK(std::isnan(got[i]) == (i / 5 % 3 == 1));
 
   const DeviceTensor half(sample({2, 3, 5}, DType::float16, 0, 1, 1)), half_y = DeviceTensor::poisoned({2, 3, 5}, DType::float16), narrow = DeviceTensor::poisoned({3}, DType::float16);
-  CHECK_THROWS_WITH_AS(testing::cuda().batch_norm_train(nullptr, geometry(2, 3, 5), false, half.view(), absent(), absent(), absent(), half_y.view(), narrow.view(), narrow.view()),
+  CHECK_THROWS_WITH_AS(testing::cuda().batch_norm_train(nullptr, geometry(2, 3, 5), false, half.view(), absent(), absent(), absent(), half_y.view(), narrow.view(), narrow.view(), {}),
                        doctest::Contains("batch_norm: statistics and parameters beside float16 values are float32, got float16"), DTypeError);
 }

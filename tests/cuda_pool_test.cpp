@@ -1,9 +1,15 @@
 // CUDA's pooling against the CPU's: windows of every size, stride, padding and dilation, adaptive ones, and their gradients.
 #include <doctest/doctest.h>
 
+#include <functional>
 #include <string>
 #include <vector>
 
+#include <fovea/autograd/backward.h>
+#include <fovea/autograd/elementwise.h>
+#include <fovea/autograd/pool.h>
+#include <fovea/autograd/reduce.h>
+#include <fovea/autograd/shape.h>
 #include <fovea/kernels/cuda/core/launch.h>
 
 #include "cuda_kernels.h"
@@ -81,6 +87,62 @@ Maxima maxima_on_cpu(const auto& g, const Tensor& x, auto entry) {
   return m;
 }
 
+// How tensors of four axes lie on the device.
+enum class Layout { planar, channels_last };
+
+Strides strides_of(const Shape& shape, Layout layout) {
+  if (layout == Layout::planar) return contiguous_strides(shape);
+  return {shape[1] * shape[2] * shape[3], 1, shape[3] * shape[1], shape[1]};
+}
+
+// A tensor on the device that lies so, `offset` elements from where packs may be read.
+class Laid {
+ public:
+  Laid(const Tensor& host, Layout layout, int64_t offset) : layout_(layout), tensor_(as_it_lies(host, layout), offset) {}
+  Laid(const Shape& shape, DType dtype, Layout layout, int64_t offset) : layout_(layout), tensor_(DeviceTensor::poisoned(shape, dtype, offset)) {}
+  View view() const {
+    const View v = tensor_.view();
+    return tensor_.view(v.shape, strides_of(v.shape, layout_));
+  }
+  Tensor to_host() const {
+    const Tensor y = tensor_.to_host(), x = empty(y.shape(), y.dtype());
+    ConstView from = y.view();
+    from.strides = strides_of(y.shape(), layout_);
+    Tensor result = x;
+    cpu().copy(nullptr, from, result.mutable_view());
+    return result;
+  }
+
+ private:
+  static Tensor as_it_lies(const Tensor& x, Layout layout) {
+    Tensor y = empty(x.shape(), x.dtype());
+    View to = y.mutable_view();
+    to.strides = strides_of(x.shape(), layout);
+    cpu().copy(nullptr, x.view(), to);
+    return y;
+  }
+
+  Layout layout_;
+  DeviceTensor tensor_;
+};
+
+// Max pooling where the windows are known, in both directions.
+void check_max_windows(const PoolGeometry& g, DType dtype, const std::vector<double>& specials, Layout layout, int64_t offset) {
+  INFO(name_of(dtype), " n ", g.n, " c ", g.c, " h ", g.h, " w ", g.w, layout == Layout::planar ? " planar" : " channels-last", " offset ", offset);
+  const Tensor x = numbers(shape_of_x(g), dtype, 7, specials), dy = numbers(shape_of_y(g), dtype, 8, {not_a_number}), wide_dy = as_computed(dy);
+  const Maxima want = maxima_on_cpu(g, as_computed(x), &kernels::KernelTable::max_pool);
+  Tensor dx = empty(shape_of_x(g), wide_dy.dtype());
+  cpu().max_pool_backward(nullptr, &g, wide_dy.view(), want.indices.view(), dx.mutable_view());
+  const Laid device_x(x, layout, offset), device_dy(dy, layout, offset), device_y(shape_of_y(g), dtype, layout, offset), indices(shape_of_y(g), DType::int64, layout, offset),
+      device_dx(shape_of_x(g), dtype, layout, offset);
+  testing::cuda().max_pool(nullptr, g, device_x.view(), device_y.view(), indices.view());
+  testing::cuda().max_pool_backward(nullptr, &g, device_dy.view(), indices.view(), device_dx.view());
+  CHECK(difference(device_y.to_host(), want.y, 0, 0) == "");
+  CHECK(difference(indices.to_host(), want.indices, 0, 0) == "");
+  CHECK(difference(device_dx.to_host(), dx, 0, 0) == "");
+  if (dx.numel() > 0) CHECK(std::string(kernels::cuda::last_kernel()) == "max_pool_gather");
+}
+
 void check_maxima(const auto& g, auto entry, DType dtype, const std::vector<double>& specials) {
   INFO(name_of(dtype), " n ", g.n, " c ", g.c, " h ", g.h, " w ", g.w);
   const Tensor x = numbers(shape_of_x(g), dtype, 7, specials);
@@ -95,20 +157,20 @@ void check_maxima(const auto& g, auto entry, DType dtype, const std::vector<doub
 
   const Tensor dy = numbers(shape_of_y(g), dtype, 8), wide_dy = as_computed(dy);
   Tensor dx = empty(shape_of_x(g), wide_dy.dtype());
-  cpu().max_pool_backward(nullptr, wide_dy.view(), want.indices.view(), dx.mutable_view());
+  cpu().max_pool_backward(nullptr, nullptr, wide_dy.view(), want.indices.view(), dx.mutable_view());
   const DeviceTensor device_dy(dy), device_indices(want.indices), device_dx = DeviceTensor::poisoned(shape_of_x(g), dtype);
-  testing::cuda().max_pool_backward(nullptr, device_dy.view(), device_indices.view(), device_dx.view());
+  testing::cuda().max_pool_backward(nullptr, nullptr, device_dy.view(), device_indices.view(), device_dx.view());
   CHECK(difference(device_dx.to_host(), dx, 0, 0) == "");                     // sums of quarters are exact, in half types too
 }
 
 template <class G, class Forward, class Backward>
-void check_means(const G& g, Forward forward, Backward backward, DType dtype) {
-  INFO(name_of(dtype), " n ", g.n, " c ", g.c, " h ", g.h, " w ", g.w);
+void check_means(const G& g, Forward forward, Backward backward, DType dtype, Layout layout = Layout::planar, int64_t offset = 0) {
+  INFO(name_of(dtype), " n ", g.n, " c ", g.c, " h ", g.h, " w ", g.w, layout == Layout::planar ? " planar" : " channels-last", " offset ", offset);
   const Tensor x = numbers(shape_of_x(g), dtype, 5), dy = numbers(shape_of_y(g), dtype, 6), wide_x = as_computed(x), wide_dy = as_computed(dy);
   Tensor y = empty(shape_of_y(g), wide_x.dtype()), dx = empty(shape_of_x(g), wide_x.dtype());
   (cpu().*forward)(nullptr, g, wide_x.view(), y.mutable_view());
   (cpu().*backward)(nullptr, g, wide_dy.view(), dx.mutable_view());
-  const DeviceTensor device_x(x), device_dy(dy), device_y = DeviceTensor::poisoned(shape_of_y(g), dtype), device_dx = DeviceTensor::poisoned(shape_of_x(g), dtype);
+  const Laid device_x(x, layout, offset), device_dy(dy, layout, offset), device_y(shape_of_y(g), dtype, layout, offset), device_dx(shape_of_x(g), dtype, layout, offset);
   (testing::cuda().*forward)(nullptr, g, device_x.view(), device_y.view());
   (testing::cuda().*backward)(nullptr, g, device_dy.view(), device_dx.view());
   CHECK(difference(device_y.to_host(), y, rounding(dtype), tolerance(dtype)) == "");
@@ -128,6 +190,68 @@ TEST_CASE("max pooling gives the CPU's values and indices, for equal values, NaN
 TEST_CASE("average pooling gives what the CPU gives") {
   for (const DType dtype : dtypes)
     for (const PoolGeometry& g : geometries()) check_means(g, &kernels::KernelTable::avg_pool, &kernels::KernelTable::avg_pool_backward, dtype);
+}
+
+TEST_CASE("the gradient of max pooling with known windows is gathered, in planes and channels-last, and is the CPU's for equal values, NaN and infinities too") {
+  for (const DType dtype : dtypes)
+    for (const Layout layout : {Layout::planar, Layout::channels_last})
+      for (const std::vector<double>& specials : {std::vector<double>(), {inf, not_a_number, -inf}})
+        for (std::vector<PoolGeometry> all : {geometries(), dilated()})
+          for (PoolGeometry& g : all)
+            for (const int64_t channels : {g.c, int64_t{16}}) {                  // 16 fill whole packs
+              g.c = channels;
+              for (const int64_t offset : {0, 1})
+                if (offset == 0 || layout == Layout::channels_last) check_max_windows(g, dtype, specials, layout, offset);
+            }
+}
+
+TEST_CASE("means of tensors that lie channels-last are the CPU's") {
+  for (const DType dtype : dtypes)
+    for (const int64_t channels : {5, 16})
+      for (const int64_t offset : {0, 1}) {
+        for (PoolGeometry g : geometries()) {
+          g.c = channels;
+          check_means(g, &kernels::KernelTable::avg_pool, &kernels::KernelTable::avg_pool_backward, dtype, Layout::channels_last, offset);
+        }
+        for (AdaptivePoolGeometry g : divisions()) {
+          g.c = channels;
+          check_means(g, &kernels::KernelTable::adaptive_avg_pool, &kernels::KernelTable::adaptive_avg_pool_backward, dtype, Layout::channels_last, offset);
+        }
+      }
+}
+
+TEST_CASE("tensors that do not lie alike are refused") {
+  const PoolGeometry g{.n = 1, .c = 2, .h = 4, .w = 4, .kernel_h = 2, .kernel_w = 2, .stride_h = 2, .stride_w = 2};
+  const Laid x(numbers(shape_of_x(g), DType::float32, 1), Layout::channels_last, 0), y(shape_of_y(g), DType::float32, Layout::planar, 0);
+  CHECK_THROWS_WITH_AS(testing::cuda().avg_pool(nullptr, g, x.view(), y.view()),
+                       "avg_pool2d: tensors must be contiguous, or all of them channels-last; got one of shape [1,2,2,2] with strides [8,4,2,1]", ShapeError);
+}
+
+TEST_CASE("the operations keep tensors channels-last on CUDA, gradients and second gradients too, with the values that contiguous ones have") {
+  const std::vector<std::function<Tensor(const Tensor&)>> operations = {
+      [](const Tensor& x) { return max_pool2d(x, 3, {.stride = 2, .padding = 1}); },
+      [](const Tensor& x) { return avg_pool2d(x, 2); },
+      [](const Tensor& x) { return adaptive_avg_pool2d(x, {3, 2}); },
+      [](const Tensor& x) { return adaptive_max_pool2d(x, {3, 3}); },
+      [](const Tensor& x) { return adaptive_avg_pool2d(x, 1); },                // results that lie both ways
+      [](const Tensor& x) { return max_pool2d(x, {6, 9}); },
+  };
+  for (size_t i = 0; i < operations.size(); ++i) {
+    INFO("operation ", i);
+    std::vector<Tensor> results;
+    for (const bool is_last : {false, true}) {
+      const Tensor on = to(numbers({2, 8, 6, 9}, DType::float32, 3), Device::cuda(0));
+      Tensor x = (is_last ? channels_last(on) : on).detach();
+      x.set_requires_grad();
+      const Tensor y = operations[i](x), squares = y * y;
+      CHECK(is_channels_last(y) == (is_last || y.size(2) * y.size(3) == 1));
+      const Tensor dx = grad({sum(squares)}, {x}, {}, {.create_graph = true})[0];
+      CHECK(is_channels_last(dx) == is_last);
+      const Tensor second = grad({sum(dx * dx)}, {x})[0];
+      for (const Tensor& result : {y, dx, second}) results.push_back(to(contiguous(result.detach()), Device::cpu()));
+    }
+    for (size_t k = 0; k < 3; ++k) CHECK(same_bits(results[k], results[k + 3]));
+  }
 }
 
 TEST_CASE("adaptive max pooling gives the CPU's values and indices, for equal values, NaN and infinities too") {
@@ -170,10 +294,10 @@ TEST_CASE("gradients that meet in one element are added in the same order in eve
     dy.mutable_data<float>()[i] = 1.0f / static_cast<float>(3 * i + 1);       // sums depend on their order
   }
   Tensor want = empty(inputs, DType::float32), first;
-  cpu().max_pool_backward(nullptr, dy.view(), indices.view(), want.mutable_view());
+  cpu().max_pool_backward(nullptr, nullptr, dy.view(), indices.view(), want.mutable_view());
   for (int run = 0; run < 3; ++run) {
     const DeviceTensor device_dy(dy), device_indices(indices), dx = DeviceTensor::poisoned(inputs, DType::float32);
-    testing::cuda().max_pool_backward(nullptr, device_dy.view(), device_indices.view(), dx.view());
+    testing::cuda().max_pool_backward(nullptr, nullptr, device_dy.view(), device_indices.view(), dx.view());
     const Tensor got = dx.to_host();
     CHECK(difference(got, want, 1e-6, 0) == "");
     if (run == 0) first = got;

@@ -197,6 +197,52 @@ void check_boxes(DType dtype, Swizzle swizzle, int blocks) {
   }
 }
 
+// The same with a column of pixels, of which each block of the cluster brings every other block an equal part: the use that convolutions have for it.
+template <int rank>
+__global__ void share_columns(const __grid_constant__ TensorMap map, const Column* columns, int bytes, unsigned char* y) {
+  BoxMemory& m = shared<BoxMemory>();
+  const int blocks = blocks_in_cluster(), mine = rank_in_cluster();
+  if (threadIdx.x == 0) {
+    init_barrier(m.barrier, 1);
+    fence_barrier_init();
+    arrive_expecting(m.barrier, blocks * bytes);
+  }
+  sync_cluster();
+  if (threadIdx.x == 0) {
+    int at[rank];
+    uint16_t offsets[rank - 2];
+    for (int i = 0; i < rank; ++i) at[i] = columns[mine].at.at[i];
+    for (int i = 0; i < rank - 2; ++i) offsets[i] = static_cast<uint16_t>(columns[mine].offsets.at[i]);
+    load_im2col_to_blocks(m.bytes + mine * 8192, map, m.barrier, at, offsets, static_cast<uint16_t>((1 << blocks) - 1));
+  }
+  wait_for_phase_across(m.barrier, 0);
+  for (int i = static_cast<int>(threadIdx.x); i < blocks * bytes; i += static_cast<int>(blockDim.x))
+    y[static_cast<int>(blockIdx.x) * blocks * bytes + i] = m.bytes[i / bytes * 8192 + i % bytes];
+  sync_cluster();
+}
+
+template <int rank>
+void check_columns(DType dtype, int blocks) {
+  for (int round = 0; round < 4; ++round) {
+    Convolution c = random_convolution(rank, dtype, Swizzle::rows_of_32_bytes);
+    const Buffer<unsigned char> x(c.bytes);
+    c.layout.data = x.get();
+    std::vector<Column> columns;
+    std::vector<unsigned char> part, want;
+    for (int block = 0; block < blocks; ++block) {
+      columns.push_back(random_column(c));
+      const std::vector<unsigned char> column = expected_column(c, columns.back());
+      part.insert(part.end(), column.begin(), column.end());
+    }
+    for (int block = 0; block < blocks; ++block) want.insert(want.end(), part.begin(), part.end());
+    const Buffer<Column> on_device(columns);
+    const Buffer<unsigned char> y(want.size());
+    launch(nullptr, "share_columns", {static_cast<unsigned>(blocks), 64, sizeof(BoxMemory), static_cast<unsigned>(blocks)}, share_columns<rank>, im2col_map(c.layout),
+           on_device.get(), static_cast<int>(part.size()) / blocks, y.get());
+    CHECK(y.values() == want);
+  }
+}
+
 }  // namespace
 
 TEST_CASE("cluster: every block knows its rank, the x dimension first, and how many there are") {
@@ -270,5 +316,14 @@ TEST_CASE("cluster: a box goes to the blocks of a mask, and to no other") {
     check_boxes<3>(dtype, Swizzle::none, 3);
     check_boxes<4>(dtype, Swizzle::rows_of_64_bytes, 2);
     check_boxes<5>(dtype, Swizzle::none, 8);
+  }
+}
+
+TEST_CASE("cluster: each block brings a part of the columns that all of them need") {
+  if (!has_hopper()) return;
+  for (const DType dtype : {DType::float32, DType::bfloat16}) {
+    check_columns<3>(dtype, 2);
+    check_columns<4>(dtype, 4);
+    check_columns<5>(dtype, 3);
   }
 }

@@ -139,6 +139,20 @@ TEST_CASE("cuda: ctc_loss of targets longer than there are steps, padded and one
   CHECK(std::isnan(too_long.to_vector<double>()[0]));
 }
 
+TEST_CASE("cuda: ctc_loss looks at targets one after the other, and at the sum of their lengths, without waiting") {
+  if (!has_device()) return;
+  const Tensor scores = to(rand({5, 2, 4}, cpu), gpu), times = on_gpu({5, 4}, {2});
+  const auto found = [&](const std::vector<int64_t>& targets, const std::vector<int64_t>& lengths) {
+    Tensor loss;
+    CHECK_NOTHROW(loss = ctc_loss(scores, on_gpu(targets, {static_cast<int64_t>(targets.size())}), times, on_gpu(lengths, {2})));
+    return found_late();
+  };
+  CHECK(found({1, 3, 2}, {2, 1}).empty());
+  CHECK(found({1, 4, 2}, {2, 1}) == std::string("ctc_loss: targets[1] is 4, out of range [0, 4) for 4 classes") + late);
+  CHECK(found({1, 3, 2}, {2, 2}) == std::string("ctc_loss: the sum of target_lengths is 4, out of range [3, 4) for the 3 labels that targets hold") + late);
+  CHECK(found({1, 3, 2}, {1, 1}) == std::string("ctc_loss: the sum of target_lengths is 2, out of range [3, 4) for the 3 labels that targets hold") + late);
+}
+
 TEST_CASE("cuda: lengths of recurrent layers out of range are found late, and lead nowhere") {
   if (!has_device()) return;
   layers::LSTM lstm({.input = 3, .hidden = 4, .bidirectional = true});

@@ -115,6 +115,20 @@ TEST_CASE("cuda reduce: long rows, long columns and outputs beyond one block") {
   check_reduce(Reduce::sum, sample({50000}, DType::int32), 1, DType::int64);
 }
 
+TEST_CASE("cuda reduce: columns in packs, split over blocks or not, and where memory is not aligned for packs") {
+  for (const DType dtype : {DType::float32, DType::float64, DType::float16, DType::bfloat16})
+    for (const Reduce op : {Reduce::sum, Reduce::mean, Reduce::max, Reduce::min, Reduce::product, Reduce::sum_squares, Reduce::logsumexp})
+      for (const int64_t offset : {0, 1}) {
+        check_reduce(op, sample({37, 16}, dtype), 1, dtype, offset);
+        check_reduce(op, sample({5, 9, 48}, dtype), 2, dtype, offset);
+        check_reduce(op, sample({4, 3, 1000}, dtype), 1, dtype, offset);                     // more packs than a team is wide
+        if (op != Reduce::product) check_reduce(op, sample({9000, 8}, dtype), 1, dtype, offset);
+      }
+  check_reduce(Reduce::sum, sample({9000, 8}, DType::bfloat16), 1, DType::float32);          // what autocast asks for
+  check_reduce(Reduce::sum, sample({4000}, DType::float32), {30, 16}, {130, 2}, 0, 1, DType::float32);      // columns with gaps
+  check_reduce(Reduce::sum, sample({4000}, DType::float32), {30, 3, 16}, {130, 43, 1}, 0, 1, DType::float32);  // a stride that is no whole number of packs
+}
+
 TEST_CASE("cuda reduce: strides of all kinds") {
   const Tensor x = sample({4000}, DType::float32);
   for (const Reduce op : {Reduce::sum, Reduce::max, Reduce::product, Reduce::logsumexp})

@@ -23,6 +23,7 @@ namespace {
 struct RnnCase {
   RnnGeometry g;
   bool has_lengths = true, has_states = true, has_biases = true;
+  int64_t offset = 0;                        // of all memory, in elements: 1 leaves nothing aligned to more than an element
 };
 
 // A dtype, and how it is computed with.
@@ -136,8 +137,8 @@ std::vector<Tensor> rnn_on_cpu(const RnnCase& c, const std::vector<Tensor>& inpu
 }
 
 std::vector<Tensor> rnn_on_cuda(const RnnCase& c, const std::vector<Tensor>& inputs) {
-  const auto out = run_rnn<DeviceTensor, DeviceBytes>(fovea::testing::cuda(), c, inputs, [](const Tensor& t) { return DeviceTensor(t); },
-                                                      [](const Shape& s, DType d) { return DeviceTensor::poisoned(s, d); });
+  const auto out = run_rnn<DeviceTensor, DeviceBytes>(fovea::testing::cuda(), c, inputs, [&](const Tensor& t) { return DeviceTensor(t, c.offset); },
+                                                      [&](const Shape& s, DType d) { return DeviceTensor::poisoned(s, d, c.offset); });
   std::vector<Tensor> list;
   for (const DeviceTensor& t : out) list.push_back(t.to_host());
   return list;
@@ -233,6 +234,47 @@ TEST_CASE("cuda rnn: without lengths, states or biases; one step; nothing") {
     }
 }
 
+TEST_CASE("cuda rnn: where rows are whole copies, forward launches one kernel a step for both directions, and nothing else beside its products") {
+  const RnnCase c{{.cell = RnnCell::lstm, .time = 4, .batch = 3, .input_size = 8, .hidden_size = 16, .directions = 2}, true, false, true};
+  for (const Mode& mode : all_modes) {
+    const Tf32Scope scope(mode.has_tf32);
+    const std::vector<Tensor> inputs = rnn_inputs(c, mode.dtype);
+    const std::vector<std::string> names = launches_of([&] { rnn_on_cuda(c, inputs); });
+    const std::string name = name_for(c.g, mode.dtype, RnnPass::forward, mode.has_tf32);
+    CHECK(std::vector<std::string>(names.begin(), names.begin() + 4) == std::vector<std::string>(4, name));
+    CHECK(count_of(names, name) == 4);
+    CHECK(count_of(names, name_for(c.g, mode.dtype, RnnPass::backward, mode.has_tf32)) == 5);
+    check_rnn(c, mode);
+  }
+}
+
+TEST_CASE("cuda rnn: memory that is aligned to nothing but its elements") {
+  for (const Mode& mode : all_modes)
+    for (const int64_t hidden : {16, 18})
+      check_rnn({{.cell = RnnCell::gru, .time = 3, .batch = 2, .input_size = 8, .hidden_size = hidden, .directions = 2}, true, true, true, 1}, mode);
+}
+
+TEST_CASE("cuda rnn: a pass that nothing is kept of gives the same bits") {
+  for (const RnnCell cell : all_cells)
+    for (const DType dtype : {DType::float32, DType::bfloat16}) {
+      const RnnGeometry g{.cell = cell, .time = 4, .batch = 3, .input_size = 5, .hidden_size = 9, .directions = 1};
+      const auto place = [&](const Shape& shape, unsigned seed) { return copied_to(numbers(shape, dtype, seed), Device::cuda(0)); };
+      const int64_t rows = g.gates() * g.hidden_size;
+      const std::vector<Tensor> weights = {place({rows, g.input_size}, 1), place({rows, g.hidden_size}, 2), place({rows}, 3), place({rows}, 4)};
+      Tensor x = place({g.time, g.batch, g.input_size}, 5);
+      const auto run = [&] {
+        switch (cell) {
+          case RnnCell::lstm: return lstm(x, weights, {}).output;
+          case RnnCell::gru: return gru(x, weights, {}).output;
+          default: return rnn(x, weights, cell == RnnCell::rnn_relu ? RnnActivation::relu : RnnActivation::tanh, {}).output;
+        }
+      };
+      const Tensor alone = copied_to(run(), Device::cpu());
+      x.set_requires_grad();
+      CHECK(same_bits(copied_to(run(), Device::cpu()), alone));
+    }
+}
+
 TEST_CASE("cuda rnn: large tiles, where the last units and samples of the last tile are missing") {
   struct Row {
     RnnCell cell;
@@ -291,5 +333,37 @@ TEST_CASE("cuda rnn: lstm() of a half type, two layers in both directions, is th
       const double absolute = 2 * absolute_tolerance(first, {dtype}, i >= 3 && i < host.size());      // of two layers
       CHECK(difference(got[i], want[i], absolute, absolute) == "");
     }
+  }
+}
+
+TEST_CASE("cuda rnn: in half types a gate close to one still lets its gradient through") {
+  // All weights zero, so that biases alone decide: a forget gate of sigmoid(7) = 0.9991, which rounds to 1 in bfloat16, whose gradient has a factor of 1 - 0.9991.
+  for (const DType dtype : {DType::float16, DType::bfloat16}) {
+    CAPTURE(std::string(name_of(dtype)));
+    const auto bias_gradient = [&](Device device, DType computed) {
+      const auto place = [&](const Tensor& t) { return copied_to(to(t, computed), device); };
+      Tensor bias = place(from_vector<double>({1, 7, 1, 1}));
+      bias.set_requires_grad();
+      const std::vector<Tensor> weights = {place(zeros({4, 1})), place(zeros({4, 1})), bias, place(zeros({4}))};
+      RnnOptions options;
+      options.c0 = place(ones({1, 1, 1}));
+      options.h0 = place(zeros({1, 1, 1}));
+      const RnnResult r = lstm(place(zeros({3, 1, 1})), weights, options);
+      return copied_to(grad({r.output}, {bias}, {place(ones({3, 1, 1}))})[0], Device::cpu());
+    };
+    const Tensor got = bias_gradient(Device::cuda(0), dtype), want = bias_gradient(Device::cpu(), DType::float32);
+    CHECK(std::abs(want.to_vector<double>()[1]) > 1e-4);
+    CHECK(difference(got, want, 4 * rounding(dtype), 0) == "");
+  }
+}
+
+TEST_CASE("cuda matmul: a product of half operands that is written in float32 is not rounded to theirs") {
+  for (const DType dtype : {DType::float16, DType::bfloat16}) {
+    const Tensor a = numbers({5, 9}, dtype, 1), b = numbers({9, 7}, dtype, 2);
+    const DeviceTensor on_a(a), on_b(b), y = DeviceTensor::poisoned({5, 7}, DType::float32);
+    fovea::testing::cuda().matmul(nullptr, {1, 5, 7, 9}, {1, 0}, on_a.view(), on_b.view(), absent(), y.view(), {});
+    Tensor want = empty({5, 7}, DType::float64);
+    cpu().matmul(nullptr, {1, 5, 7, 9}, {1, 0}, widened(a).view(), widened(b).view(), absent(), want.mutable_view(), HostBytes(cpu().matmul_workspace({1, 5, 7, 9}, DType::float64)));
+    CHECK(difference(y.to_host(), want, 1e-6, 1e-6) == "");
   }
 }

@@ -40,7 +40,7 @@ CtcResult on_cpu(const CtcBatch& b, bool has_gradient = true) {
   const DType dtype = b.logits.dtype();
   CtcResult r{empty({b.g.batch}, dtype), empty(b.logits.shape(), dtype)};
   HostBytes scratch(cpu().ctc_workspace(b.g, dtype));
-  cpu().ctc_loss(nullptr, b.g, b.logits.view(), b.targets.view(), b.input_lengths.view(), b.target_lengths.view(), r.losses.mutable_view(),
+  cpu().ctc_loss(nullptr, b.g, b.logits.view(), b.targets.view(), b.input_lengths.view(), b.target_lengths.view(), r.losses.mutable_view(), {},
                  has_gradient ? r.gradient.mutable_view() : View(), scratch);
   return r;
 }
@@ -50,7 +50,7 @@ CtcResult on_cuda(const CtcBatch& b, bool has_gradient = true) {
   const DeviceTensor logits(b.logits), targets(b.targets), input_lengths(b.input_lengths), target_lengths(b.target_lengths);
   const DeviceTensor losses = DeviceTensor::poisoned({b.g.batch}, is_half(dtype) ? DType::float32 : dtype), gradient = DeviceTensor::poisoned(b.logits.shape(), dtype);
   const DeviceBytes scratch(fovea::testing::cuda().ctc_workspace(b.g, dtype));
-  fovea::testing::cuda().ctc_loss(nullptr, b.g, logits.view(), targets.view(), input_lengths.view(), target_lengths.view(), losses.view(), has_gradient ? gradient.view() : View(), scratch);
+  fovea::testing::cuda().ctc_loss(nullptr, b.g, logits.view(), targets.view(), input_lengths.view(), target_lengths.view(), losses.view(), {}, has_gradient ? gradient.view() : View(), scratch);
   scratch.check_guards();
   return {losses.to_host(), gradient.to_host()};
 }
@@ -133,6 +133,63 @@ TEST_CASE("cuda ctc: labels and lengths out of range make their own sample's los
         }
     }
   }
+}
+
+TEST_CASE("cuda ctc: sum and mean of the losses, with what each sample counts for, and targets one after the other") {
+  for (const DType dtype : {DType::float32, DType::float64, DType::bfloat16})
+    for (const Reduction reduction : {Reduction::sum, Reduction::mean})
+      for (const bool is_joined : {false, true})
+        for (const int64_t batch : {0, 1, 5, 300})
+          for (const bool has_gradient : {false, true}) {
+            CAPTURE(name_of(dtype)); CAPTURE(batch); CAPTURE(is_joined); CAPTURE(has_gradient);
+            CtcGeometry g{.time = 6, .batch = batch, .classes = 5, .max_target = 3, .blank = 0, .zero_infinity = true, .reduction = reduction};
+            const CtcBatch b = random_ctc(g, dtype, 21);
+            const DType wide = is_half(dtype) ? DType::float32 : dtype;
+            const Tensor logits = widened(b.logits);
+            Tensor want = empty({}, DType::float64), want_weights = empty({batch}, DType::float64), want_dx = empty(b.logits.shape(), DType::float64);
+            HostBytes scratch(cpu().ctc_workspace(g, DType::float64));
+            cpu().ctc_loss(nullptr, g, logits.view(), b.targets.view(), b.input_lengths.view(), b.target_lengths.view(), want.mutable_view(), want_weights.mutable_view(),
+                           has_gradient ? want_dx.mutable_view() : View(), scratch);
+            std::vector<int64_t> joined;
+            for (int64_t i = 0; i < batch; ++i)
+              for (int64_t k = 0; k < b.target_lengths.data<int64_t>()[i]; ++k) joined.push_back(b.targets.data<int64_t>()[i * g.max_target + k]);
+            if (is_joined) g.max_target = g.time + 1;                // a bound: nobody has looked for the longest
+            const DeviceTensor x(b.logits), targets(is_joined ? from_vector(joined) : b.targets), times(b.input_lengths), lengths(b.target_lengths);
+            const DeviceTensor total = DeviceTensor::poisoned({}, wide), weights = DeviceTensor::poisoned({batch}, wide), dx = DeviceTensor::poisoned(b.logits.shape(), dtype);
+            const DeviceBytes memory(fovea::testing::cuda().ctc_workspace(g, dtype));
+            fovea::testing::cuda().ctc_loss(nullptr, g, x.view(), targets.view(), times.view(), lengths.view(), total.view(), weights.view(),
+                                            has_gradient ? dx.view() : View(), memory);
+            memory.check_guards();
+            const double relative = dtype == DType::float64 ? 1e-11 : 2e-5;
+            CHECK(difference(total.to_host(), want, relative, relative) == "");
+            CHECK(difference(weights.to_host(), want_weights, relative, 0) == "");
+            if (has_gradient) CHECK(difference(dx.to_host(), want_dx, rounding(dtype), 2 * relative) == "");
+          }
+}
+
+TEST_CASE("cuda ctc: targets one after the other, with lengths that lead out of them") {
+  const CtcBatch b = random_ctc({.time = 8, .batch = 4, .classes = 5, .max_target = 3, .blank = 0}, DType::float32, 22);
+  const auto losses = [&](const std::vector<int64_t>& lengths) {
+    const DeviceTensor x(b.logits), targets(from_vector<int64_t>({1, 2, 3, 4, 1, 2})), times(full({4}, 8, DType::int64)), of_targets(from_vector(lengths));
+    const DeviceTensor result = DeviceTensor::poisoned({4}, DType::float32), dx = DeviceTensor::poisoned(b.logits.shape(), DType::float32);
+    CtcGeometry g = b.g;
+    g.max_target = 6;
+    const DeviceBytes memory(fovea::testing::cuda().ctc_workspace(g, DType::float32));
+    fovea::testing::cuda().ctc_loss(nullptr, g, x.view(), targets.view(), times.view(), of_targets.view(), result.view(), {}, dx.view(), memory);
+    memory.check_guards();
+    for (const float v : dx.to_host().to_vector<float>()) CHECK(std::isfinite(v));
+    return result.to_host().to_vector<float>();
+  };
+  const auto is_bad = [&](const std::vector<int64_t>& lengths) {
+    std::string bad;
+    for (const float loss : losses(lengths)) bad += std::isnan(loss) ? 'x' : '.';
+    return bad;
+  };
+  CHECK(is_bad({2, 1, 0, 3}) == "....");
+  CHECK(is_bad({2, 1, 0, 4}) == "...x");
+  CHECK(is_bad({2, 7, 0, 1}) == ".xxx");
+  CHECK(is_bad({-3, 1, 3, 2}) == "xxx.");
+  CHECK(is_bad({2, 1, int64_t{1} << 40, 3}) == "..xx");
 }
 
 TEST_CASE("cuda ctc: a NaN reaches its own sample and no other") {

@@ -1,4 +1,5 @@
 // Softmax, its backward pass and cross-entropy of CUDA's table against the CPU's.
+#include <array>
 #include <cstdint>
 
 #include "cuda_kernels.h"
@@ -60,7 +61,7 @@ void check_softmax(const AxisGeometry& g, DType dtype, int64_t offset) {
 
 TEST_CASE("cuda softmax: rows of a few elements, of a warp, of a block, and longer than its registers") {
   for (const DType dtype : floating)
-    for (const int64_t size : {1, 3, 31, 32, 33, 100, 128, 129, 512, 513, 1500})
+    for (const int64_t size : {1, 3, 31, 32, 33, 100, 128, 129, 512, 513, 1024, 1500})
       check_softmax(axis(5, size, 1), dtype, size % 2);
   for (const DType dtype : floating) check_softmax(axis(2, 9000, 1), dtype, 0);
   check_softmax(axis(300, 10, 1), DType::float32, 0);
@@ -92,57 +93,110 @@ TEST_CASE("cuda softmax: NaN fills its row, -infinity has no share, integers are
       }
     }
   }
+  // Of half scores, a result in float32.
+  for (const DType dtype : {DType::float16, DType::bfloat16})
+    for (const AxisGeometry& g : {axis(3, 20, 1), axis(2, 700, 1), axis(3, 7, 5)})
+      for (const bool is_log : {false, true}) {
+        const Shape shape{g.outer, g.size, g.inner};
+        const Tensor x = sample(shape, dtype, 4), dy = sample(shape, DType::float32, 1, 9), wide = as_float64(x);
+        Tensor want = empty(shape, DType::float64), want_dx = empty(shape, DType::float64);
+        const DeviceTensor device(x), y = DeviceTensor::poisoned(shape, DType::float32), device_dy(dy), dx = DeviceTensor::poisoned(shape, dtype);
+        cpu().softmax(nullptr, g, is_log, wide.view(), want.mutable_view());
+        cpu().softmax_backward(nullptr, g, is_log, as_float64(dy).view(), want.view(), want_dx.mutable_view());
+        testing::cuda().softmax(nullptr, g, is_log, device.view(), y.view());
+        testing::cuda().softmax_backward(nullptr, g, is_log, device_dy.view(), y.view(), dx.view());
+        CHECK(difference(y.to_host(), want, tolerance(DType::float32), absolute(DType::float32)) == "");
+        CHECK(difference(dx.to_host(), want_dx, tolerance(dtype), absolute(dtype)) == "");
+      }
   const DeviceTensor integers(from_vector(std::vector<int64_t>{1, 2})), y = DeviceTensor::poisoned({2}, DType::int64);
   CHECK_THROWS_WITH_AS(testing::cuda().softmax(nullptr, axis(1, 2, 1), false, integers.view(), y.view()), doctest::Contains("softmax: takes a floating-point dtype, got int64"), DTypeError);
 }
 
-TEST_CASE("cuda cross_entropy: loss and gradient, with smoothing, weights and ignored rows") {
+namespace {
+
+constexpr Reduction reductions[] = {Reduction::none, Reduction::mean, Reduction::sum};
+
+DType wide_of(DType dtype) { return is_half(dtype) ? DType::float32 : dtype; }
+
+// Scores, labels and what comes of them on the CPU in float64 and on the device.
+struct LossCase {
+  CrossEntropyGeometry g;
+  DType dtype;
+  bool has_weights = false;
+
+  Shape losses() const { return g.reduction == Reduction::none ? Shape{g.rows} : Shape{}; }
+
+  void run() const {
+    CAPTURE(str(Shape{g.rows, g.classes, g.inner}, " ", name_of(dtype), g.is_normalized ? " of log-probabilities" : "", has_weights ? " with weights" : ""));
+    CAPTURE(g.label_smoothing);
+    CAPTURE(static_cast<int>(g.reduction));
+    const DType wide = wide_of(dtype);
+    const Tensor logits = sample({g.rows * g.classes}, dtype, 5), weights = sample({g.classes}, wide, 0.5, 3), dlosses = sample({std::max<int64_t>(g.rows, 1)}, wide, 2, 7);
+    std::vector<int64_t> labels(static_cast<size_t>(g.rows));
+    for (size_t i = 0; i < labels.size(); ++i) labels[i] = i % 5 == 3 ? -100 : static_cast<int64_t>(i * 7) % g.classes;
+    const Tensor targets = from_vector(labels), logits64 = as_float64(logits), weights64 = as_float64(weights), dlosses64 = as_float64(dlosses);
+    Tensor want = empty(losses(), DType::float64), want_dx = empty(logits.shape(), DType::float64), divisor64 = empty({}, DType::float64);
+    cpu().cross_entropy(nullptr, g, logits64.view(), targets.view(), has_weights ? ConstView(weights64.view()) : absent(), want.mutable_view(), divisor64.mutable_view());
+    cpu().cross_entropy_backward(nullptr, g, dlosses64.view(), divisor64.view(), logits64.view(), targets.view(), has_weights ? ConstView(weights64.view()) : absent(),
+                                 want_dx.mutable_view());
+    const DeviceTensor x(logits), t(targets), w(weights), upstream(dlosses);
+    const ConstView w_view = has_weights ? ConstView(w.view()) : absent();
+    Tensor first, first_dx;
+    for (const bool again : {false, true}) {
+      const DeviceTensor got = DeviceTensor::poisoned(losses(), wide), divisor = DeviceTensor::poisoned({}, wide), dx = DeviceTensor::poisoned(logits.shape(), dtype);
+      testing::cuda().cross_entropy(nullptr, g, x.view(), t.view(), w_view, got.view(), divisor.view());
+      testing::cuda().cross_entropy_backward(nullptr, g, upstream.view(), divisor.view(), x.view(), t.view(), w_view, dx.view());
+      if (again) {
+        CHECK(same_bits(got.to_host(), first));
+        CHECK(same_bits(dx.to_host(), first_dx));
+      }
+      first = got.to_host();
+      first_dx = dx.to_host();
+    }
+    const double terms = g.reduction == Reduction::sum ? std::sqrt(static_cast<double>(std::max<int64_t>(g.rows, 1))) : 1;
+    CHECK(difference(first, want, tolerance(wide), 4 * terms * absolute(wide)) == "");
+    CHECK(difference(first_dx, want_dx, tolerance(dtype), 8 * absolute(dtype)) == "");
+  }
+};
+
+}  // namespace
+
+TEST_CASE("cuda cross_entropy: loss and gradient, with smoothing, weights, ignored rows and every reduction") {
   for (const DType dtype : floating)
-    for (const auto& [rows, classes] : {std::pair<int64_t, int64_t>{1, 1}, {7, 3}, {33, 40}, {3, 1024}, {3, 1025}, {2, 5000}, {0, 4}})
+    for (const auto& [rows, classes] : {std::pair<int64_t, int64_t>{1, 1}, {7, 3}, {33, 40}, {5, 200}, {3, 512}, {3, 513}, {2, 5000}, {0, 4}})
       for (const double smoothing : {0.0, 0.1, 1.0})
-        for (const bool has_weights : {false, true}) {
-          CAPTURE(name_of(dtype));
-          CAPTURE(rows);
-          CAPTURE(classes);
-          CAPTURE(smoothing);
-          CAPTURE(has_weights);
-          const DType wide_dtype = is_half(dtype) ? DType::float32 : dtype;      // of losses and weights
-          const Tensor logits = sample({rows, classes}, dtype, 5), weights = sample({classes}, wide_dtype, 0.5, 3);
-          std::vector<int64_t> labels(static_cast<size_t>(rows));
-          for (size_t i = 0; i < labels.size(); ++i) labels[i] = i % 5 == 3 ? -100 : static_cast<int64_t>(i * 7) % classes;
-          const Tensor targets = from_vector(labels);
-          const Tensor wide = as_float64(logits), wide_weights = as_float64(weights);
-          Tensor want = empty({rows}, DType::float64), want_dx = empty({rows, classes}, DType::float64);
-          cpu().cross_entropy(nullptr, smoothing, -100, wide.view(), targets.view(), has_weights ? ConstView(wide_weights.view()) : absent(), want.mutable_view(),
-                              want_dx.mutable_view());
-          const DeviceTensor x(logits), t(targets), w(weights), losses = DeviceTensor::poisoned({rows}, wide_dtype), dx = DeviceTensor::poisoned({rows, classes}, dtype),
-                             alone = DeviceTensor::poisoned({rows}, wide_dtype), dx_again = DeviceTensor::poisoned({rows, classes}, dtype);
-          const ConstView w_view = has_weights ? ConstView(w.view()) : absent();
-          testing::cuda().cross_entropy(nullptr, smoothing, -100, x.view(), t.view(), w_view, losses.view(), dx.view());
-          testing::cuda().cross_entropy(nullptr, smoothing, -100, x.view(), t.view(), w_view, alone.view(), View{});
-          testing::cuda().cross_entropy(nullptr, smoothing, -100, x.view(), t.view(), w_view, alone.view(), dx_again.view());
-          const Tensor got = losses.to_host(), got_dx = dx.to_host();
-          CHECK(difference(got, want, tolerance(wide_dtype), 4 * absolute(wide_dtype)) == "");
-          CHECK(difference(got_dx, want_dx, tolerance(dtype), 4 * absolute(dtype)) == "");
-          CHECK(same_bits(got, alone.to_host()));
-          CHECK(same_bits(got_dx, dx_again.to_host()));
-        }
+        for (const bool has_weights : {false, true})
+          for (const Reduction reduction : reductions)
+            LossCase{{.rows = rows, .classes = classes, .label_smoothing = smoothing, .reduction = reduction}, dtype, has_weights}.run();
+  LossCase{{.rows = 9000, .classes = 3, .reduction = Reduction::mean}, DType::float32, true}.run();            // more rows than the grid has warps
+}
+
+TEST_CASE("cuda nll_loss: loss and gradient of log-probabilities, with classes along any axis") {
+  for (const DType dtype : floating)
+    for (const auto& [rows, classes, inner] : {std::array<int64_t, 3>{1, 1, 1}, {7, 3, 1}, {600, 5, 1}, {24, 7, 12}, {3, 2000, 3}, {0, 4, 1}})
+      for (const bool has_weights : {false, true})
+        for (const Reduction reduction : reductions)
+          LossCase{{.rows = rows, .classes = classes, .inner = inner, .reduction = reduction, .is_normalized = true}, dtype, has_weights}.run();
 }
 
 TEST_CASE("cuda cross_entropy: a label out of range makes its own loss NaN, without a gradient, and nothing else") {
   for (const DType dtype : floating)
-    for (const int64_t classes : {int64_t{6}, int64_t{1500}}) {
-      const Tensor logits = sample({4, classes}, dtype, 3);
-      const DeviceTensor x(logits), good(from_vector<int64_t>({1, 2, 3, 4})), bad(from_vector<int64_t>({1, classes, -1, 4}));
-      const DeviceTensor losses = DeviceTensor::poisoned({4}, is_half(dtype) ? DType::float32 : dtype), dx = DeviceTensor::poisoned({4, classes}, dtype);
-      testing::cuda().cross_entropy(nullptr, 0.1, -100, x.view(), good.view(), absent(), losses.view(), dx.view());
-      const std::vector<double> want = losses.to_host().to_vector<double>(), want_dx = dx.to_host().to_vector<double>();
-      testing::cuda().cross_entropy(nullptr, 0.1, -100, x.view(), bad.view(), absent(), losses.view(), dx.view());
-      const std::vector<double> got = losses.to_host().to_vector<double>(), got_dx = dx.to_host().to_vector<double>();
-      for (size_t r = 0; r < 4; ++r) {
-        const bool is_bad = r == 1 || r == 2;
-        CHECK((is_bad ? std::isnan(got[r]) : got[r] == want[r]));
-        for (size_t i = r * static_cast<size_t>(classes); i < (r + 1) * static_cast<size_t>(classes); ++i) CHECK(got_dx[i] == (is_bad ? 0 : want_dx[i]));
+    for (const bool is_normalized : {false, true})
+      for (const int64_t classes : {int64_t{6}, int64_t{1500}}) {
+        const CrossEntropyGeometry g{.rows = 4, .classes = classes, .label_smoothing = is_normalized ? 0 : 0.1, .is_normalized = is_normalized};
+        const Tensor logits = sample({4, classes}, dtype, 3);
+        const DeviceTensor x(logits), ones(full({4}, 1, wide_of(dtype)));
+        const auto run = [&](const std::vector<int64_t>& labels) {
+          const DeviceTensor t(from_vector(labels)), losses = DeviceTensor::poisoned({4}, wide_of(dtype)), dx = DeviceTensor::poisoned({4, classes}, dtype);
+          testing::cuda().cross_entropy(nullptr, g, x.view(), t.view(), absent(), losses.view(), View{});
+          testing::cuda().cross_entropy_backward(nullptr, g, ones.view(), absent(), x.view(), t.view(), absent(), dx.view());
+          return std::pair(losses.to_host().to_vector<double>(), dx.to_host().to_vector<double>());
+        };
+        const auto want = run({1, 2, 3, 4}), got = run({1, classes, -1, 4});
+        for (size_t r = 0; r < 4; ++r) {
+          const bool is_bad = r == 1 || r == 2;
+          CHECK((is_bad ? std::isnan(got.first[r]) : got.first[r] == want.first[r]));
+          for (size_t i = r * static_cast<size_t>(classes); i < (r + 1) * static_cast<size_t>(classes); ++i) CHECK(got.second[i] == (is_bad ? 0 : want.second[i]));
+        }
       }
-    }
 }

@@ -367,6 +367,27 @@ TEST_CASE("cuda: two devices hold their own tensors, copy to each other, and are
   CHECK_THROWS_AS(cuda::Stream(2 + cuda::device_count()), DeviceError);
 }
 
+TEST_CASE("cuda: two devices share pinned memory, which is not given away while one of them still copies from it") {
+  if (cuda::device_count() < 2) return;
+  constexpr int64_t count = 1024, bytes = count * int64_t{sizeof(float)};
+  std::vector<void*> held;                                 // so that the cache has no other block to give away
+  for (const Device device : {gpu, Device::cuda(1), gpu, Device::cuda(1)}) {
+    Tensor target = zeros({count}, device);
+    const auto block_of = [&](float value) {
+      auto* block = static_cast<float*>(cuda::allocate_pinned(bytes));
+      std::fill_n(block, count, value);
+      return block;
+    };
+    float* const block = block_of(1);
+    cuda::copy_bytes(target.mutable_view().data, device, block, cpu, bytes, true);
+    cuda::release_pinned(block, bytes);
+    float* const next = block_of(2);                       // another block, or the same one once it has been read
+    CHECK(equal(to(target, cpu), ones({count}, cpu)));
+    held.push_back(next);
+  }
+  for (void* block : held) cuda::release_pinned(block, bytes);
+}
+
 TEST_CASE("cuda: operations of many kinds name both devices when their arguments lie on two") {
   if (!has_device()) return;
   const Tensor x = ones({2, 3, 4, 4}, gpu), w = ones({3, 3, 1, 1}, cpu), rows = ones({2, 3}, gpu);

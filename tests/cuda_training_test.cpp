@@ -288,6 +288,14 @@ TEST_CASE("cuda: work that waits for the device cannot be recorded, and work goe
   if (!has_device()) return;
   const Tensor x = full({10}, 2, gpu);
   cuda::synchronize();
-  CHECK_THROWS_AS(cuda::Graph([&] { sum(x).item(); }), DeviceError);
+  const char* const sentence = "while a graph is recorded nothing can be copied between host and device";
+  CHECK_THROWS_WITH_AS(cuda::Graph([&] { sum(x).item(); }), doctest::Contains(sentence), DeviceError);
   CHECK(sum(x).item() == 20);
+  const Tensor host = ones({10}, cpu);
+  CHECK_THROWS_WITH_AS(cuda::Graph([&] { to(host, gpu); }), doctest::Contains(sentence), DeviceError);       // the graph would read it again in every run
+  const Tensor kept = pinned(host);
+  Tensor y = zeros({10}, gpu);
+  cuda::Graph graph([&] { y = copied_to(kept, gpu, true) + x; });
+  graph.replay();
+  CHECK(sum(y).item() == 30);
 }

@@ -196,8 +196,8 @@ TEST_CASE("flip, split and norms name themselves") {
   CHECK(contains(error_of<ShapeError>([&] { full_rank[newaxis]; }), "index: "));
   CHECK(contains(error_of<ShapeError>([&] { layers::Embedding(2, 2)(to(full_rank, DType::int64)); }), "embedding: "));
   CHECK(contains(error_of<ShapeError>([&] { pad(zeros({1, 0}), {1, 1}, PadMode::replicate); }), "pad: replication"));
-  CHECK(contains(error_of<IndexError>([&] { layers::NLLLoss()(ones({1, 2}), from_vector(std::vector<int64_t>{2})); }), "NLLLoss: labels"));
-  CHECK(contains(error_of<DTypeError>([&] { layers::NLLLoss()(ones({1, 2}), ones({1})); }), "NLLLoss: labels"));
+  CHECK(contains(error_of<IndexError>([&] { layers::NLLLoss()(ones({1, 2}), from_vector(std::vector<int64_t>{2})); }), "nll_loss: labels"));
+  CHECK(contains(error_of<DTypeError>([&] { layers::NLLLoss()(ones({1, 2}), ones({1})); }), "nll_loss: labels"));
   CHECK(contains(error_of<IndexError>([&] { layers::MulticlassHingeLoss()(ones({1, 2}), from_vector(std::vector<int64_t>{2})); }), "MulticlassHingeLoss"));
   CHECK(contains(error_of<ShapeError>([&] { layers::Upsample({.scale = int64_t{1} << 62})(ones({1, 1, 4, 4})); }), "Upsample: "));
   CHECK(contains(error_of<ValueError>([&] { layers::LSTM({.input = 1, .hidden = 1, .layers = int64_t{1} << 40}); }), "layers must be at most"));

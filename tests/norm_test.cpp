@@ -68,7 +68,7 @@ Outputs run_kernels(const NormGeometry& g, bool is_batch, bool has_relu, const T
   const Shape stats = is_batch ? Shape{g.channels} : Shape{g.n, g.groups};
   Outputs o{poisoned(x.shape(), dtype), poisoned(stats, dtype), poisoned(stats, dtype), poisoned(x.shape(), dtype), poisoned({g.channels}, dtype), poisoned({g.channels}, dtype)};
   if (is_batch) {
-    t.batch_norm_train(nullptr, g, has_relu, x.view(), {}, gamma.view(), beta.view(), o.y.mutable_view(), o.mean.mutable_view(), o.invstd.mutable_view());
+    t.batch_norm_train(nullptr, g, has_relu, x.view(), {}, gamma.view(), beta.view(), o.y.mutable_view(), o.mean.mutable_view(), o.invstd.mutable_view(), {});
     t.batch_norm_backward(nullptr, g, has_relu, dy.view(), x.view(), o.y.view(), gamma.view(), o.mean.view(), o.invstd.view(), o.dx.mutable_view(), {},
                           o.dgamma.mutable_view(), o.dbeta.mutable_view());
   } else {

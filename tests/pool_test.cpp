@@ -78,7 +78,7 @@ void check_pool(const PoolGeometry& g, bool is_max, DType dtype, double toleranc
   if (is_max) {
     t.max_pool(nullptr, g, x.view(), y.mutable_view(), indices.mutable_view());
     CHECK(indices.to_vector<int64_t>() == e.indices);
-    t.max_pool_backward(nullptr, dy.view(), indices.view(), dx.mutable_view());
+    t.max_pool_backward(nullptr, nullptr, dy.view(), indices.view(), dx.mutable_view());
     Tensor alone = poisoned(dy.shape(), dtype);
     t.max_pool(nullptr, g, x.view(), alone.mutable_view(), View());
     CHECK(values(alone) == values(y));
@@ -134,7 +134,7 @@ TEST_CASE("adaptive pooling kernels agree with plain loops, windows overlapping 
       t.adaptive_avg_pool(nullptr, g, x.view(), mean.mutable_view());
       t.adaptive_avg_pool_backward(nullptr, g, dy.view(), dx_mean.mutable_view());
       t.adaptive_max_pool(nullptr, g, x.view(), max.mutable_view(), indices.mutable_view());
-      t.max_pool_backward(nullptr, dy.view(), indices.view(), dx_max.mutable_view());
+      t.max_pool_backward(nullptr, nullptr, dy.view(), indices.view(), dx_max.mutable_view());
       const auto in = values(x), upstream = values(dy);
       std::vector<double> y_mean, y_max, gradient_mean(in.size(), 0), gradient_max(in.size(), 0);
       for (int64_t plane = 0; plane < g.n * g.c; ++plane) {

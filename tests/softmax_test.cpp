@@ -95,7 +95,10 @@ TEST_CASE("cross-entropy kernel: loss and gradient agree with double precision, 
           Tensor targets = empty({rows}, DType::int64);
           for (int64_t i = 0; i < rows; ++i) targets.mutable_data<int64_t>()[i] = i == 2 ? -100 : i * 7 % classes;
           Tensor losses = poisoned({rows}, dtype), dx = poisoned({rows, classes}, dtype);
-          kernels::cpu_table().cross_entropy(nullptr, smoothing, -100, x.view(), targets.view(), has_weights ? weights.view() : ConstView(), losses.mutable_view(), dx.mutable_view());
+          const CrossEntropyGeometry g{.rows = rows, .classes = classes, .label_smoothing = smoothing};
+          const ConstView w_view = has_weights ? weights.view() : ConstView();
+          kernels::cpu_table().cross_entropy(nullptr, g, x.view(), targets.view(), w_view, losses.mutable_view(), {});
+          kernels::cpu_table().cross_entropy_backward(nullptr, g, full({rows}, 1, dtype).view(), {}, x.view(), targets.view(), w_view, dx.mutable_view());
           std::vector<double> logp, unused, loss(rows, 0), gradient(static_cast<size_t>(rows * classes), 0);
           reference_softmax({rows, classes, 1}, true, values(x), values(x), logp, unused);
           const double w = has_weights ? 1.5 : 1;

@@ -346,28 +346,40 @@ void run_sample(const Sample<T>& s, T* loss, T* dlogits) {
 
 template <class T>
 void ctc_typed(const CtcGeometry& g, const ConstView& logits, const ConstView& targets, const ConstView& input_lengths, const ConstView& target_lengths,
-               const View& losses, const View& dlogits, Workspace scratch) {
+               const View& losses, const View& weights, const View& dlogits, Workspace scratch) {
   const Layout<T> layout(g, static_cast<bool>(dlogits));
-  const int64_t workers = scratch.bytes / (layout.total * static_cast<int64_t>(sizeof(T)));
+  const int64_t workers = (scratch.bytes / static_cast<int64_t>(sizeof(T)) - g.batch) / layout.total;
+  const bool is_reduced = g.reduction != Reduction::none;
+  T* const all = static_cast<T*>(scratch.data) + workers * layout.total;      // the losses of all samples, where they are not the result
+  T* const each = is_reduced ? all : losses.as<T>();
+  const int64_t* lengths = target_lengths.as<int64_t>();
   parallel_workers(workers, g.batch, [&](int64_t worker, int64_t b) {         // samples differ in length
     T* memory = static_cast<T*>(scratch.data) + worker * layout.total;
     const Sample<T> sample{g, layout, memory, logits.as<T>() + b * g.classes, g.batch * g.classes, targets.as<int64_t>() + b * g.max_target,
-                           input_lengths.as<int64_t>()[b], target_lengths.as<int64_t>()[b], static_cast<bool>(dlogits)};
-    run_sample(sample, losses.as<T>() + b, dlogits ? dlogits.as<T>() + b * g.classes : nullptr);
+                           input_lengths.as<int64_t>()[b], lengths[b], static_cast<bool>(dlogits)};
+    run_sample(sample, each + b, dlogits ? dlogits.as<T>() + b * g.classes : nullptr);
   });
+  if (!is_reduced) return;
+  double total = 0;
+  for (int64_t b = 0; b < g.batch; ++b) {
+    const double divisor = g.reduction == Reduction::mean ? static_cast<double>(std::max<int64_t>(1, lengths[b])) * static_cast<double>(g.batch) : 1;
+    total += static_cast<double>(each[b]) / divisor;
+    if (weights) weights.as<T>()[b] = static_cast<T>(1 / divisor);
+  }
+  *losses.as<T>() = static_cast<T>(total);
 }
 
 void ctc_loss(Queue, const CtcGeometry& g, const ConstView& logits, const ConstView& targets, const ConstView& input_lengths, const ConstView& target_lengths,
-              const View& losses, const View& dlogits, Workspace scratch) {
+              const View& losses, const View& weights, const View& dlogits, Workspace scratch) {
   dispatch_real(losses.dtype, "ctc_loss", [&](auto zero) {
-    ctc_typed<decltype(zero)>(g, logits, targets, input_lengths, target_lengths, losses, dlogits, scratch);
+    ctc_typed<decltype(zero)>(g, logits, targets, input_lengths, target_lengths, losses, weights, dlogits, scratch);
   });
 }
 
 int64_t ctc_workspace(const CtcGeometry& g, DType dtype) {
   return dispatch_real(dtype, "ctc_loss", [&](auto zero) {
     using T = decltype(zero);
-    return Layout<T>(g, true).total * static_cast<int64_t>(sizeof(T)) * std::min<int64_t>(g.batch, num_threads());
+    return (Layout<T>(g, true).total * std::min<int64_t>(g.batch, num_threads()) + g.batch) * static_cast<int64_t>(sizeof(T));
   });
 }
 

@@ -79,7 +79,7 @@ void apply_units(int64_t units, bool is_split, const F& apply_range) {
 
 template <class T>
 void train_planes(const NormGeometry& g, bool has_relu, const ConstView& x, const ConstView& residual, const ConstView& gamma, const ConstView& beta, const View& y, const View& mean,
-                  const View& invstd) {
+                  const View& invstd, const Running<T>& running) {
   const hn::ScalableTag<T> d;
   const Units units{g.n, g.channels, g.spatial};
   for_each_channel(g, units, [&](int64_t c, bool is_split) HWY_ATTR {
@@ -92,6 +92,7 @@ void train_planes(const NormGeometry& g, bool has_relu, const ConstView& x, cons
     const T center = static_cast<T>(m.mean);
     mean.as<T>()[c] = center;
     invstd.as<T>()[c] = static_cast<T>(inverse);
+    running.update(c, m.mean, m.variance());
     const double scale = inverse * static_cast<double>(value_or<T>(gamma, c, 1));
     const double shift = static_cast<double>(value_or<T>(beta, c, 0)) + (static_cast<double>(center) - m.mean) * scale;      // makes up for center's rounding
     apply_units(units.count(), is_split, [&](int64_t begin, int64_t end) HWY_ATTR {
@@ -144,7 +145,7 @@ void for_each_column_block(const NormGeometry& g, const F& f) {
 
 template <class T>
 void train_columns(const NormGeometry& g, bool has_relu, const ConstView& x, const ConstView& residual, const ConstView& gamma, const ConstView& beta, const View& y, const View& mean,
-                   const View& invstd) {
+                   const View& invstd, const Running<T>& running) {
   for_each_column_block(g, [&](int64_t first, int64_t width) HWY_ATTR {
     double sum[column_block] = {}, squares[column_block] = {}, scale[column_block], center[column_block], shift[column_block];
     const T* origin = x.as<T>() + first;
@@ -163,6 +164,7 @@ void train_columns(const NormGeometry& g, bool has_relu, const ConstView& x, con
       center[j] = g.n > 0 ? static_cast<double>(origin[j]) + drift : 0;
       mean.as<T>()[first + j] = static_cast<T>(center[j]);
       invstd.as<T>()[first + j] = static_cast<T>(inverse);
+      running.update(first + j, center[j], variance < 0 ? 0 : variance);
       scale[j] = inverse * static_cast<double>(value_or<T>(gamma, first + j, 1));
       shift[j] = static_cast<double>(value_or<T>(beta, first + j, 0));
     }
@@ -271,11 +273,13 @@ void by_layout(const NormGeometry& g, const ConstView& x, const F& f) {
 }
 
 void batch_norm_train(Queue, const NormGeometry& geometry, bool has_relu, const ConstView& x, const ConstView& residual, const ConstView& gamma, const ConstView& beta,
-                      const View& y, const View& mean, const View& invstd) {
+                      const View& y, const View& mean, const View& invstd, const RunningUpdate& update) {
+  if (update.batches) ++*update.batches.as<int64_t>();
   dispatch_real(x.dtype, "batch_norm", [&](auto zero) {
     using T = decltype(zero);
+    const Running<T> running(update, geometry.n * geometry.spatial);
     by_layout(geometry, x, [&](const NormGeometry& g, bool is_columns) {
-      (is_columns ? train_columns<T> : train_planes<T>)(g, has_relu, x, residual, gamma, beta, y, mean, invstd);
+      (is_columns ? train_columns<T> : train_planes<T>)(g, has_relu, x, residual, gamma, beta, y, mean, invstd, running);
     });
   });
 }

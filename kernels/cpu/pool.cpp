@@ -224,7 +224,7 @@ void avg_pool(Queue, const PoolGeometry& g, const ConstView& x, const View& y) {
 
 // --- backward ---
 
-void max_pool_backward(Queue, const ConstView& dy, const ConstView& indices, const View& dx) {
+void max_pool_backward(Queue, const PoolGeometry*, const ConstView& dy, const ConstView& indices, const View& dx) {
   dispatch_real(dy.dtype, "max_pool2d_backward", [&](auto zero) {
     using T = decltype(zero);
     const int64_t planes = dx.shape[0] * dx.shape[1];

@@ -2,7 +2,8 @@
 //     softmax y = exp(x - max) / sum exp(x - max);  log-softmax y = x - max - log sum exp(x - max);
 //     backward: dx = y * (dy - sum dy * y), and dx = dy - exp(y) * sum dy of the logarithm;
 //     cross-entropy with label smoothing e (Szegedy et al. 2016, section 7) and class weights w, as PyTorch defines it:
-//     loss = -(1 - e) * w[t] * logp[t] - e / classes * sum_c w[c] * logp[c];  d loss / d logits = softmax * S - G with G = -d loss / d logp, S = sum G.
+//     loss = -(1 - e) * w[t] * logp[t] - e / classes * sum_c w[c] * logp[c];  d loss / d logits = softmax * S - G with G = -d loss / d logp, S = sum G,
+//     of rows, or their sum, or that divided by the sum of w[t]; of log-probabilities: -w[t] * x[t].
 // Layout: contiguous. Overwrites its outputs. Sums in the element's type over at most 4096 elements, in float64 beyond; a row (or a column, where inner > 1) is
 // summed by one thread: deterministic. Floor: softmax one read and one write, backward two reads and one write, as long as a row stays in the cache.
 #include <algorithm>
@@ -165,62 +166,110 @@ void softmax_backward(Queue, const AxisGeometry& g, bool is_log, const ConstView
 
 // --- cross-entropy ---
 
+// The losses of rows and their weights, added up.
+struct LossSums {
+  double loss = 0, weight = 0;
+};
+
+// Where the score of a row's target lies.
+int64_t place_of(const CrossEntropyGeometry& g, int64_t row, int64_t target) { return (row / g.inner * g.classes + target) * g.inner + row % g.inner; }
+
 template <class T>
 struct CrossEntropyRow {
-  double smoothing;
+  const CrossEntropyGeometry& g;
   const T* weights;                                  // null: all one
-  int64_t classes;
 
   double weight(int64_t c) const { return weights ? static_cast<double>(weights[c]) : 1.0; }
+  double of_target(int64_t target) const { return (1 - g.label_smoothing) * weight(target); }
+  double of_each() const { return g.label_smoothing / static_cast<double>(g.classes); }
 
-  // sum_c w[c] and sum_c w[c] * (x[c] - max)
-  void weighted_sums(const T* x, T max, double& sum_weights, double& sum_shifted) const {
-    sum_weights = sum_shifted = 0;
-    for (int64_t c = 0; c < classes; ++c) {
-      sum_weights += weight(c);
-      sum_shifted += weight(c) * (static_cast<double>(x[c]) - static_cast<double>(max));
-    }
-  }
-
-  double run(const T* x, int64_t target, T* dx) const {
+  double loss(const T* x, int64_t target) const {
     const hn::ScalableTag<T> d;
-    const T max = max_of_row(d, x, classes);
-    const double sum = sum_of_exp(d, x, dx, classes, max), log_sum = std::log(sum);
-    const double of_target = (1 - smoothing) * weight(target), of_each = smoothing / static_cast<double>(classes);
-    double loss = of_target * (log_sum - (static_cast<double>(x[target]) - static_cast<double>(max)));
-    double sum_weights = 0, sum_shifted = 0;
-    if (smoothing > 0) {
-      weighted_sums(x, max, sum_weights, sum_shifted);
-      loss += of_each * (sum_weights * log_sum - sum_shifted);
-    }
-    if (dx) {
-      const auto scale = hn::Set(d, static_cast<T>((of_target + of_each * sum_weights) / sum)), each = hn::Set(d, static_cast<T>(of_each)), one = hn::Set(d, T(1));
-      for_each_vector(d, classes, [&](int64_t i, int64_t count) HWY_ATTR {
-        const auto w = weights ? load_some(d, weights + i, count) : one;
-        store_some(d, hn::NegMulAdd(w, each, hn::Mul(load_some(d, dx + i, count), scale)), dx + i, count);
-      });
-      dx[target] -= static_cast<T>(of_target);
+    const T max = max_of_row(d, x, g.classes);
+    const double log_sum = std::log(sum_of_exp(d, x, static_cast<T*>(nullptr), g.classes, max)), shift = static_cast<double>(max);
+    double loss = of_target(target) * (log_sum - (static_cast<double>(x[target]) - shift));
+    if (g.label_smoothing > 0) {
+      double sum_weights = 0, sum_shifted = 0;
+      for (int64_t c = 0; c < g.classes; ++c) {
+        sum_weights += weight(c);
+        sum_shifted += weight(c) * (static_cast<double>(x[c]) - shift);
+      }
+      loss += of_each() * (sum_weights * log_sum - sum_shifted);
     }
     return loss;
   }
+
+  // The gradient of the row's loss, times dloss.
+  void gradient(const T* x, int64_t target, T dloss, T* dx) const {
+    const hn::ScalableTag<T> d;
+    const double sum = sum_of_exp(d, x, dx, g.classes, max_of_row(d, x, g.classes));
+    double sum_weights = 0;
+    for (int64_t c = 0; g.label_smoothing > 0 && c < g.classes; ++c) sum_weights += weight(c);
+    const T each = static_cast<T>(of_each()), scale = static_cast<T>((of_target(target) + of_each() * sum_weights) / sum);
+    const T at_target = std::fma(static_cast<T>(-weight(target)), each, dx[target] * scale) - static_cast<T>(of_target(target));
+    const auto all_scale = hn::Set(d, scale), all_each = hn::Set(d, each), upstream = hn::Set(d, dloss), one = hn::Set(d, T(1));
+    for_each_vector(d, g.classes, [&](int64_t i, int64_t count) HWY_ATTR {
+      const auto w = weights ? load_some(d, weights + i, count) : one;
+      store_some(d, hn::Mul(hn::NegMulAdd(w, all_each, hn::Mul(load_some(d, dx + i, count), all_scale)), upstream), dx + i, count);
+    });
+    dx[target] = at_target * dloss;
+  }
 };
 
-void cross_entropy(Queue, double label_smoothing, int64_t ignore_index, const ConstView& logits, const ConstView& targets, const ConstView& class_weights,
-                   const View& losses, const View& dlogits) {
+void cross_entropy(Queue, const CrossEntropyGeometry& g, const ConstView& logits, const ConstView& targets, const ConstView& class_weights, const View& losses, const View& divisor) {
+  constexpr int64_t most_pieces = 64;
   dispatch_real(logits.dtype, "cross_entropy", [&](auto zero) {
     using T = decltype(zero);
-    const int64_t classes = logits.shape[1];
-    const CrossEntropyRow<T> row{label_smoothing, class_weights ? class_weights.as<T>() : nullptr, classes};
-    parallel_for(logits.shape[0], grain_for(classes), [&](int64_t begin, int64_t end) {
+    const CrossEntropyRow<T> row{g, class_weights.as<T>()};
+    const int64_t grain = std::max(grain_for(g.is_normalized ? 1 : g.classes), (g.rows + most_pieces - 1) / most_pieces);
+    LossSums pieces[most_pieces];
+    parallel_for(g.rows, grain, [&](int64_t begin, int64_t end) {
+      LossSums sums;
       for (int64_t i = begin; i < end; ++i) {
         const int64_t target = targets.as<int64_t>()[i];
-        T* gradient = dlogits ? dlogits.as<T>() + i * classes : nullptr;
-        if (target == ignore_index) {
-          losses.as<T>()[i] = 0;
-          if (gradient) std::fill(gradient, gradient + classes, T(0));
-        } else {
-          losses.as<T>()[i] = static_cast<T>(row.run(logits.as<T>() + i * classes, target, gradient));
-        }
+        const bool counts = target != g.ignore_index;
+        double loss = 0;
+        if (counts && g.is_normalized) loss = row.weight(target) * -static_cast<double>(logits.as<T>()[place_of(g, i, target)]);
+        else if (counts) loss = row.loss(logits.as<T>() + i * g.classes, target);
+        if (g.reduction == Reduction::none) losses.as<T>()[i] = static_cast<T>(loss);
+        sums.loss += loss;
+        sums.weight += counts ? row.weight(target) : 0;
+      }
+      pieces[begin / grain] = sums;
+    });
+    if (g.reduction == Reduction::none) return;
+    LossSums total;
+    for (const LossSums& piece : pieces) {
+      total.loss += piece.loss;
+      total.weight += piece.weight;
+    }
+    const bool is_mean = g.reduction == Reduction::mean;
+    *losses.as<T>() = static_cast<T>(is_mean ? total.loss / total.weight : total.loss);
+    if (is_mean) *divisor.as<T>() = static_cast<T>(total.weight);
+  });
+}
+
+void cross_entropy_backward(Queue, const CrossEntropyGeometry& g, const ConstView& dlosses, const ConstView& divisor, const ConstView& logits, const ConstView& targets,
+                            const ConstView& class_weights, const View& dlogits) {
+  dispatch_real(logits.dtype, "cross_entropy_backward", [&](auto zero) {
+    using T = decltype(zero);
+    const CrossEntropyRow<T> row{g, class_weights.as<T>()};
+    const int64_t step = g.reduction == Reduction::none ? dlosses.strides[0] : 0;
+    const auto upstream = [&](int64_t i) { return g.reduction == Reduction::mean ? *dlosses.as<T>() / *divisor.as<T>() : dlosses.as<T>()[i * step]; };
+    if (g.is_normalized) {
+      std::fill(dlogits.as<T>(), dlogits.as<T>() + g.rows * g.classes, T(0));
+      for (int64_t i = 0; i < g.rows; ++i) {
+        const int64_t target = targets.as<int64_t>()[i];
+        if (target != g.ignore_index) dlogits.as<T>()[place_of(g, i, target)] = static_cast<T>(-row.weight(target)) * upstream(i);
+      }
+      return;
+    }
+    parallel_for(g.rows, grain_for(g.classes), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t target = targets.as<int64_t>()[i];
+        T* dx = dlogits.as<T>() + i * g.classes;
+        if (target == g.ignore_index) std::fill(dx, dx + g.classes, T(0));
+        else row.gradient(logits.as<T>() + i * g.classes, target, upstream(i), dx);
       }
     });
   });
@@ -236,6 +285,7 @@ void add_softmax(KernelTable& t) {
   t.softmax = FOVEA_BEST(softmax);
   t.softmax_backward = FOVEA_BEST(softmax_backward);
   t.cross_entropy = FOVEA_BEST(cross_entropy);
+  t.cross_entropy_backward = FOVEA_BEST(cross_entropy_backward);
 }
 }  // namespace fovea::kernels
 #endif

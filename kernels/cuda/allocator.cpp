@@ -28,7 +28,7 @@ constexpr size_t most_unchecked = 64;                      // freed blocks whose
 
 SizeClass class_of(int64_t bytes) { return kernels::size_class_of(bytes, smallest_block); }
 
-// Events without times, used again and again: making one is slow.
+// Events without times, used again and again: making one is slow. One can only be recorded on the device that it was made on.
 class EventPool {
  public:
   // An event recorded on the stream; null if CUDA refuses, which it only does when the device is lost.
@@ -37,23 +37,26 @@ class EventPool {
     int active = device;
     cudaGetDevice(&active);
     if (active != device) cudaSetDevice(device);
-    if (unused_.empty()) {
-      if (cudaEventCreateWithFlags(&event, cudaEventDisableTiming) != cudaSuccess) event = nullptr;
+    std::vector<cudaEvent_t>& unused = unused_[device];
+    if (unused.empty()) {
+      if (cudaEventCreateWithFlags(&event, cudaEventDisableTiming) == cudaSuccess) device_of_[event] = device;
+      else event = nullptr;
     } else {
-      event = unused_.back();
-      unused_.pop_back();
+      event = unused.back();
+      unused.pop_back();
     }
     if (event) cudaEventRecord(event, stream);
     if (active != device) cudaSetDevice(active);
     return event;
   }
   void give_back(std::vector<cudaEvent_t>& events) {
-    unused_.insert(unused_.end(), events.begin(), events.end());
+    for (const cudaEvent_t event : events) unused_[device_of_.at(event)].push_back(event);
     events.clear();
   }
 
  private:
-  std::vector<cudaEvent_t> unused_;
+  std::map<int, std::vector<cudaEvent_t>> unused_;         // by device
+  std::map<cudaEvent_t, int> device_of_;
 };
 
 struct Use {
@@ -80,7 +83,9 @@ struct Free {
 };
 
 bool have_passed(const std::vector<cudaEvent_t>& events) {
-  return std::all_of(events.begin(), events.end(), [](cudaEvent_t e) { return cudaEventQuery(e) == cudaSuccess; });
+  const bool all = std::all_of(events.begin(), events.end(), [](cudaEvent_t e) { return cudaEventQuery(e) == cudaSuccess; });
+  if (!all) cudaGetLastError();                            // "not yet" counts as an error too, which others must not find
+  return all;
 }
 
 // The free blocks, by size class.

@@ -5,10 +5,13 @@
 // What is here: the table's entries, the choice among the kernels (conv_plan.h), and the gradient of the bias. The kernels:
 //   conv_plain.cu, conv_plain_weight.cu      float32 and float64, products of matrices by multiplications and additions
 //   conv_tensor.cu, conv_tensor_weight.cu    the half types and, where it is allowed, TF32, on tensor cores
+//   conv_grouped.cu                          the half types in small groups, on tensor cores
 //   conv_depthwise.cu                        a channel of x for each group
+//   conv_depthwise_last.cu                   the same of tensors that lie channels-last, where y has as many channels
 //   conv_layout.cu                           copies into the layouts that these want
-// Of tensors that lie channels-last, copies are made for the kernels of float32 and float64 and the depthwise ones, and results are copied back.
-// Overwrites. The gradient of a bias is summed in float64. Deterministic; the order of sums depends on the geometry alone (that of dbias also on dy's layout).
+// Of tensors that lie channels-last, copies are made for the kernels of float32 and float64 and for conv_depthwise.cu, and results are copied back.
+// Overwrites. The gradient of a bias is summed in float64. Deterministic; the order of sums depends on the geometry alone (that of dbias, and of depthwise weights,
+// also on how dy lies).
 // Floor: 2 * geometry.macs() FLOPs each; reading and writing every tensor once.
 #include <fovea/kernels/cuda/conv_functions.h>
 
@@ -47,13 +50,17 @@ __global__ void __launch_bounds__(256) add_parts(int64_t parts, int64_t n, const
 template <class T>
 void backward_weight(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const ConstView& x, const ConstView& dy, T* dweight, Workspace scratch) {
   using Sum = Accumulate<T>;
-  const bool has_parts = plan.splits > 1 || is_half<T>;
-  if (plan.kernel == ConvKernel::depthwise) {
+  const bool is_last = plan.kernel == ConvKernel::depthwise && takes_depthwise_last(g, x, dy);
+  const int64_t splits = is_last ? conv_depthwise_last_splits(g, dtype_of<T>) : plan.splits;
+  const bool has_parts = splits > 1 || is_half<T>;
+  if (is_last) {
+    depthwise_last_backward_weight(queue, g, x, dy, splits, has_parts ? scratch.data : dweight);
+  } else if (plan.kernel == ConvKernel::depthwise) {
     depthwise_backward_weight(queue, g, x, dy, dtype_of<T>, plan.splits, has_parts ? scratch.data : dweight);
   } else if constexpr (!is_half<T>) {
     plain_backward_weight(queue, g, plan, x.as<T>(), dy.as<T>(), has_parts ? static_cast<T*>(scratch.data) : dweight);
   }
-  if (has_parts) launch(queue, "conv2d_add_parts", grid_for(g.weights()), add_parts<Sum, T>, plan.splits, g.weights(), static_cast<const Sum*>(scratch.data), dweight);
+  if (has_parts) launch(queue, "conv2d_add_parts", grid_for(g.weights()), add_parts<Sum, T>, splits, g.weights(), static_cast<const Sum*>(scratch.data), dweight);
 }
 
 // --- gradient of the bias ---
@@ -133,16 +140,18 @@ const KernelTable& own_table() {
   return cuda_table(device);
 }
 
+PlanarView as_is(const ConstView& v) {
+  PlanarView same;
+  same.view.data = const_cast<void*>(v.data);
+  same.view.dtype = v.dtype;
+  same.view.shape = v.shape;
+  same.view.strides = v.strides;
+  return same;
+}
+
 // A copy only where the view does not lie so already. Its memory may go back as soon as the kernels that read it are on their way.
 PlanarView planar(Queue queue, const ConstView& v) {
-  if (v.is_contiguous()) {
-    PlanarView same;
-    same.view.data = const_cast<void*>(v.data);
-    same.view.dtype = v.dtype;
-    same.view.shape = v.shape;
-    same.view.strides = v.strides;
-    return same;
-  }
+  if (v.is_contiguous()) return as_is(v);
   PlanarView copy = room_for(queue, v);
   own_table().copy(queue, v, copy.view);
   return copy;
@@ -171,8 +180,11 @@ void conv2d_forward(Queue queue, const ConvGeometry& g, const ConstView& x, cons
     using T = decltype(zero);
     check_sizes("conv2d", g);
     const ConvPlan plan = choose_conv_kernel(g, y.dtype, ConvPass::forward, math());
+    if (plan.kernel == ConvKernel::tensor_grouped) return grouped_forward(queue, g, plan, x, weight, bias, y, scratch);
     if (plan.uses_tensor_cores()) return tensor_forward(queue, g, plan, x, weight, bias, y, scratch);
-    const PlanarView from = planar(queue, x), weights = planar(queue, weight);
+    const PlanarView weights = planar(queue, weight);
+    if (plan.kernel == ConvKernel::depthwise && takes_depthwise_last(g, x, y)) return depthwise_last_forward(queue, g, x, weights.view, bias, y);
+    const PlanarView from = planar(queue, x);
     write_planar(queue, y, [&](const View& to) {
       if (plan.kernel == ConvKernel::depthwise) return depthwise_forward(queue, g, from.view, weights.view, bias, to);
       if constexpr (!is_half<T>) plain_forward(queue, g, plan, from.view.template as<T>(), weights.view.template as<T>(), bias.as<T>(), to.as<T>(), scratch);
@@ -186,8 +198,11 @@ void conv2d_backward_data(Queue queue, const ConvGeometry& g, const ConstView& d
     using T = decltype(zero);
     check_sizes("conv2d_backward_data", g);
     const ConvPlan plan = choose_conv_kernel(g, dx.dtype, ConvPass::backward_data, math());
+    if (plan.kernel == ConvKernel::tensor_grouped) return grouped_backward_data(queue, g, plan, dy, weight, dx, scratch);
     if (plan.uses_tensor_cores()) return tensor_backward_data(queue, g, plan, dy, weight, dx, scratch);
-    const PlanarView from = planar(queue, dy), weights = planar(queue, weight);
+    const PlanarView weights = planar(queue, weight);
+    if (plan.kernel == ConvKernel::depthwise && takes_depthwise_last(g, dx, dy)) return depthwise_last_backward_data(queue, g, dy, weights.view, dx);
+    const PlanarView from = planar(queue, dy);
     write_planar(queue, dx, [&](const View& to) {
       if (plan.kernel == ConvKernel::depthwise) return depthwise_backward_data(queue, g, from.view, weights.view, to);
       if constexpr (!is_half<T>) plain_backward_data(queue, g, plan, from.view.template as<T>(), weights.view.template as<T>(), to.as<T>(), scratch);
@@ -204,7 +219,8 @@ void conv2d_backward_weight(Queue queue, const ConvGeometry& g, const ConstView&
     if (!dweight || dweight.numel() == 0) return;
     const ConvPlan plan = choose_conv_kernel(g, dy.dtype, ConvPass::backward_weight, math());
     if (plan.uses_tensor_cores()) return tensor_backward_weight(queue, g, plan, x, dy, dweight, scratch);
-    const PlanarView from = planar(queue, x), gradient = planar(queue, dy);
+    const bool is_last = plan.kernel == ConvKernel::depthwise && takes_depthwise_last(g, x, dy);
+    const PlanarView from = is_last ? as_is(x) : planar(queue, x), gradient = is_last ? as_is(dy) : planar(queue, dy);
     write_planar(queue, dweight, [&](const View& to) { backward_weight(queue, g, plan, from.view, gradient.view, to.as<T>(), scratch); });
   });
 }

@@ -1,4 +1,4 @@
-// Depthwise convolution, groups == c: channel k of y is made from channel k / (k per c) of x alone. The formulas are those of conv.cu.
+// Depthwise convolution of contiguous tensors, groups == c: channel k of y is made from channel k / (k per c) of x alone. The formulas are those of conv.cu.
 // There is no matrix product in it. In the two directions over pixels a thread makes a strip of pixels below each other, so that its neighbours read neighbouring
 // addresses and a row that was read serves all windows of the strip that it lies in; square kernels of 3, 5 and 7 are unrolled.
 // The gradient of the weight: a block sums one channel over a part of the images, each thread over its own pixels, all taps of a row of the kernel at once.
@@ -69,13 +69,6 @@ __device__ void add_windows(const PlaneProduct& p, const T* plane, const T* weig
           sums[v] += w * load_inside(plane, p, p.vertical.step * (first_row + v) + p.vertical.base + r * p.vertical.delta, right + s * p.horizontal.delta);
       }
   }
-}
-
-// n / divisor where that comes out even, else -1.
-__device__ int32_t whole_quotient(int32_t n, const FastDivide& by) {
-  if (n < 0) return -1;
-  const int32_t quotient = static_cast<int32_t>(by.quotient(static_cast<uint32_t>(n)));
-  return quotient * static_cast<int32_t>(by.divisor) == n ? quotient : -1;
 }
 
 // The window of a pixel of dx with strides: row p of dy meets it through tap r when p * stride = h + pad - r * dilation comes out even.

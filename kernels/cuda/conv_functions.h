@@ -44,6 +44,13 @@ struct PhaseAxis {
   }
 };
 
+// n / divisor where that comes out even, else -1.
+__device__ inline int32_t whole_quotient(int32_t n, const FastDivide& by) {
+  if (n < 0) return -1;
+  const int32_t quotient = static_cast<int32_t>(by.quotient(static_cast<uint32_t>(n)));
+  return quotient * static_cast<int32_t>(by.divisor) == n ? quotient : -1;
+}
+
 // --- tensors of images, which lie [n,c,h,w] or channels-last, [n,h,w,c] ---
 
 template <class Pointer>
@@ -77,6 +84,15 @@ void depthwise_backward_data(Queue queue, const ConvGeometry& g, const ConstView
 // Sums in float32 for the half types, else in the element type, one share for each of `splits` parts of the images, weights() elements apart.
 void depthwise_backward_weight(Queue queue, const ConvGeometry& g, const ConstView& x, const ConstView& dy, DType dtype, int64_t splits, void* sums);
 
+// --- conv_depthwise_last.cu: everything but the weight channels-last, weight contiguous ---
+
+// Are these tensors, x and y or their gradients, what its kernels take?
+bool takes_depthwise_last(const ConvGeometry& g, const ConstView& x, const ConstView& y);
+void depthwise_last_forward(Queue queue, const ConvGeometry& g, const ConstView& x, const ConstView& weight, const ConstView& bias, const View& y);
+void depthwise_last_backward_data(Queue queue, const ConvGeometry& g, const ConstView& dy, const ConstView& weight, const View& dx);
+// Sums as depthwise_backward_weight's, but for parts of the pixels.
+void depthwise_last_backward_weight(Queue queue, const ConvGeometry& g, const ConstView& x, const ConstView& dy, int64_t splits, void* sums);
+
 // --- conv_layout.cu: what the tensor cores' kernels read (Note [What the tensor cores' kernels read]) ---
 
 // Is `images` of `groups` groups of `c` channels what a kernel can read as if it had been copied?
@@ -101,6 +117,11 @@ void plain_backward_data(Queue queue, const ConvGeometry& g, const ConvPlan& pla
 // Sums in T, one share for each of plan.splits parts of the pixels, weights() elements apart.
 template <class T>
 void plain_backward_weight(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const T* x, const T* dy, T* sums);
+
+// --- conv_grouped.cu: the half types, small groups; backward_data with unit strides ---
+
+void grouped_forward(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const ConstView& x, const ConstView& weight, const ConstView& bias, const View& y, Workspace);
+void grouped_backward_data(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const ConstView& dy, const ConstView& weight, const View& dx, Workspace);
 
 // --- conv_tensor.cu, conv_tensor_weight.cu: the half types, and float32 where TF32 is allowed ---
 

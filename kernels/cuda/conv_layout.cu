@@ -32,7 +32,7 @@ struct ChannelCopy {
 
 template <class Bits>
 struct ChannelTile {
-  Bits values[tile][tile + 2];                          // [channel][pixel]; the two spread a column over the banks
+  Bits values[tile][tile + 4 / sizeof(Bits)];           // [channel][pixel]; one word more than a row has spreads a column over the banks
 };
 
 // blockIdx.x: image, tile of pixels, tile of channels, the last fastest.

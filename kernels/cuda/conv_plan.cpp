@@ -45,6 +45,7 @@ TileSize tile_of(ConvKernel kernel, ConvPass pass) {
     case ConvKernel::tensor_small: return {64, 64};
     case ConvKernel::tensor_narrow: return {128, 32};
     case ConvKernel::tensor_slim: return {128, 16};
+    case ConvKernel::tensor_grouped: return {128, 32};
     default: return {8, 256};
   }
 }
@@ -56,7 +57,7 @@ TileSize tile_of(ConvKernel kernel, ConvPass pass, DType dtype) {
 // --- names ---
 
 constexpr const char* pass_names[] = {"conv2d_forward", "conv2d_backward_data", "conv2d_backward_weight"};
-constexpr const char* kernel_names[] = {"depthwise", "wide", "broad", "medium", "narrow", "grouped", "wide", "medium", "small", "narrow", "slim"};
+constexpr const char* kernel_names[] = {"depthwise", "wide", "broad", "medium", "narrow", "grouped", "wide", "medium", "small", "narrow", "slim", "grouped"};
 constexpr const char* source_names[] = {"tensor", "tensor_pointwise", "tensor_few_channels"};
 constexpr size_t kernel_count = std::size(kernel_names), source_count = std::size(source_names);
 
@@ -214,9 +215,29 @@ ConvSource source_of(const ConvGeometry& g, int64_t size, ConvPass pass) {
   return is_pointwise(g) ? ConvSource::pointwise : ConvSource::windows;
 }
 
+// Is a convolution one of small groups, for conv_grouped.cu? A block's patch of the image must leave room for others beside it.
+bool is_in_small_groups(const ConvGeometry& g, DType dtype, ConvPass pass) {
+  constexpr int64_t most_bytes = 72 << 10, pixel_bytes = 80;
+  if (size_of(dtype) != 2 || pass == ConvPass::backward_weight || g.groups == 1) return false;
+  if (pass == ConvPass::backward_data && (g.stride_h > 1 || g.stride_w > 1)) return false;
+  const auto is_small = [](int64_t channels) { return channels == 4 || channels == 8 || channels == 16 || channels == 32; };
+  const int64_t source_channels = pass == ConvPass::forward ? g.c : g.k;
+  if (!is_small(g.group_c()) || !is_small(g.group_k()) || source_channels % 8 != 0) return false;
+  const int64_t reach_h = (g.r - 1) * g.dilation_h + 1, reach_w = (g.s - 1) * g.dilation_w + 1, columns = pass == ConvPass::forward ? g.group_k() : g.group_c();
+  const auto patch = [&](int64_t height, int64_t width) { return ((height - 1) * g.stride_h + reach_h) * ((width - 1) * g.stride_w + reach_w) * pixel_bytes; };
+  const int64_t weights = 32 * g.r * g.s * round_up(columns, 8) * 2;           // of the block's 32 channels
+  return std::max(patch(8, 16), patch(16, 8)) + weights <= most_bytes;
+}
+
 ConvPlan tensor_plan(const ConvGeometry& g, DType dtype, ConvPass pass) {
   ConvPlan plan;
   plan.layout = layout_of(g, size_of(dtype), pass);
+  if (is_in_small_groups(g, dtype, pass)) {
+    const int64_t units = g.r * g.s * (pass == ConvPass::forward ? g.group_c() : g.group_k()) / 4, columns = pass == ConvPass::forward ? g.group_k() : g.group_c();
+    plan.kernel = ConvKernel::tensor_grouped;
+    plan.layout.weight_bytes = piece(g.groups * tiles(units, 4) * tiles(columns, 8) * 32 * 8);       // a step's fragments of a tile: 8 bytes for each lane
+    return plan;
+  }
   plan.source = source_of(g, size_of(dtype), pass);
   ProductShape product = product_of(g, pass);
   if (pass == ConvPass::backward_weight) product.columns = plan.layout.weight_row;
@@ -266,6 +287,11 @@ ConvPlan choose_conv_kernel(const ConvGeometry& g, DType dtype, ConvPass pass, C
   return plan;
 }
 
+int64_t conv_depthwise_last_splits(const ConvGeometry& g, DType dtype) {
+  const int64_t bytes = g.weights() * std::max<int64_t>(size_of(dtype), 4), pieces = g.r == 3 && g.s == 3 ? 1 : g.r * tiles(g.s, 4);
+  return splits_for(bytes, tiles(tiles(g.c, 32) * pieces, 2), g.n * g.out_h() * g.out_w());
+}
+
 int64_t conv_bias_splits(const ConvGeometry& g, bool is_planar) {
   const int64_t pixels = g.n * g.out_h() * g.out_w(), blocks = is_planar ? g.k : tiles(g.k, 32);
   return std::clamp<int64_t>(tiles(4 * full_gpu, std::max<int64_t>(blocks, 1)), 1, std::max<int64_t>(tiles(pixels, 4 * least_pixels_per_split), 1));
@@ -275,7 +301,8 @@ int64_t conv_pass_bytes(const ConvGeometry& g, DType dtype, ConvPass pass, ConvM
   const ConvPlan plan = choose_conv_kernel(g, dtype, pass, math);
   if (pass != ConvPass::backward_weight) return plan.layout.bytes();
   const int64_t size = std::max<int64_t>(size_of(dtype), sizeof(float));       // the half types are summed in float32
-  const int64_t parts = plan.splits > 1 || size_of(dtype) == 2 ? plan.splits * g.weights() * size : 0;
+  const int64_t splits = g.is_depthwise() ? std::max(plan.splits, conv_depthwise_last_splits(g, dtype)) : plan.splits;
+  const int64_t parts = splits > 1 || size_of(dtype) == 2 ? splits * g.weights() * size : 0;
   const int64_t bias = std::max(conv_bias_splits(g, true), conv_bias_splits(g, false)) * g.k * int64_t{sizeof(double)};
   return std::max(plan.uses_tensor_cores() ? plan.layout.bytes() : parts, bias);
 }

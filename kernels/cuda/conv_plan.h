@@ -21,6 +21,7 @@ enum class ConvKernel : uint8_t {
   tensor_small,
   tensor_narrow,
   tensor_slim,
+  tensor_grouped,                            // conv_grouped.cu, the half types in small groups: tiles of neighbouring pixels by several groups
   // Kernels for Hopper's own instructions (wgmma fed by TMA) go here: a row of choose_tensor_tile, behind a field of ConvMath that says that the device has them.
 };
 
@@ -65,6 +66,9 @@ ConvPlan choose_conv_kernel(const ConvGeometry& geometry, DType dtype, ConvPass 
 
 // Does a window see one pixel, the same in x and y?
 inline bool is_pointwise(const ConvGeometry& g) { return g.r == 1 && g.s == 1 && g.stride_h == 1 && g.stride_w == 1 && g.pad_h == 0 && g.pad_w == 0; }
+
+// The same of a depthwise weight's gradient where x and dy lie channels-last.
+int64_t conv_depthwise_last_splits(const ConvGeometry& geometry, DType dtype);
 
 // Into so many parts the sum of a bias's gradient is cut; is_planar: dy lies [n,k,h,w], not channels-last.
 int64_t conv_bias_splits(const ConvGeometry& geometry, bool is_planar);

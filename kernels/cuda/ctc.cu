@@ -8,8 +8,9 @@
 // gradient of zero.
 //
 //   ctc_emissions  a block a row: log-sum-exp, the scores of the sample's own labels side by side, and softmax where the gradient will be
-//   ctc_states     a warp a sample and direction, states in registers (a block and memory for more than 255 labels); alpha and beta run at the same time
-//   ctc_gradient   a block a row: gamma, taken off the entries of blank and labels
+//   ctc_states     a warp a sample and direction, states in registers; alpha and beta run at the same time, and beside them a warp a sample looks for repeated labels.
+//                  ctc_states_block: samples of more than 255 labels, a block and memory for each
+//   ctc_gradient   a block a row: gamma, taken off the entries of blank and labels; its first block adds up the losses, without a gradient ctc_total
 // Floor: reading logits twice (the second time from L2), writing dlogits once; time * (about 100 ns) for the chain of steps.
 //
 // Note [beta is alpha of the mirrored sample]
@@ -22,9 +23,11 @@
 #include <limits>
 
 #include <fovea/kernels/cpu/arena.h>
+#include <fovea/kernels/cuda/core/check.h>
 #include <fovea/kernels/cuda/core/launch.h>
 #include <fovea/kernels/cuda/core/numeric.h>
 #include <fovea/kernels/cuda/core/warp.h>
+#include <fovea/kernels/table.h>
 
 namespace fovea::kernels::cuda {
 namespace {
@@ -51,10 +54,12 @@ template <class T>
 struct Samples {
   CtcGeometry g;
   const int64_t *targets, *input_lengths, *target_lengths;
-  T* losses;
+  int64_t labels;                            // of a row of targets, or of all samples where they stand one after the other
+  T *losses, *weights;                       // weights may be null
   bool has_gradient;
   T *emissions;                              // [batch][time][1 + max_target]: of blank, then of each label
   T *paths[2];                               // [batch][time][states]: alpha and beta
+  int64_t* ends;                             // [batch]: where each sample's labels end, where they stand one after the other; else null
   T *raw_losses;                             // before zero_infinity
   int *next_same;                            // [batch][max_target]: the next place of the same label, or -1
   bool *is_first;                            // [batch][max_target]: no earlier place has the same label
@@ -62,20 +67,30 @@ struct Samples {
   __device__ int64_t row(int64_t b, int64_t t) const { return b * g.time + t; }
   __device__ T* emission(int64_t b, int64_t t) const { return emissions + row(b, t) * (1 + g.max_target); }
   __device__ T* path(int direction, int64_t b, int64_t t) const { return paths[direction] + row(b, t) * (2 * g.max_target + 1); }
-  __device__ int64_t target(int64_t b, int64_t i) const { return targets[b * g.max_target + i]; }
+  __device__ int64_t start(int64_t b) const { return ends ? ends[b] - target_lengths[b] : b * g.max_target; }
+  __device__ int64_t target(int64_t b, int64_t i) const { return targets[start(b) + i]; }
   // Lengths that lead nowhere out of memory.
   __device__ int64_t time(int64_t b) const { return max(int64_t{0}, min(g.time, input_lengths[b])); }
-  __device__ int64_t length(int64_t b) const { return max(int64_t{0}, min(g.max_target, target_lengths[b])); }
-  __device__ bool has_bad_length(int64_t b) const { return time(b) != input_lengths[b] || length(b) != target_lengths[b]; }
+  __device__ int64_t length(int64_t b) const { return has_bad_labels(b) ? 0 : min(g.max_target, target_lengths[b]); }
+  __device__ bool has_bad_labels(int64_t b) const {
+    return target_lengths[b] < 0 || target_lengths[b] > labels || (ends && (start(b) < 0 || ends[b] > labels));
+  }
+  __device__ bool has_bad_length(int64_t b) const { return time(b) != input_lengths[b] || has_bad_labels(b); }
+  // What a sample's loss counts for in the result.
+  __device__ double weight(int64_t b) const {
+    return g.reduction == Reduction::mean ? 1.0 / (static_cast<double>(max(int64_t{1}, target_lengths[b])) * static_cast<double>(g.batch)) : 1.0;
+  }
   __device__ bool is_bad_label(int64_t label) const { return label < 0 || label >= g.classes || label == g.blank; }
 };
 
 constexpr int row_threads = 128;
 constexpr int64_t steps_between_offsets = 8;
+constexpr int64_t most_in_warp = 16 * warp_size;           // states whose sample one warp has in registers
 
 template <class T>
 struct RowMemory {
   T scratch[warp_size];
+  double sums[warp_size];
 };
 
 // ln(exp a + exp b), of numbers that may be -infinity; a NaN stays one.
@@ -98,8 +113,8 @@ struct LogAdd {
 };
 
 template <class T>
-__global__ void __launch_bounds__(row_threads) find_repeats(Samples<T> s) {
-  const int64_t b = blockIdx.x, length = s.length(b);
+__device__ void find_repeats(const Samples<T>& s, int64_t b) {
+  const int64_t length = s.length(b);
   for (int64_t i = threadIdx.x; i < length; i += blockDim.x) {
     const int64_t label = s.target(b, i);
     int64_t next = i + 1, before = 0;
@@ -156,17 +171,33 @@ struct Mirror {
 };
 
 template <class T>
+__device__ T counted(const Samples<T>& s, T loss) { return s.g.zero_infinity && loss == infinity<T>() ? T(0) : loss; }
+
+template <class T>
 __device__ void store_loss(const Samples<T>& s, int64_t b, T log_probability) {
   const T loss = s.has_bad_length(b) ? std::numeric_limits<T>::quiet_NaN() : log_probability == T(0) ? T(0) : -log_probability;
   s.raw_losses[b] = loss;
-  s.losses[b] = s.g.zero_infinity && loss == infinity<T>() ? T(0) : loss;
+  if (s.g.reduction == Reduction::none) s.losses[b] = counted(s, loss);
+  else if (s.weights) s.weights[b] = static_cast<T>(s.weight(b));
 }
 
+// The result of a reduction, by all threads of a block.
+template <class T>
+__device__ void store_total(const Samples<T>& s, double* scratch) {
+  double sum = 0;
+  for (int64_t b = threadIdx.x; b < s.g.batch; b += blockDim.x) sum += s.weight(b) * static_cast<double>(counted(s, s.raw_losses[b]));
+  sum = block_reduce(sum, Sum(), 0.0, scratch);
+  if (threadIdx.x == 0) *s.losses = static_cast<T>(sum);
+}
+
+template <class T>
+__global__ void __launch_bounds__(row_threads) total_kernel(Samples<T> s) { store_total(s, shared<RowMemory<T>>().sums); }
+
 // A lane keeps `each` neighbouring states; each is even, so that a lane's first state is a blank.
-template <class T, int each>
-__global__ void __launch_bounds__(warp_size) states_in_warp(Samples<T> s) {
+template <int each, class T>
+__device__ void states_in_lanes(const Mirror<T>& m) {
+  const Samples<T>& s = m.s;
   const int lane = static_cast<int>(threadIdx.x);
-  const Mirror<T> m(s, static_cast<int>(blockIdx.y), blockIdx.x);
   T value[each], score[each];
   double offset = 0;
   int64_t place[each];
@@ -226,12 +257,25 @@ __global__ void __launch_bounds__(warp_size) states_in_warp(Samples<T> s) {
   if (m.direction == 0 && lane == 0) store_loss(s, m.b, static_cast<T>(ends + offset));
 }
 
+// Each sample as its own number of labels wants it: the host may know no more than a bound. The grid's third row looks for repeats.
+template <class T>
+__global__ void __launch_bounds__(warp_size) states_in_warp(Samples<T> s) {
+  if (blockIdx.y == 2) return find_repeats(s, blockIdx.x);
+  const Mirror<T> m(s, static_cast<int>(blockIdx.y), blockIdx.x);
+  const int64_t states = m.states();
+  if (states <= 2 * warp_size) states_in_lanes<2>(m);
+  else if (states <= 4 * warp_size) states_in_lanes<4>(m);
+  else if (states <= 8 * warp_size) states_in_lanes<8>(m);
+  else if (states <= most_in_warp) states_in_lanes<16>(m);
+}
+
 // Any number of states: a step reads the row of the step before it from memory.
 template <class T>
 __global__ void __launch_bounds__(512, 1) states_in_block(Samples<T> s) {
   RowMemory<T>& memory = shared<RowMemory<T>>();
   const Mirror<T> m(s, static_cast<int>(blockIdx.y), blockIdx.x);
   const int64_t states = m.states();
+  if (states <= most_in_warp) return;        // the same for the whole block
   double offset = 0;
   for (int64_t t = 0; t < m.time; ++t) {
     const T *emission = s.emission(m.b, m.step(t)), *before = t > 0 ? s.path(m.direction, m.b, m.step(t - 1)) : nullptr;
@@ -275,6 +319,7 @@ template <class T, class L>
 __global__ void __launch_bounds__(row_threads, 1) gradient(Samples<T> s, L* all_dlogits) {
   RowMemory<T>& memory = shared<RowMemory<T>>();
   const int64_t t = blockIdx.x, b = blockIdx.y, length = s.length(b), states = 2 * length + 1;
+  if (t == 0 && b == 0 && s.g.reduction != Reduction::none) store_total(s, memory.sums);
   if (t >= s.time(b)) return;                // the same for the whole block
   L* dlogits = all_dlogits + (t * s.g.batch + b) * s.g.classes;
   const T loss = s.raw_losses[b];
@@ -321,44 +366,55 @@ int64_t lay_out(const CtcGeometry& g, void* memory, Samples<T>& s) {
   const int64_t rows = g.batch * g.time;
   s.emissions = arena.take<T>(rows * (1 + g.max_target));
   for (T*& path : s.paths) path = arena.take<T>(rows * g.states());
+  s.ends = arena.take<int64_t>(g.batch);
   s.raw_losses = arena.take<T>(g.batch);
   s.next_same = arena.take<int>(g.batch * g.max_target);
   s.is_first = arena.take<bool>(g.batch * g.max_target);
   return arena.used();
 }
 
+// Where each sample's labels end: the running sum of the lengths.
+template <class T>
+void find_ends(Queue queue, const ConstView& target_lengths, const Samples<T>& s) {
+  int device = 0;
+  check_cuda(cudaGetDevice(&device), "cuda: asking for the current device");
+  View ends;
+  ends.data = s.ends;
+  ends.dtype = DType::int64;
+  ends.shape = target_lengths.shape;
+  ends.strides = target_lengths.strides;
+  cuda_table(device).cumsum(queue, 0, false, target_lengths, ends);
+}
+
 template <class T>
 void run_states(Queue queue, const Samples<T>& s) {
-  const unsigned batch = static_cast<unsigned>(s.g.batch), directions = s.has_gradient ? 2 : 1;
-  const int64_t states = s.g.states();
-  const Grid grid{dim3(batch, directions), dim3(warp_size)};
-  if (states <= 2 * warp_size) return launch(queue, "ctc_states_warp_2", grid, states_in_warp<T, 2>, s);
-  if (states <= 4 * warp_size) return launch(queue, "ctc_states_warp_4", grid, states_in_warp<T, 4>, s);
-  if (states <= 8 * warp_size) return launch(queue, "ctc_states_warp_8", grid, states_in_warp<T, 8>, s);
-  if (states <= 16 * warp_size) return launch(queue, "ctc_states_warp_16", grid, states_in_warp<T, 16>, s);
-  launch(queue, "ctc_states_block", {dim3(batch, directions), dim3(512), sizeof(RowMemory<T>)}, states_in_block<T>, s);
+  const dim3 samples = blocks_of(s.g.batch, s.has_gradient ? 2 : 1);
+  launch(queue, "ctc_states", {blocks_of(s.g.batch, s.has_gradient ? 3 : 1), dim3(warp_size)}, states_in_warp<T>, s);
+  if (s.g.states() > most_in_warp) launch(queue, "ctc_states_block", {samples, dim3(512), sizeof(RowMemory<T>)}, states_in_block<T>, s);
 }
 
 template <class L>
 void ctc_typed(Queue queue, const CtcGeometry& g, const ConstView& logits, const ConstView& targets, const ConstView& input_lengths,
-               const ConstView& target_lengths, const View& losses, const View& dlogits, Workspace workspace) {
+               const ConstView& target_lengths, const View& losses, const View& weights, const View& dlogits, Workspace workspace) {
   using T = Accumulate<L>;
-  if (g.batch == 0) return;
   Samples<T> s{};
   s.g = g;
   s.targets = targets.as<int64_t>();
+  s.labels = targets.shape.back();
   s.input_lengths = input_lengths.as<int64_t>();
   s.target_lengths = target_lengths.as<int64_t>();
   s.losses = losses.as<T>();
-  s.has_gradient = dlogits.data != nullptr;
+  s.weights = weights.as<T>();
+  s.has_gradient = dlogits.data != nullptr && g.time > 0;
   lay_out(g, workspace.data, s);
-  const size_t bytes = sizeof(RowMemory<T>);
-  const dim3 rows(static_cast<unsigned>(g.time), static_cast<unsigned>(g.batch)), threads(row_threads);
-  if (g.time > 0) launch(queue, "ctc_emissions", {rows, threads, bytes}, emissions<T, L>, s, Scores<L>{logits.as<L>(), dlogits.as<L>()});
-  run_states(queue, s);
-  if (!s.has_gradient || g.time == 0) return;
-  if (g.max_target > 0) launch(queue, "ctc_find_repeats", {dim3(static_cast<unsigned>(g.batch)), threads}, find_repeats<T>, s);
-  launch(queue, "ctc_gradient", {rows, threads, bytes}, gradient<T, L>, s, dlogits.as<L>());
+  if (targets.rank() == 2) s.ends = nullptr;
+  else find_ends(queue, target_lengths, s);
+  const Grid rows{blocks_of(g.time, g.batch), dim3(row_threads), sizeof(RowMemory<T>)};
+  launch(queue, "ctc_emissions", rows, emissions<T, L>, s, Scores<L>{logits.as<L>(), dlogits.as<L>()});
+  if (g.batch > 0) run_states(queue, s);
+  if (s.has_gradient) launch(queue, "ctc_gradient", rows, gradient<T, L>, s, dlogits.as<L>());
+  if (g.reduction != Reduction::none && (!s.has_gradient || g.batch == 0))
+    launch(queue, "ctc_total", {dim3(1), dim3(row_threads), sizeof(RowMemory<T>)}, total_kernel<T>, s);
 }
 
 int64_t ctc_workspace(const CtcGeometry& g, DType dtype) {
@@ -369,9 +425,9 @@ int64_t ctc_workspace(const CtcGeometry& g, DType dtype) {
 }
 
 void ctc_loss(Queue queue, const CtcGeometry& g, const ConstView& logits, const ConstView& targets, const ConstView& input_lengths, const ConstView& target_lengths,
-              const View& losses, const View& dlogits, Workspace workspace) {
+              const View& losses, const View& weights, const View& dlogits, Workspace workspace) {
   dispatch_floating(logits.dtype, "ctc_loss", [&](auto zero) {
-    ctc_typed<decltype(zero)>(queue, g, logits, targets, input_lengths, target_lengths, losses, dlogits, workspace);
+    ctc_typed<decltype(zero)>(queue, g, logits, targets, input_lengths, target_lengths, losses, weights, dlogits, workspace);
   });
 }
 

@@ -2,6 +2,7 @@
 // the biased variance over n and spatial), with a residual added and a ReLU on top if asked, and its backward pass
 //     dx = gamma * invstd * (g - mean(g) - xhat * mean(g * xhat)),  dgamma = sum(g * xhat),  dbeta = sum(g),
 //     g = dresidual = dy where the ReLU let y through.
+// The running statistics that evaluation uses are moved by whoever has found a channel's own.
 // Layout: contiguous here; channels-last tensors and rows of features go to norm_columns.cu. Overwrites its outputs. float32, float64, and the
 // half types in float32; statistics are float32 or float64. Sums: Notes in norm_walk.h; their order depends on the shape alone: deterministic.
 // Floor: forward two reads of x, one of the residual and one write, backward two reads of dy and x (and y under a ReLU) and one write (two with a
@@ -103,13 +104,17 @@ Walk walk_of(const NormGeometry& g, int pack) { return {g.channels, g.n, g.spati
 // Whether neighbours in memory belong to different channels.
 bool is_by_columns(const NormGeometry& g, const ConstView& x) { return g.channels > 1 && (g.spatial == 1 || !x.is_contiguous()); }
 
+// Apart from the kernels that move a cumulative mean: all of their threads want the number with this batch in it.
+__global__ __launch_bounds__(1) void count_batch_kernel(int64_t* batches) { ++*batches; }
+
 void batch_norm_train(Queue queue, const NormGeometry& g, bool has_relu, const ConstView& x, const ConstView& residual, const ConstView& gamma,
-                      const ConstView& beta, const View& y, const View& mean, const View& invstd) {
-  if (is_by_columns(g, x)) return batch_norm_train_columns(queue, g, has_relu, x, residual, gamma, beta, y, mean, invstd);
+                      const ConstView& beta, const View& y, const View& mean, const View& invstd, const RunningUpdate& update) {
+  if (update.is_cumulative) launch(queue, "count_batch", Grid{dim3(1), dim3(1)}, count_batch_kernel, update.batches.as<int64_t>());
+  if (is_by_columns(g, x)) return batch_norm_train_columns(queue, g, has_relu, x, residual, gamma, beta, y, mean, invstd, update);
   with_pack("batch_norm", x.dtype, g.spatial, [&](auto zero, auto pack) {
     using T = decltype(zero);
     const NormForward<T> f("batch_norm", has_relu, x, residual, gamma, beta, y);
-    const BatchStatistics<T> statistics("batch_norm", g.eps, mean, invstd);
+    const BatchStatistics<T> statistics("batch_norm", g, mean, invstd, update);
     const Walk walk = walk_of(g, pack.value);
     with_partials(queue, "batch_norm_moments", walk, FindMoments<pack.value, T>{f.x}, [&](const Moments* partial) {
       launch(queue, "batch_norm", walk.template grid<Moments>(), batch_norm_kernel<pack.value, T>, walk, f, statistics, partial);

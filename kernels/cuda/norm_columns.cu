@@ -365,12 +365,12 @@ void join_channels(Queue queue, const char* name, const Columns& columns, const 
 }  // namespace
 
 void batch_norm_train_columns(Queue queue, const NormGeometry& g, bool has_relu, const ConstView& x, const ConstView& residual, const ConstView& gamma,
-                              const ConstView& beta, const View& y, const View& mean, const View& invstd) {
+                              const ConstView& beta, const View& y, const View& mean, const View& invstd, const RunningUpdate& update) {
   with_pack("batch_norm", x.dtype, g.channels, [&](auto zero, auto pack) {
     using T = decltype(zero);
     using A = Accumulate<T>;
     const NormForward<T> f("batch_norm", has_relu, x, residual, gamma, beta, y);
-    const BatchStatistics<T> statistics("batch_norm", g.eps, mean, invstd);
+    const BatchStatistics<T> statistics("batch_norm", g, mean, invstd, update);
     const Columns columns(g.n * g.spatial, g.channels, pack.value);
     if (columns.splits == 1)
       return launch(queue, "batch_norm_columns", columns.grid(pack.value, sizeof(PackMoments<pack.value>) * team_threads),

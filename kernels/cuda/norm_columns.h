@@ -34,15 +34,18 @@ struct NormForward {
   }
 };
 
-// Statistics of the batch, and where they are kept.
+// Statistics of the batch, and where they are kept. The thread that keeps a channel's also moves its running ones.
 template <class T>
 struct BatchStatistics {
   using A = Accumulate<T>;
   double eps;
   A *mean, *invstd;
+  Running<A> running;
+  int64_t* uncounted;                        // the number of batches, where the first channel's keeper is to add this one; may be null
 
-  BatchStatistics(const char* op, double epsilon, const View& center, const View& inverse) : eps(epsilon), mean(center.as<A>()), invstd(inverse.as<A>()) {
-    check_of_channels<T>(op, {center, inverse});
+  BatchStatistics(const char* op, const NormGeometry& g, const View& center, const View& inverse, const RunningUpdate& update)
+      : eps(g.eps), mean(center.as<A>()), invstd(inverse.as<A>()), running(update, g.n * g.spatial), uncounted(update.is_cumulative ? nullptr : update.batches.as<int64_t>()) {
+    check_of_channels<T>(op, {center, inverse, update.mean, update.variance});
   }
   __device__ Affine<A> affine(const NormForward<T>& f, int64_t channel, double center, double variance, bool keeps) const {
     const double inverse = 1.0 / sqrt(variance + eps), scale = inverse * static_cast<double>(value_or(f.gamma, channel, A(1)));
@@ -50,6 +53,8 @@ struct BatchStatistics {
     if (keeps) {
       mean[channel] = rounded;
       invstd[channel] = static_cast<A>(inverse);
+      running.update(channel, center, variance);
+      if (uncounted && channel == 0) ++*uncounted;
     }
     const double shift = static_cast<double>(value_or(f.beta, channel, A(0))) + (static_cast<double>(rounded) - center) * scale;   // makes up for the center's rounding
     return {rounded, static_cast<A>(scale), static_cast<A>(shift)};
@@ -119,7 +124,7 @@ __device__ GradientPacks<T, pack> load_gradients(const NormBackward<T>& b, int64
 
 // norm_columns.cu: x is channels-last, or has one element a channel in each row.
 void batch_norm_train_columns(Queue, const NormGeometry&, bool has_relu, const ConstView& x, const ConstView& residual, const ConstView& gamma,
-                              const ConstView& beta, const View& y, const View& mean, const View& invstd);
+                              const ConstView& beta, const View& y, const View& mean, const View& invstd, const RunningUpdate& update);
 void batch_norm_eval_columns(Queue, const NormGeometry&, bool has_relu, const ConstView& x, const ConstView& residual, const ConstView& gamma,
                              const ConstView& beta, const ConstView& mean, const ConstView& variance, const View& y);
 // y is absent without a ReLU.

@@ -2,10 +2,13 @@
 //     y[oh, ow] = max or mean over x[oh * stride - pad + i * dilation, ow * stride - pad + j * dilation]; what lies outside x does not count for the maximum and is
 //     zero for the mean, which divides by the window clipped to the padded input, or (count_include_pad = false) to the input, as PyTorch does.
 //     Adaptive: output i looks at inputs [floor(i * in / out), ceil((i + 1) * in / out)).
-// indices: h * w positions within the plane, int64; the first of equals; a NaN wins. Layout: contiguous. Overwrites its outputs. float32, float64, and the half types.
-// Sums in the element's type, of half types in float32; adaptive means in float64. Deterministic: gradients of means are gathered, each element by its own thread; those of maxima, where only
-// the indices are known, are added by threads that take turns (turns.h).
+// indices: h * w positions within the plane, int64; the first of equals; a NaN wins. Overwrites its outputs. float32, float64, and the half types.
+// Layout: all of a call's tensors contiguous, or all channels-last, [n,h,w,c] in memory (but where the backward pass of maxima does not know the
+// windows). A thread makes one output of up to 16 bytes of channels, in accesses of that size; see Note [Planes are images of one channel].
+// Sums in the element's type, of half types in float32; adaptive means in float64. Deterministic: gradients are gathered, each element by its own thread, in the order of the outputs;
+// those of maxima, where only the indices are known, are added by threads that take turns (turns.h).
 // Floor: one read of x, one write of y (and of the 8-byte indices).
+#include <fovea/kernels/cuda/core/pack.h>
 #include <fovea/kernels/cuda/core/warp.h>
 #include <fovea/kernels/cuda/planes.h>
 #include <fovea/kernels/cuda/turns.h>
@@ -50,23 +53,60 @@ Axis axis_of(const char* op, int64_t size, int64_t kernel, int64_t stride, int64
 Axis vertical(const char* op, const PoolGeometry& g) { return axis_of(op, g.h, g.kernel_h, g.stride_h, g.pad_h, g.dilation_h, g.out_h()); }
 Axis horizontal(const char* op, const PoolGeometry& g) { return axis_of(op, g.w, g.kernel_w, g.stride_w, g.pad_w, g.dilation_w, g.out_w()); }
 
-// From a thread's number to a plane and a place in it.
-struct PlaneIndex {
-  FastDivide by_plane, by_width;
-  int32_t count = 0;                                   // places of the launch
+// Note [Planes are images of one channel]
+// Contiguous tensors [n,c,h,w] lie as n * c images of one channel do, channels-last. So there is one kernel for both layouts: of images [images, h, w, channels].
+struct Layout {
+  int64_t images = 0, channels = 1;
+  bool has_packs = false;                              // do all channels of a pixel split into packs of 16 bytes?
+};
 
-  PlaneIndex(const char* op, int64_t planes, int64_t height, int64_t width) : by_plane(divide_by(height * width)), by_width(divide_by(width)), count(static_cast<int32_t>(planes * height * width)) {
-    check<ShapeError>(height * width < index_limit, op, ": a plane of ", height, " x ", width, " is too large for the CUDA kernels, which take fewer than 2^31 elements");
+// Of tensors of elements of `size` bytes, each [n,c,...]. ShapeError naming `op` unless they all lie one way or all the other.
+Layout layout_of(const char* op, int64_t size, std::initializer_list<ConstView> views) {
+  const ConstView& first = *views.begin();
+  const bool is_planar = std::all_of(views.begin(), views.end(), [](const ConstView& v) { return !v || v.is_contiguous(); });
+  if (is_planar) return {first.size(0) * first.size(1), 1, false};
+  Layout layout{first.size(0), first.size(1), first.size(1) % (16 / size) == 0};
+  for (const ConstView& v : views) {
+    check<ShapeError>(!v || v.is_channels_last(), op, ": tensors must be contiguous, or all of them channels-last; got one of shape ", v.shape, " with strides ", v.strides);
+    layout.has_packs = layout.has_packs && (!v || is_aligned(v.data));
+  }
+  return layout;
+}
+
+// From a thread's number to an image, a place in it, and its first channel.
+struct PlaceIndex {
+  FastDivide by_packs, by_plane, by_width;
+  int32_t count = 0, channels = 1, width = 1;          // threads of the launch; of an image; channels of a thread
+
+  PlaceIndex(const char* op, int64_t images, int64_t rows, int64_t columns, int64_t channels, int64_t width)
+      : by_packs(divide_by(channels / width)), by_plane(divide_by(rows * columns)), by_width(divide_by(columns)), count(static_cast<int32_t>(images * rows * columns * (channels / width))),
+        channels(static_cast<int32_t>(channels)), width(static_cast<int32_t>(width)) {
+    check<ShapeError>(rows * columns * channels < index_limit, op, ": an image of ", rows, " x ", columns, " x ", channels, " is too large for the CUDA kernels, which take fewer than 2^31 elements");
   }
   struct Place {
-    int32_t plane, row, column;
+    int32_t image, row, column, channel;
   };
   __device__ Place place(int32_t number) const {
-    const int32_t plane = static_cast<int32_t>(by_plane.quotient(number)), within = number - plane * static_cast<int32_t>(by_plane.divisor);
+    const int32_t pixel = static_cast<int32_t>(by_packs.quotient(number)), pack = number - pixel * static_cast<int32_t>(by_packs.divisor);
+    const int32_t image = static_cast<int32_t>(by_plane.quotient(pixel)), within = pixel - image * static_cast<int32_t>(by_plane.divisor);
     const int32_t row = static_cast<int32_t>(by_width.quotient(within));
-    return {plane, row, within - row * static_cast<int32_t>(by_width.divisor)};
+    return {image, row, within - row * static_cast<int32_t>(by_width.divisor), pack * width};
   }
+  // The first channel of a thread, in an image of `pixels`.
+  template <class P>
+  __device__ P* image_of(P* data, const Place& p, int64_t pixels) const { return data + p.image * pixels * channels + p.channel; }
 };
+
+// Calls f(width, first, index) with the number of channels of a thread as a constant, for runs of images [first, ...) with `rows` x `columns` places and `lanes` threads for each.
+template <class T, class F>
+void for_each_run(const char* op, const Layout& layout, int64_t rows, int64_t columns, int64_t lanes, F&& f) {
+  const auto run = [&](auto width) {
+    for_each_run_of_planes(layout.images, rows * columns * (layout.channels / width.value) * lanes,
+                           [&](int64_t first, int64_t count) { f(width, first, PlaceIndex(op, count, rows, columns, layout.channels, width.value)); });
+  };
+  if (layout.has_packs) run(std::integral_constant<int, full_pack<T>>());
+  else run(std::integral_constant<int, 1>());
+}
 
 // The greatest value so far, and where: the rule of "the first of equals; a NaN wins", for values that come in order.
 template <class T>
@@ -83,59 +123,139 @@ struct Greatest {
 
 // --- windows of one size ---
 
-template <class T>
-__global__ void __launch_bounds__(threads_per_block) max_pool_kernel(PlaneIndex index, Axis v, Axis h, const T* x, T* y, int64_t* indices) {
+template <class T, int width>
+__global__ void __launch_bounds__(threads_per_block) max_pool_kernel(PlaceIndex index, Axis v, Axis h, const T* x, T* y, int64_t* indices) {
   const int64_t number = global_thread();
   if (number >= index.count) return;
-  const PlaneIndex::Place p = index.place(static_cast<int32_t>(number));
-  const T* const plane = x + static_cast<int64_t>(p.plane) * v.size * h.size;
+  const PlaceIndex::Place p = index.place(static_cast<int32_t>(number));
+  const T* const image = index.image_of(x, p, static_cast<int64_t>(v.size) * h.size);
   const int32_t top = v.start(p.row), left = h.start(p.column), first_row = v.first_tap(p.row), first_column = h.first_tap(p.column);
   using A = Accumulate<T>;
-  Greatest<A> best{-std::numeric_limits<A>::infinity(), (top + first_row * v.dilation) * h.size + left + first_column * h.dilation};
+  Greatest<A> best[width];
+#pragma unroll
+  for (int c = 0; c < width; ++c) best[c] = {-std::numeric_limits<A>::infinity(), (top + first_row * v.dilation) * h.size + left + first_column * h.dilation};
   for (int32_t i = first_row; i < v.kernel && top + i * v.dilation < v.size; ++i)
     for (int32_t j = first_column; j < h.kernel && left + j * h.dilation < h.size; ++j) {
       const int32_t at = (top + i * v.dilation) * h.size + left + j * h.dilation;
-      best.see(widen(plane[at]), at);
+      const Pack<T, width> values = load_pack<T, width>(image + static_cast<int64_t>(at) * index.channels, 0);
+#pragma unroll
+      for (int c = 0; c < width; ++c) best[c].see(widen(values[c]), at);
     }
-  y[number] = narrow<T>(best.value);
-  if (indices) indices[number] = best.where;
+  Pack<T, width> result;
+#pragma unroll
+  for (int c = 0; c < width; ++c) result[c] = narrow<T>(best[c].value);
+  store_pack(y, number, result);
+  if (!indices) return;
+  constexpr int together = width > 1 ? 2 : 1;
+#pragma unroll
+  for (int c = 0; c < width; c += together) {
+    Pack<int64_t, together> where;
+#pragma unroll
+    for (int k = 0; k < together; ++k) where[k] = best[c + k].where;
+    store_pack(indices + number * width + c, 0, where);
+  }
 }
 
-template <class T>
-__global__ void __launch_bounds__(threads_per_block) avg_pool_kernel(PlaneIndex index, Axis v, Axis h, bool count_include_pad, const T* x, T* y) {
+// sums += pack / divisor, or pack itself.
+template <class T, int width>
+__device__ void add_pack(Accumulate<T> (&sums)[width], const T* from, Accumulate<T> divisor) {
+  const Pack<T, width> values = load_pack<T, width>(from, 0);
+#pragma unroll
+  for (int c = 0; c < width; ++c) sums[c] += widen(values[c]) / divisor;
+}
+template <class T, int width>
+__device__ void add_pack(Accumulate<T> (&sums)[width], const T* from) {
+  const Pack<T, width> values = load_pack<T, width>(from, 0);
+#pragma unroll
+  for (int c = 0; c < width; ++c) sums[c] += widen(values[c]);
+}
+template <class T, int width>
+__device__ void store_sums(T* to, int64_t number, const Accumulate<T> (&sums)[width], Accumulate<T> divisor) {
+  Pack<T, width> result;
+#pragma unroll
+  for (int c = 0; c < width; ++c) result[c] = narrow<T>(sums[c] / divisor);
+  store_pack(to, number, result);
+}
+
+template <class T, int width>
+__global__ void __launch_bounds__(threads_per_block) avg_pool_kernel(PlaceIndex index, Axis v, Axis h, bool count_include_pad, const T* x, T* y) {
   const int64_t number = global_thread();
   if (number >= index.count) return;
-  const PlaneIndex::Place p = index.place(static_cast<int32_t>(number));
-  const T* const plane = x + static_cast<int64_t>(p.plane) * v.size * h.size;
+  const PlaceIndex::Place p = index.place(static_cast<int32_t>(number));
+  const T* const image = index.image_of(x, p, static_cast<int64_t>(v.size) * h.size);
   const int32_t top = v.start(p.row), left = h.start(p.column);
   using A = Accumulate<T>;
-  A sum = 0;
+  A sums[width] = {};
   for (int32_t i = max(top, 0); i < min(top + v.kernel, v.size); ++i)
-    for (int32_t j = max(left, 0); j < min(left + h.kernel, h.size); ++j) sum += widen(plane[i * h.size + j]);
-  y[number] = narrow<T>(sum / (static_cast<A>(v.count(p.row, count_include_pad)) * static_cast<A>(h.count(p.column, count_include_pad))));
+    for (int32_t j = max(left, 0); j < min(left + h.kernel, h.size); ++j) add_pack(sums, image + static_cast<int64_t>(i * h.size + j) * index.channels);
+  store_sums(y, number, sums, static_cast<A>(v.count(p.row, count_include_pad)) * static_cast<A>(h.count(p.column, count_include_pad)));
 }
 
 void max_pool(Queue queue, const PoolGeometry& g, const ConstView& x, const View& y, const View& indices) {
-  dispatch_floating(x.dtype, "max_pool2d", [&](auto zero) {
+  constexpr const char* op = "max_pool2d";
+  dispatch_floating(x.dtype, op, [&](auto zero) {
     using T = decltype(zero);
-    const Axis v = vertical("max_pool2d", g), h = horizontal("max_pool2d", g);
-    const int64_t outputs = g.out_h() * g.out_w();
-    for_each_run_of_planes(g.n * g.c, outputs, [&](int64_t first, int64_t count) {
-      const PlaneIndex index("max_pool2d", count, g.out_h(), g.out_w());
-      launch(queue, "max_pool", thread_each(count * outputs), max_pool_kernel<T>, index, v, h, x.as<T>() + first * g.h * g.w, y.as<T>() + first * outputs,
+    const Axis v = vertical(op, g), h = horizontal(op, g);
+    const Layout layout = layout_of(op, sizeof(T), {x, y, indices});
+    const int64_t inputs = g.h * g.w * layout.channels, outputs = g.out_h() * g.out_w() * layout.channels;       // of an image
+    for_each_run<T>(op, layout, g.out_h(), g.out_w(), 1, [&](auto width, int64_t first, const PlaceIndex& index) {
+      launch(queue, "max_pool", thread_each(index.count), max_pool_kernel<T, width.value>, index, v, h, x.as<T>() + first * inputs, y.as<T>() + first * outputs,
              indices ? indices.as<int64_t>() + first * outputs : nullptr);
     });
   });
 }
 
 void avg_pool(Queue queue, const PoolGeometry& g, const ConstView& x, const View& y) {
-  dispatch_floating(x.dtype, "avg_pool2d", [&](auto zero) {
+  constexpr const char* op = "avg_pool2d";
+  dispatch_floating(x.dtype, op, [&](auto zero) {
     using T = decltype(zero);
-    const Axis v = vertical("avg_pool2d", g), h = horizontal("avg_pool2d", g);
-    const int64_t outputs = g.out_h() * g.out_w();
-    for_each_run_of_planes(g.n * g.c, outputs, [&](int64_t first, int64_t count) {
-      const PlaneIndex index("avg_pool2d", count, g.out_h(), g.out_w());
-      launch(queue, "avg_pool", thread_each(count * outputs), avg_pool_kernel<T>, index, v, h, g.count_include_pad, x.as<T>() + first * g.h * g.w, y.as<T>() + first * outputs);
+    const Axis v = vertical(op, g), h = horizontal(op, g);
+    const Layout layout = layout_of(op, sizeof(T), {x, y});
+    const int64_t inputs = g.h * g.w * layout.channels, outputs = g.out_h() * g.out_w() * layout.channels;
+    for_each_run<T>(op, layout, g.out_h(), g.out_w(), 1, [&](auto width, int64_t first, const PlaceIndex& index) {
+      launch(queue, "avg_pool", thread_each(index.count), avg_pool_kernel<T, width.value>, index, v, h, g.count_include_pad, x.as<T>() + first * inputs, y.as<T>() + first * outputs);
+    });
+  });
+}
+
+// Of the outputs whose windows an element lies in, those whose index is the element. The axes' kernels are the windows' whole reach: with a dilation, some windows step over it.
+template <class T, int width>
+__global__ void __launch_bounds__(threads_per_block) max_pool_gather_kernel(PlaceIndex index, Axis v, Axis h, const T* dy, const int64_t* indices, T* dx) {
+  const int64_t number = global_thread();
+  if (number >= index.count) return;
+  const PlaceIndex::Place p = index.place(static_cast<int32_t>(number));
+  const int64_t outputs = static_cast<int64_t>(v.outputs) * h.outputs;
+  const T* const gradient = index.image_of(dy, p, outputs);
+  const int64_t* const where = index.image_of(indices, p, outputs);
+  const int32_t here = p.row * h.size + p.column;
+  using A = Accumulate<T>;
+  A sums[width] = {};
+  constexpr int together = width > 1 ? 2 : 1;
+  for (int32_t i = v.first_output(p.row); i < v.end_output(p.row); ++i)
+    for (int32_t j = h.first_output(p.column); j < h.end_output(p.column); ++j) {
+      const int64_t at = static_cast<int64_t>(i * h.outputs + j) * index.channels;
+      const Pack<T, width> values = load_pack<T, width>(gradient + at, 0);
+#pragma unroll
+      for (int c = 0; c < width; c += together) {
+        const Pack<int64_t, together> found = load_pack<int64_t, together>(where + at + c, 0);
+#pragma unroll
+        for (int k = 0; k < together; ++k)
+          if (found[k] == here) sums[c + k] += widen(values[c + k]);
+      }
+    }
+  store_sums(dx, number, sums, A(1));
+}
+
+void max_pool_gather(Queue queue, const PoolGeometry& g, const ConstView& dy, const ConstView& indices, const View& dx) {
+  constexpr const char* op = "max_pool2d_backward";
+  dispatch_floating(dy.dtype, op, [&](auto zero) {
+    using T = decltype(zero);
+    const Axis v = axis_of(op, g.h, (g.kernel_h - 1) * g.dilation_h + 1, g.stride_h, g.pad_h, 1, g.out_h()), h = axis_of(op, g.w, (g.kernel_w - 1) * g.dilation_w + 1, g.stride_w, g.pad_w, 1, g.out_w());
+    const Layout layout = layout_of(op, sizeof(T), {dx, dy, indices});
+    const int64_t inputs = g.h * g.w * layout.channels, outputs = g.out_h() * g.out_w() * layout.channels;
+    for_each_run<T>(op, layout, g.h, g.w, 1, [&](auto width, int64_t first, const PlaceIndex& index) {
+      launch(queue, "max_pool_gather", thread_each(index.count), max_pool_gather_kernel<T, width.value>, index, v, h, dy.as<T>() + first * outputs, indices.as<int64_t>() + first * outputs,
+             dx.as<T>() + first * inputs);
     });
   });
 }
@@ -162,9 +282,11 @@ __global__ void __launch_bounds__(threads_per_block) max_pool_backward_kernel(in
   }
 }
 
-void max_pool_backward(Queue queue, const ConstView& dy, const ConstView& indices, const View& dx) {
+void max_pool_backward(Queue queue, const PoolGeometry* windows, const ConstView& dy, const ConstView& indices, const View& dx) {
+  if (windows) return max_pool_gather(queue, *windows, dy, indices, dx);
   dispatch_floating(dy.dtype, "max_pool2d_backward", [&](auto zero) {
     using T = decltype(zero);
+    check<ShapeError>(dy.is_contiguous() && indices.is_contiguous() && dx.is_contiguous(), "max_pool2d_backward: without the windows, tensors must be contiguous; dx is ", dx.shape, " with strides ", dx.strides);
     const int64_t planes = dx.shape[0] * dx.shape[1];
     if (planes == 0) return;
     check<ShapeError>(planes < index_limit, "max_pool2d_backward: ", planes, " planes are more than one launch can have");
@@ -175,28 +297,30 @@ void max_pool_backward(Queue queue, const ConstView& dy, const ConstView& indice
   });
 }
 
-template <class T>
-__global__ void __launch_bounds__(threads_per_block) avg_pool_backward_kernel(PlaneIndex index, Axis v, Axis h, bool count_include_pad, const T* dy, T* dx) {
+template <class T, int width>
+__global__ void __launch_bounds__(threads_per_block) avg_pool_backward_kernel(PlaceIndex index, Axis v, Axis h, bool count_include_pad, const T* dy, T* dx) {
   const int64_t number = global_thread();
   if (number >= index.count) return;
-  const PlaneIndex::Place p = index.place(static_cast<int32_t>(number));
-  const T* const gradient = dy + static_cast<int64_t>(p.plane) * v.outputs * h.outputs;
+  const PlaceIndex::Place p = index.place(static_cast<int32_t>(number));
+  const T* const gradient = index.image_of(dy, p, static_cast<int64_t>(v.outputs) * h.outputs);
   using A = Accumulate<T>;
-  A sum = 0;
+  A sums[width] = {};
   for (int32_t i = v.first_output(p.row); i < v.end_output(p.row); ++i)
     for (int32_t j = h.first_output(p.column); j < h.end_output(p.column); ++j)
-      sum += widen(gradient[i * h.outputs + j]) / (static_cast<A>(v.count(i, count_include_pad)) * static_cast<A>(h.count(j, count_include_pad)));
-  dx[number] = narrow<T>(sum);
+      add_pack(sums, gradient + static_cast<int64_t>(i * h.outputs + j) * index.channels, static_cast<A>(v.count(i, count_include_pad)) * static_cast<A>(h.count(j, count_include_pad)));
+  store_sums(dx, number, sums, A(1));
 }
 
 void avg_pool_backward(Queue queue, const PoolGeometry& g, const ConstView& dy, const View& dx) {
-  dispatch_floating(dy.dtype, "avg_pool2d_backward", [&](auto zero) {
+  constexpr const char* op = "avg_pool2d_backward";
+  dispatch_floating(dy.dtype, op, [&](auto zero) {
     using T = decltype(zero);
-    const Axis v = vertical("avg_pool2d_backward", g), h = horizontal("avg_pool2d_backward", g);
-    for_each_run_of_planes(g.n * g.c, g.h * g.w, [&](int64_t first, int64_t count) {
-      const PlaneIndex index("avg_pool2d_backward", count, g.h, g.w);
-      launch(queue, "avg_pool_backward", thread_each(count * g.h * g.w), avg_pool_backward_kernel<T>, index, v, h, g.count_include_pad, dy.as<T>() + first * g.out_h() * g.out_w(),
-             dx.as<T>() + first * g.h * g.w);
+    const Axis v = vertical(op, g), h = horizontal(op, g);
+    const Layout layout = layout_of(op, sizeof(T), {dx, dy});
+    const int64_t inputs = g.h * g.w * layout.channels, outputs = g.out_h() * g.out_w() * layout.channels;
+    for_each_run<T>(op, layout, g.h, g.w, 1, [&](auto width, int64_t first, const PlaceIndex& index) {
+      launch(queue, "avg_pool_backward", thread_each(index.count), avg_pool_backward_kernel<T, width.value>, index, v, h, g.count_include_pad, dy.as<T>() + first * outputs,
+             dx.as<T>() + first * inputs);
     });
   });
 }
@@ -228,7 +352,7 @@ struct Window {
   }
 };
 
-__device__ Window window_of(const Division& v, const Division& h, const PlaneIndex::Place& p) {
+__device__ Window window_of(const Division& v, const Division& h, const PlaceIndex::Place& p) {
   const int32_t top = v.start(p.row), left = h.start(p.column);
   return {top, left, v.end(p.row) - top, h.end(p.column) - left, h.in};
 }
@@ -253,35 +377,41 @@ __device__ Greatest<T> warp_greatest(Greatest<T> value) {
 }
 
 // `lanes` threads for an output: 1, or a warp where windows are large.
-template <class T, int lanes>
-__global__ void __launch_bounds__(threads_per_block) adaptive_avg_pool_kernel(PlaneIndex index, Division v, Division h, const T* x, T* y) {
+template <class T, int width, int lanes>
+__global__ void __launch_bounds__(threads_per_block) adaptive_avg_pool_kernel(PlaceIndex index, Division v, Division h, const T* x, T* y) {
   const int64_t number = global_thread() / lanes;
   const bool is_output = number < index.count;
   const int lane = static_cast<int>(threadIdx.x) % lanes;
-  double sum = 0;
+  double sums[width] = {};
   int32_t size = 1;
   if (is_output) {
-    const PlaneIndex::Place p = index.place(static_cast<int32_t>(number));
+    const PlaceIndex::Place p = index.place(static_cast<int32_t>(number));
     const Window w = window_of(v, h, p);
-    const T* const plane = x + static_cast<int64_t>(p.plane) * v.in * h.in;
+    const T* const image = index.image_of(x, p, static_cast<int64_t>(v.in) * h.in);
     size = w.size();
-    for (int32_t i = lane; i < size; i += lanes) sum += static_cast<double>(widen(plane[w.offset(i)]));
+    for (int32_t i = lane; i < size; i += lanes) {
+      const Pack<T, width> values = load_pack<T, width>(image + static_cast<int64_t>(w.offset(i)) * index.channels, 0);
+#pragma unroll
+      for (int c = 0; c < width; ++c) sums[c] += static_cast<double>(widen(values[c]));
+    }
   }
-  sum = warp_reduce<lanes>(sum, Sum());
-  if (is_output && lane == 0) y[number] = narrow<T>(static_cast<Accumulate<T>>(sum / size));
+  Pack<T, width> result;
+#pragma unroll
+  for (int c = 0; c < width; ++c) result[c] = narrow<T>(static_cast<Accumulate<T>>(warp_reduce<lanes>(sums[c], Sum()) / size));
+  if (is_output && lane == 0) store_pack(y, number, result);
 }
 
 template <class T, int lanes>
-__global__ void __launch_bounds__(threads_per_block) adaptive_max_pool_kernel(PlaneIndex index, Division v, Division h, const T* x, T* y, int64_t* indices) {
+__global__ void __launch_bounds__(threads_per_block) adaptive_max_pool_kernel(PlaceIndex index, Division v, Division h, const T* x, T* y, int64_t* indices) {
   const int64_t number = global_thread() / lanes;
   const bool is_output = number < index.count;
   const int lane = static_cast<int>(threadIdx.x) % lanes;
   using A = Accumulate<T>;
   Greatest<A> best{-std::numeric_limits<A>::infinity(), 0};
   if (is_output) {
-    const PlaneIndex::Place p = index.place(static_cast<int32_t>(number));
+    const PlaceIndex::Place p = index.place(static_cast<int32_t>(number));
     const Window w = window_of(v, h, p);
-    const T* const plane = x + static_cast<int64_t>(p.plane) * v.in * h.in;
+    const T* const plane = index.image_of(x, p, static_cast<int64_t>(v.in) * h.in);
     best.where = w.top * w.pitch + w.left;
     for (int32_t i = lane; i < w.size(); i += lanes) best.see(widen(plane[w.offset(i)]), w.offset(i));
   }
@@ -294,58 +424,63 @@ __global__ void __launch_bounds__(threads_per_block) adaptive_max_pool_kernel(Pl
 bool has_large_windows(const AdaptivePoolGeometry& g) { return g.h * g.w >= 64 * g.out_h * g.out_w; }
 
 void adaptive_avg_pool(Queue queue, const AdaptivePoolGeometry& g, const ConstView& x, const View& y) {
-  dispatch_floating(x.dtype, "adaptive_avg_pool2d", [&](auto zero) {
+  constexpr const char* op = "adaptive_avg_pool2d";
+  dispatch_floating(x.dtype, op, [&](auto zero) {
     using T = decltype(zero);
-    const Division v("adaptive_avg_pool2d", g.h, g.out_h), h("adaptive_avg_pool2d", g.w, g.out_w);
-    const int64_t outputs = g.out_h * g.out_w;
-    for_each_run_of_planes(g.n * g.c, outputs * warp_size, [&](int64_t first, int64_t count) {
-      const PlaneIndex index("adaptive_avg_pool2d", count, g.out_h, g.out_w);
-      const T* const from = x.as<T>() + first * g.h * g.w;
+    const Division v(op, g.h, g.out_h), h(op, g.w, g.out_w);
+    const Layout layout = layout_of(op, sizeof(T), {x, y});
+    const int64_t inputs = g.h * g.w * layout.channels, outputs = g.out_h * g.out_w * layout.channels;
+    for_each_run<T>(op, layout, g.out_h, g.out_w, warp_size, [&](auto width, int64_t first, const PlaceIndex& index) {
+      const T* const from = x.as<T>() + first * inputs;
       T* const to = y.as<T>() + first * outputs;
-      if (has_large_windows(g)) launch(queue, "adaptive_avg_pool_warp", thread_each(count * outputs * warp_size), adaptive_avg_pool_kernel<T, warp_size>, index, v, h, from, to);
-      else launch(queue, "adaptive_avg_pool", thread_each(count * outputs), adaptive_avg_pool_kernel<T, 1>, index, v, h, from, to);
+      if (has_large_windows(g)) launch(queue, "adaptive_avg_pool_warp", thread_each(int64_t{index.count} * warp_size), adaptive_avg_pool_kernel<T, width.value, warp_size>, index, v, h, from, to);
+      else launch(queue, "adaptive_avg_pool", thread_each(index.count), adaptive_avg_pool_kernel<T, width.value, 1>, index, v, h, from, to);
     });
   });
 }
 
 void adaptive_max_pool(Queue queue, const AdaptivePoolGeometry& g, const ConstView& x, const View& y, const View& indices) {
-  dispatch_floating(x.dtype, "adaptive_max_pool2d", [&](auto zero) {
+  constexpr const char* op = "adaptive_max_pool2d";
+  dispatch_floating(x.dtype, op, [&](auto zero) {
     using T = decltype(zero);
-    const Division v("adaptive_max_pool2d", g.h, g.out_h), h("adaptive_max_pool2d", g.w, g.out_w);
-    const int64_t outputs = g.out_h * g.out_w;
-    for_each_run_of_planes(g.n * g.c, outputs * warp_size, [&](int64_t first, int64_t count) {
-      const PlaneIndex index("adaptive_max_pool2d", count, g.out_h, g.out_w);
-      const T* const from = x.as<T>() + first * g.h * g.w;
+    const Division v(op, g.h, g.out_h), h(op, g.w, g.out_w);
+    Layout layout = layout_of(op, sizeof(T), {x, y, indices});
+    layout.has_packs = false;
+    const int64_t inputs = g.h * g.w * layout.channels, outputs = g.out_h * g.out_w * layout.channels;
+    for_each_run<T>(op, layout, g.out_h, g.out_w, warp_size, [&](auto, int64_t first, const PlaceIndex& index) {
+      const T* const from = x.as<T>() + first * inputs;
       T* const to = y.as<T>() + first * outputs;
       int64_t* const where = indices ? indices.as<int64_t>() + first * outputs : nullptr;
-      if (has_large_windows(g)) launch(queue, "adaptive_max_pool_warp", thread_each(count * outputs * warp_size), adaptive_max_pool_kernel<T, warp_size>, index, v, h, from, to, where);
-      else launch(queue, "adaptive_max_pool", thread_each(count * outputs), adaptive_max_pool_kernel<T, 1>, index, v, h, from, to, where);
+      if (has_large_windows(g)) launch(queue, "adaptive_max_pool_warp", thread_each(int64_t{index.count} * warp_size), adaptive_max_pool_kernel<T, warp_size>, index, v, h, from, to, where);
+      else launch(queue, "adaptive_max_pool", thread_each(index.count), adaptive_max_pool_kernel<T, 1>, index, v, h, from, to, where);
     });
   });
 }
 
-template <class T>
-__global__ void __launch_bounds__(threads_per_block) adaptive_avg_pool_backward_kernel(PlaneIndex index, Division v, Division h, const T* dy, T* dx) {
+template <class T, int width>
+__global__ void __launch_bounds__(threads_per_block) adaptive_avg_pool_backward_kernel(PlaceIndex index, Division v, Division h, const T* dy, T* dx) {
   const int64_t number = global_thread();
   if (number >= index.count) return;
-  const PlaneIndex::Place p = index.place(static_cast<int32_t>(number));
-  const T* const gradient = dy + static_cast<int64_t>(p.plane) * v.out * h.out;
+  const PlaceIndex::Place p = index.place(static_cast<int32_t>(number));
+  const T* const gradient = index.image_of(dy, p, static_cast<int64_t>(v.out) * h.out);
   using A = Accumulate<T>;
-  A sum = 0;
+  A sums[width] = {};
   for (int32_t i = v.first_output(p.row); i < v.end_output(p.row); ++i)
     for (int32_t j = h.first_output(p.column); j < h.end_output(p.column); ++j)
-      sum += widen(gradient[i * h.out + j]) / (static_cast<A>(v.end(i) - v.start(i)) * static_cast<A>(h.end(j) - h.start(j)));
-  dx[number] = narrow<T>(sum);
+      add_pack(sums, gradient + static_cast<int64_t>(i * h.out + j) * index.channels, static_cast<A>(v.end(i) - v.start(i)) * static_cast<A>(h.end(j) - h.start(j)));
+  store_sums(dx, number, sums, A(1));
 }
 
 void adaptive_avg_pool_backward(Queue queue, const AdaptivePoolGeometry& g, const ConstView& dy, const View& dx) {
-  dispatch_floating(dy.dtype, "adaptive_avg_pool2d_backward", [&](auto zero) {
+  constexpr const char* op = "adaptive_avg_pool2d_backward";
+  dispatch_floating(dy.dtype, op, [&](auto zero) {
     using T = decltype(zero);
-    const Division v("adaptive_avg_pool2d_backward", g.h, g.out_h), h("adaptive_avg_pool2d_backward", g.w, g.out_w);
-    for_each_run_of_planes(g.n * g.c, g.h * g.w, [&](int64_t first, int64_t count) {
-      const PlaneIndex index("adaptive_avg_pool2d_backward", count, g.h, g.w);
-      launch(queue, "adaptive_avg_pool_backward", thread_each(count * g.h * g.w), adaptive_avg_pool_backward_kernel<T>, index, v, h, dy.as<T>() + first * g.out_h * g.out_w,
-             dx.as<T>() + first * g.h * g.w);
+    const Division v(op, g.h, g.out_h), h(op, g.w, g.out_w);
+    const Layout layout = layout_of(op, sizeof(T), {dx, dy});
+    const int64_t inputs = g.h * g.w * layout.channels, outputs = g.out_h * g.out_w * layout.channels;
+    for_each_run<T>(op, layout, g.h, g.w, 1, [&](auto width, int64_t first, const PlaceIndex& index) {
+      launch(queue, "adaptive_avg_pool_backward", thread_each(index.count), adaptive_avg_pool_backward_kernel<T, width.value>, index, v, h, dy.as<T>() + first * outputs,
+             dx.as<T>() + first * inputs);
     });
   });
 }

@@ -5,8 +5,8 @@
 //
 // Note [Rows, columns and splits]
 // Axes are put in the order of x's memory. Where a reduced axis is the innermost, the threads of a team are neighbours along it ("rows"); where a kept one is,
-// neighbouring threads work for neighbouring outputs ("columns"). When there are too few outputs to fill a GPU, each fold is split over several blocks, whose
-// partial results a second kernel joins.
+// neighbouring threads work for neighbouring outputs ("columns"), each for as many as one access of 16 bytes holds, where x is aligned for that. When there are too
+// few outputs to fill a GPU, each fold is split over several blocks, whose partial results a second kernel joins.
 #include <fovea/kernels/table.h>
 
 #include <algorithm>
@@ -230,6 +230,74 @@ __global__ __launch_bounds__(team_threads, 2) void fold_kernel(Fold fold, const 
   }
 }
 
+// What the lanes of a column team have of neighbouring outputs.
+template <class Op, int pack>
+struct PackTotal {
+  typename Op::Total values[pack];
+};
+
+template <class Op, int pack>
+struct JoinPackTotals {
+  __device__ PackTotal<Op, pack> operator()(const PackTotal<Op, pack>& a, const PackTotal<Op, pack>& b) const {
+    PackTotal<Op, pack> joined;
+#pragma unroll
+    for (int j = 0; j < pack; ++j) joined.values[j] = Op::join(a.values[j], b.values[j]);
+    return joined;
+  }
+};
+
+// A lane's share of the elements [begin, end) of the folds of neighbouring outputs.
+template <class Op, int pack, class T>
+__device__ PackTotal<Op, pack> fold_column_lane(const Fold& fold, const T* x, int64_t begin, int64_t end) {
+  const int64_t step = fold.team.lanes;
+  PackTotal<Op, pack> total;
+#pragma unroll
+  for (int j = 0; j < pack; ++j) total.values[j] = Op::total(Op::part());
+  int64_t i = begin + fold.team.lane();
+  while (i < end) {
+    typename Op::Part part[pack];
+#pragma unroll
+    for (int j = 0; j < pack; ++j) part[j] = Op::part();
+    const int64_t stop = min(end, i + step * run);
+    for (; i < stop; i += unroll * step) {
+      Pack<T, pack> values[unroll];
+#pragma unroll
+      for (int u = 0; u < unroll; ++u)
+        if (i + u * step < stop) values[u] = load_pack<T, pack>(x + fold.offset(i + u * step), 0);
+#pragma unroll
+      for (int u = 0; u < unroll; ++u)
+        if (i + u * step < stop) {
+#pragma unroll
+          for (int j = 0; j < pack; ++j) Op::add_element(part[j], to_compute(values[u][j]), i + u * step);
+        }
+    }
+#pragma unroll
+    for (int j = 0; j < pack; ++j) total.values[j] = Op::join(total.values[j], Op::total(part[j]));
+  }
+  return total;
+}
+
+// Columns in packs: a team's threads have `pack` outputs each, whose elements lie beside each other.
+template <class Op, int pack, class T>
+__global__ __launch_bounds__(team_threads, 1) void fold_columns_kernel(Fold fold, const T* x, typename Op::Total* partial) {
+  using Packed = PackTotal<Op, pack>;
+  auto& scratch = shared<Scratch<Packed>>();
+  const int64_t begin = blockIdx.y * fold.per_split, end = min(fold.length, begin + fold.per_split);
+  const int64_t width = static_cast<int64_t>(fold.team.width) * pack;
+  for (int64_t first = blockIdx.x * width; first < fold.outputs; first += gridDim.x * width) {
+    const int64_t output = first + fold.team.member() * pack;
+    const bool exists = output < fold.outputs;
+    const Packed found = fold_column_lane<Op, pack>(fold, exists ? x + fold.kept.offsets(output).of[0] : x, begin, exists ? end : begin);
+    const Packed total = team_reduce(fold.team, found, JoinPackTotals<Op, pack>(), scratch.values);
+    if (!exists || fold.team.lane() != 0) continue;
+#pragma unroll
+    for (int j = 0; j < pack; ++j) {
+      if (partial) partial[blockIdx.y * fold.outputs + output + j] = total.values[j];
+      else fold.store(output + j, Op::result(total.values[j]));
+    }
+  }
+}
+
 // Joins the partial results [splits, outputs].
 template <class Op>
 __global__ __launch_bounds__(team_threads, 2) void join_kernel(Fold fold, const typename Op::Total* partial) {
@@ -278,14 +346,27 @@ bool splits_into_packs(const Fold& fold, const void* x, int pack, int64_t bytes)
   return fits;
 }
 
-Grid grid_of(const Fold& fold, int64_t splits, size_t shared_bytes) {
-  const int64_t groups = ceil_div<int64_t>(fold.outputs, fold.team.width);
+// Whether neighbouring outputs come in whole packs of neighbouring elements.
+bool columns_split_into_packs(const Fold& fold, const void* x, int pack, int64_t bytes) {
+  bool fits = fold.kept.rank > 0 && fold.kept.strides[0][0] == 1 && fold.kept.sizes[0] % pack == 0 && is_aligned(x, static_cast<size_t>(pack * bytes));
+  for (int axis = 1; axis < fold.kept.rank; ++axis) fits = fits && fold.kept.strides[0][axis] % pack == 0;
+  for (int axis = 0; axis < fold.reduced.rank; ++axis) fits = fits && fold.reduced.strides[0][axis] % pack == 0;
+  return fits;
+}
+
+// How many elements a thread reads at once: along a fold, or of as many folds.
+struct Packing {
+  int row = 1, column = 1;
+};
+
+Grid grid_of(const Fold& fold, int64_t splits, size_t shared_bytes, int column_pack = 1) {
+  const int64_t groups = ceil_div<int64_t>(fold.outputs, static_cast<int64_t>(fold.team.width) * column_pack);
   return {dim3(static_cast<unsigned>(std::min<int64_t>(groups, 1 << 16)), static_cast<unsigned>(splits)), dim3(team_threads), shared_bytes};
 }
 
 // is_reduced(axis) says which axes go.
 template <class IsReduced>
-Fold fold_of(const ConstView& x, const View& y, int most_packed, const IsReduced& is_reduced, int& pack) {
+Fold fold_of(const ConstView& x, const View& y, int most_packed, const IsReduced& is_reduced, Packing& pack) {
   AxisList reduced, kept;
   for (int axis = 0; axis < x.rank(); ++axis) {
     if (x.shape[axis] <= 1) continue;
@@ -296,25 +377,24 @@ Fold fold_of(const ConstView& x, const View& y, int most_packed, const IsReduced
   fold.length = x.numel() > 0 ? fold.reduced.numel : 0;
   fold.outputs = fold.kept.numel;
   const bool is_row = inner_stride(reduced) <= inner_stride(kept) && fold.reduced.rank > 0;
-  pack = is_row && splits_into_packs(fold, x.data, most_packed, size_of(x.dtype)) ? most_packed : 1;
-  fold.team = is_row ? row_team(ceil_div<int64_t>(fold.length, pack)) : column_team(fold.outputs, fold.length);
-  const int64_t per_pass = static_cast<int64_t>(fold.team.lanes) * pack;
-  const int64_t splits = splits_for(ceil_div<int64_t>(fold.outputs, fold.team.width), fold.length / per_pass);
+  if (is_row && splits_into_packs(fold, x.data, most_packed, size_of(x.dtype))) pack.row = most_packed;
+  if (!is_row && columns_split_into_packs(fold, x.data, most_packed, size_of(x.dtype))) pack.column = most_packed;
+  fold.team = is_row ? row_team(ceil_div<int64_t>(fold.length, pack.row)) : column_team(fold.outputs / pack.column, fold.length);
+  const int64_t per_pass = static_cast<int64_t>(fold.team.lanes) * pack.row;
+  const int64_t splits = splits_for(ceil_div<int64_t>(fold.outputs, static_cast<int64_t>(fold.team.width) * pack.column), fold.length / per_pass);
   fold.per_split = std::max<int64_t>(1, ceil_div(ceil_div(fold.length, splits), per_pass)) * per_pass;
   fold.splits = std::max<int64_t>(1, ceil_div(fold.length, fold.per_split));
   return fold;
 }
 
 template <class Op, int most_packed = 1, class T>
-void run_fold(Queue queue, const char* name, Fold& fold, const T* x, int pack) {
+void run_fold(Queue queue, const char* name, Fold& fold, const T* x, const Packing& pack) {
   using Total = typename Op::Total;
-  const auto kernel = pack > 1 ? fold_kernel<Op, most_packed, T> : fold_kernel<Op, 1, T>;
-  if (fold.splits == 1) {
-    launch(queue, name, grid_of(fold, 1, sizeof(Scratch<Total>)), kernel, fold, x, nullptr);
-    return;
-  }
+  const auto kernel = pack.column > 1 ? fold_columns_kernel<Op, most_packed, T> : pack.row > 1 ? fold_kernel<Op, most_packed, T> : fold_kernel<Op, 1, T>;
+  const Grid grid = grid_of(fold, fold.splits, pack.column * sizeof(Scratch<Total>), pack.column);
+  if (fold.splits == 1) return launch(queue, name, grid, kernel, fold, x, nullptr);
   const DeviceScratch partial(fold.splits * fold.outputs * static_cast<int64_t>(sizeof(Total)), queue);
-  launch(queue, name, grid_of(fold, fold.splits, sizeof(Scratch<Total>)), kernel, fold, x, partial.as<Total>());
+  launch(queue, name, grid, kernel, fold, x, partial.as<Total>());
   fold.team = column_team(fold.outputs, fold.splits);
   launch(queue, name, grid_of(fold, 1, sizeof(Scratch<Total>)), join_kernel<Op>, fold, partial.as<Total>());
 }
@@ -323,7 +403,7 @@ template <class T>
 void reduce_as(Queue queue, Reduce op, const ConstView& x, const View& y) {
   using V = Compute<T>;
   constexpr int most_packed = std::is_integral_v<T> ? 1 : full_pack<T>;
-  int pack = 1;
+  Packing pack;
   Fold fold = fold_of(x, y, most_packed, [&](int axis) { return y.shape[axis] == 1; }, pack);
   const T* data = x.as<T>();
   switch (op) {
@@ -350,7 +430,7 @@ void reduce(Queue queue, Reduce op, const ConstView& x, const View& y) {
 
 void arg_reduce(Queue queue, ArgReduce op, int axis, const ConstView& x, const View& y) {
   if (y.numel() == 0 || x.numel() == 0) return;
-  int pack = 1;
+  Packing pack;
   Fold fold = fold_of(x, y, 1, [&](int i) { return i == axis; }, pack);
   dispatch(x.dtype, [&](auto zero) {
     using T = decltype(zero);

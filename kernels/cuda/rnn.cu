@@ -1,7 +1,7 @@
 // One recurrent layer (LSTM, GRU, RNN with tanh or relu; one or both directions) over a whole sequence on the GPU, forward and backward.
 // What is computed, layouts and the meaning of lengths: kernels/cpu/rnn.cpp. float32, float64, float16, bfloat16. Overwrites its outputs. Deterministic.
 //
-//   forward   gates = x W_ih^T + b_ih for all steps as one product; then a kernel a step, both directions at once: gates += h W_hh^T + b_hh and the cell
+//   forward   gates = x W_ih^T for all steps as one product; then a kernel a step, both directions at once: gates += b_ih + h W_hh^T + b_hh and the cell
 //   backward  a kernel a step: dh = what came from the step after + dgates W_hh, and the cell; then over all steps as one product each
 //             dx = dgates W_ih, dW_ih = dgates^T x, dW_hh = dgates^T h_previous, and the biases' sums
 // Floor of a step: reading W_hh once (from L2, where it stays), or 2 batch gates hidden^2 FLOPs. Which kernel computes a step: rnn_plan.h; how: rnn_step.h.
@@ -28,15 +28,6 @@ namespace {
 using RnnWeights = KernelTable::RnnWeights;
 using RnnGradients = KernelTable::RnnGradients;
 
-// A state from one memory to another, with rows of other lengths: what is left of a row is filled with zeros, and all of it where there is no `from`.
-template <class From, class To>
-__global__ void __launch_bounds__(256) copy_rows(const From* from, int64_t from_pitch, To* to, int64_t to_pitch, int64_t rows, int64_t columns) {
-  for (int64_t i = global_thread(); i < rows * to_pitch; i += global_threads()) {
-    const int64_t row = i / to_pitch, column = i % to_pitch;
-    to[i] = narrow<To>(from && column < columns ? static_cast<Accumulate<To>>(widen(from[row * from_pitch + column])) : Accumulate<To>(0));
-  }
-}
-
 // to[b, :] = dgates [time, batch, pitch] of the step that sample b of direction d begins with.
 template <class T>
 __global__ void __launch_bounds__(256) gather_first(const T* dgates, const int64_t* lengths, int direction, int64_t time, int64_t batch, int64_t pitch, T* to) {
@@ -45,28 +36,6 @@ __global__ void __launch_bounds__(256) gather_first(const T* dgates, const int64
     const int64_t t = direction == 0 ? 0 : length - 1;
     to[i] = length > 0 ? dgates[(t * batch + sample) * pitch + i % pitch] : T{};
   }
-}
-
-constexpr int sum_columns = 32, sum_groups = 8;
-
-template <class T>
-struct SumTile {
-  Accumulate<T> sums[sum_groups][sum_columns];
-};
-
-// sums[j] = sum over rows of x[rows, columns], whose rows lie `pitch` apart: eight groups of every eighth row, then the groups in order.
-template <class T>
-__global__ void __launch_bounds__(sum_columns* sum_groups) column_sums(const T* x, int64_t rows, int64_t columns, int64_t pitch, T* sums) {
-  SumTile<T>& tile = shared<SumTile<T>>();
-  const int lane = static_cast<int>(threadIdx.x) % sum_columns, group = static_cast<int>(threadIdx.x) / sum_columns;
-  const int64_t column = static_cast<int64_t>(blockIdx.x) * sum_columns + lane;
-  Accumulate<T> sum = 0;
-  for (int64_t row = group; column < columns && row < rows; row += sum_groups) sum += widen(x[row * pitch + column]);
-  tile.sums[group][lane] = sum;
-  __syncthreads();
-  if (group > 0 || column >= columns) return;
-  for (int other = 1; other < sum_groups; ++other) sum += tile.sums[other][lane];
-  sums[column] = narrow<T>(sum);
 }
 
 // --- host ---
@@ -128,10 +97,10 @@ AnyView matrix(const AnyView& like, decltype(AnyView::data) data, int64_t rows, 
   return v;
 }
 
-void product(Queue queue, const ConstView& a, const ConstView& b, const ConstView& bias, bool accumulates, const View& y, Workspace scratch) {
+void product(Queue queue, const ConstView& a, const ConstView& b, bool accumulates, const View& y, Workspace scratch) {
   if (a.size(1) == 0 && accumulates) return;
   const MatmulGeometry g{1, a.size(0), b.size(1), a.size(1)};
-  cuda_table(0).matmul(queue, g, {1, accumulates ? 1.0 : 0.0}, a, b, bias, y, scratch);
+  cuda_table(0).matmul(queue, g, {1, accumulates ? 1.0 : 0.0}, a, b, {}, y, scratch);
 }
 
 // The largest of the products below.
@@ -143,12 +112,6 @@ int64_t product_workspace(const RnnGeometry& g, DType dtype) {
                                   MatmulGeometry{1, rows, g.hidden_size, g.batch}})
     bytes = std::max(bytes, cuda_table(0).matmul_workspace(m, dtype));
   return bytes;
-}
-
-template <class From, class To>
-void copy_state(Queue queue, const From* from, int64_t from_pitch, To* to, int64_t to_pitch, int64_t rows, int64_t columns) {
-  if (to && rows * to_pitch > 0)
-    launch(queue, "rnn_copy_state", grid_for(rows * to_pitch), copy_rows<From, To>, from, from_pitch, to, to_pitch, rows, columns);
 }
 
 // A matrix into rows of `pitch` elements, what is left of them zero.
@@ -164,9 +127,14 @@ void copy_padded(Queue queue, const ConstView& from, T* to, int64_t pitch) {
   cuda_table(0).copy(queue, from, target);
 }
 
+void copy_or_clear(Queue queue, const ConstView& from, const View& to) {
+  if (from) cuda_table(0).copy(queue, from, to);
+  else cuda_table(0).fill(queue, 0, to);
+}
+
 // Direction d of a state [directions, batch, hidden] that may not be there.
 template <class T, class AnyView>
-auto state_of(const AnyView& v, const RnnGeometry& g, int64_t d) {
+auto* state_of(const AnyView& v, const RnnGeometry& g, int64_t d) {
   auto* p = v.template as<T>();
   return p ? p + d * g.batch * g.hidden_size : nullptr;
 }
@@ -177,6 +145,11 @@ template <class T>
 void forward_typed(Queue queue, const RnnGeometry& g, const ConstView& x, const ConstView& lengths, const ConstView& h0, const ConstView& c0, const RnnWeights& weights,
                    const View& y, const View& h_n, const View& c_n, Workspace reserve, Workspace workspace) {
   if (g.batch == 0) return;
+  if (g.time == 0) {
+    copy_or_clear(queue, h0, h_n);
+    if (g.has_cell_state()) copy_or_clear(queue, c0, c_n);
+    return;
+  }
   Arena scratch_memory(workspace.data), reserve_memory(reserve.data);
   const ForwardScratch<T> scratch(g, scratch_memory);
   const Reserve<T> kept(g, reserve_memory);
@@ -193,28 +166,30 @@ void forward_typed(Queue queue, const RnnGeometry& g, const ConstView& x, const 
       copy_padded(queue, weights.w_hh[d], scratch.w_hh[d], s.w_pitch);
       s.w_hh[d] = scratch.w_hh[d];
     }
+    s.b_ih[d] = weights.b_ih[d].template as<T>();
     s.b_hh[d] = weights.b_hh[d].template as<T>();
     s.gates[d] = kept.gates[d] ? kept.gates[d] : scratch.gates[d];
     s.kept[d] = kept.kept[d];
     s.c[d] = scratch.c[d];
+    s.c0[d] = state_of<T>(c0, g, d);
+    s.h_n[d] = state_of<T>(h_n, g, d);
+    s.c_n[d] = state_of<T>(c_n, g, d);
     View gates = matrix(y, s.gates[d], steps, rows, rows, 1);
     gates.dtype = dtype_of<Accumulate<T>>;
-    if (steps > 0)
-      product(queue, matrix(x, x.data, steps, g.input_size, g.input_size, 1), matrix(x, weights.w_ih[d].data, g.input_size, rows, 1, g.input_size), weights.b_ih[d],
-              false, gates, scratch_memory.rest(workspace));
-    copy_state(queue, state_of<T>(h0, g, d), hidden, scratch.h[0][d], s.h_pitch, g.batch, hidden);
-    if (g.has_cell_state()) copy_state(queue, state_of<T>(c0, g, d), hidden, scratch.c[d], hidden, g.batch, hidden);
+    product(queue, matrix(x, x.data, steps, g.input_size, g.input_size, 1), matrix(x, weights.w_ih[d].data, g.input_size, rows, 1, g.input_size), false, gates,
+            scratch_memory.rest(workspace));
+    s.h[d] = state_of<T>(h0, g, d);
+    if (s.h[d] && (s.h_pitch != hidden || !is_aligned(s.h[d]))) {
+      copy_padded(queue, matrix(h0, s.h[d], g.batch, hidden, hidden, 1), scratch.h[0][d], s.h_pitch);
+      s.h[d] = scratch.h[0][d];
+    }
   }
   for (s.i = 0; s.i < g.time; ++s.i) {
     for (int64_t d = 0; d < g.directions; ++d) {
-      s.h[d] = scratch.h[s.i % 2][d];
+      if (s.i > 0) s.h[d] = scratch.h[s.i % 2][d];
       s.h_next[d] = scratch.h[(s.i + 1) % 2][d];
     }
     launch_forward_step(queue, plan, g.cell, s);
-  }
-  for (int64_t d = 0; d < g.directions; ++d) {
-    copy_state(queue, scratch.h[g.time % 2][d], s.h_pitch, state_of<T>(h_n, g, d), hidden, g.batch, hidden);
-    if (g.has_cell_state()) copy_state(queue, scratch.c[d], hidden, state_of<T>(c_n, g, d), hidden, g.batch, hidden);
   }
 }
 
@@ -223,13 +198,13 @@ void weight_gradients(Queue queue, const RnnGeometry& g, int64_t d, const ConstV
                       const BackwardScratch<T>& scratch, const RnnGradients& gradients, Workspace rest) {
   const int64_t hidden = g.hidden_size, rows = g.gates() * hidden, pitch = whole_chunks<T>(rows), steps = g.time * g.batch, width = g.directions * hidden;
   const auto sums = [&](const T* dgates, const View& to) {
-    if (to) launch(queue, "rnn_column_sums", {dim3(static_cast<unsigned>(ceil_div<int64_t>(rows, sum_columns))), dim3(sum_columns * sum_groups), sizeof(SumTile<T>)},
-                   column_sums<T>, dgates, steps, rows, pitch, to.as<T>());
+    if (to) cuda_table(0).reduce(queue, Reduce::sum, matrix(x, dgates, steps, rows, pitch, 1), matrix(to, to.data, 1, rows, rows, 1));
   };
   sums(scratch.dgates[d], gradients.b_ih[d]);
-  sums(scratch.dgates_hidden[d], gradients.b_hh[d]);
+  if (gradients.b_ih[d] && gradients.b_hh[d] && scratch.dgates_hidden[d] == scratch.dgates[d]) cuda_table(0).copy(queue, gradients.b_ih[d], gradients.b_hh[d]);
+  else sums(scratch.dgates_hidden[d], gradients.b_hh[d]);
   if (const View& dw = gradients.w_ih[d])
-    product(queue, matrix(x, scratch.dgates[d], rows, steps, 1, pitch), matrix(x, x.data, steps, g.input_size, g.input_size, 1), {}, false,
+    product(queue, matrix(x, scratch.dgates[d], rows, steps, 1, pitch), matrix(x, x.data, steps, g.input_size, g.input_size, 1), false,
             matrix(dw, dw.data, rows, g.input_size, g.input_size, 1), rest);
   const View& dw = gradients.w_hh[d];
   if (!dw) return;
@@ -237,12 +212,12 @@ void weight_gradients(Queue queue, const RnnGeometry& g, int64_t d, const ConstV
   const View target = matrix(dw, dw.data, rows, hidden, hidden, 1);
   const int64_t inner = std::max<int64_t>(0, steps - g.batch), first_dgates = d == 0 ? g.batch : 0, first_y = d == 0 ? 0 : g.batch;
   product(queue, matrix(x, scratch.dgates_hidden[d] + first_dgates * pitch, rows, inner, 1, pitch), matrix(y, y.as<T>() + first_y * width + d * hidden, inner, hidden, width, 1),
-          {}, false, target, rest);
+          false, target, rest);
   const T* initial = state_of<T>(h0, g, d);
   if (!initial || g.time == 0) return;
   launch(queue, "rnn_gather_first", grid_for(g.batch * pitch), gather_first<T>, scratch.dgates_hidden[d], lengths.as<int64_t>(), static_cast<int>(d), g.time, g.batch, pitch,
          scratch.first);
-  product(queue, matrix(x, scratch.first, rows, g.batch, 1, pitch), matrix(x, initial, g.batch, hidden, hidden, 1), {}, true, target, rest);
+  product(queue, matrix(x, scratch.first, rows, g.batch, 1, pitch), matrix(x, initial, g.batch, hidden, hidden, 1), true, target, rest);
 }
 
 template <class T>
@@ -272,16 +247,16 @@ void backward_typed(Queue queue, const RnnGeometry& g, const ConstView& x, const
     s.dgates_hidden[d] = scratch.dgates_hidden[d];
     s.dh[d] = scratch.dh[d];
     s.dc[d] = scratch.dc[d];
-    copy_state(queue, state_of<T>(dh_n, g, d), hidden, s.dh[d], hidden, g.batch, hidden);
-    if (g.has_cell_state()) copy_state(queue, state_of<T>(dc_n, g, d), hidden, s.dc[d], hidden, g.batch, hidden);
+    s.dh_n[d] = state_of<T>(dh_n, g, d);
+    s.dc_n[d] = state_of<T>(dc_n, g, d);
+    s.dh0[d] = state_of<T>(dh0, g, d);
+    s.dc0[d] = state_of<T>(dc0, g, d);
   }
-  for (s.i = 0; s.i < g.time + (dh0 ? 1 : 0); ++s.i) launch_backward_step(queue, plan, g.cell, s);
+  for (s.i = 0; s.i < g.time + (dh0 || dc0 ? 1 : 0); ++s.i) launch_backward_step(queue, plan, g.cell, s);
   const Workspace rest = scratch_memory.rest(workspace);
   for (int64_t d = 0; d < g.directions; ++d) {
-    copy_state(queue, s.dh[d], hidden, state_of<T>(dh0, g, d), hidden, g.batch, hidden);
-    if (g.has_cell_state()) copy_state(queue, s.dc[d], hidden, state_of<T>(dc0, g, d), hidden, g.batch, hidden);
     if (dx && steps > 0)
-      product(queue, matrix(x, s.dgates[d], steps, rows, s.dgates_pitch, 1), matrix(x, weights.w_ih[d].data, rows, g.input_size, g.input_size, 1), {}, d > 0,
+      product(queue, matrix(x, s.dgates[d], steps, rows, s.dgates_pitch, 1), matrix(x, weights.w_ih[d].data, rows, g.input_size, g.input_size, 1), d > 0,
               matrix(dx, dx.data, steps, g.input_size, g.input_size, 1), rest);
     weight_gradients(queue, g, d, x, lengths, h0, y, scratch, gradients, rest);
   }

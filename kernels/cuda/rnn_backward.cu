@@ -1,5 +1,5 @@
 // A step of a recurrent layer, backward: dh = what came from the step after + dgates W_hh, and the cell. rnn.cu says what is computed, rnn_step.h how the product is.
-// Reads the step's gates, dy and dgates of the step after; overwrites dgates of its own, dh and dc. Deterministic.
+// Reads the step's gates, dy and dgates of the step after; overwrites dgates of its own, dh and dc, past the first step dh0 and dc0. Deterministic.
 // Floor of a step: reading W_hh once (from L2, where it stays), or 2 batch gates hidden^2 FLOPs.
 #include <fovea/kernels/cuda/rnn_step.h>
 
@@ -51,7 +51,9 @@ struct BackwardCell {
 
   __device__ void load(const Step& s, int d, int64_t sample, int64_t unit) {
     const int64_t hidden = s.sizes.hidden, batch = s.sizes.batch, at = sample * hidden + unit, t = s.step(d), before = d == 0 ? t - 1 : t + 1, row = t * batch + sample;
-    dh = s.dh[d][at];
+    const auto arriving = [&](const A* between_steps, const T* last) { return s.i > 0 ? between_steps[at] : last ? widen(last[at]) : A(0); };
+    dh = arriving(s.dh[d], s.dh_n[d]);
+    if constexpr (kind == RnnCell::lstm) dc = arriving(s.dc[d], s.dc_n[d]);
     if (s.i == s.sizes.time) return;
     const int64_t length = s.lengths ? s.lengths[sample] : s.sizes.time;
     is_over = length <= t;
@@ -64,10 +66,7 @@ struct BackwardCell {
 #pragma unroll
       for (int i = 0; i < gates; ++i) values.gate[i] = s.gates[d][(row * gates + i) * hidden + unit];
     }
-    if constexpr (kind == RnnCell::lstm) {
-      values.c_previous = is_first ? initial(s.c0[d]) : s.kept[d][(before * batch + sample) * hidden + unit];
-      dc = s.dc[d][at];
-    }
+    if constexpr (kind == RnnCell::lstm) values.c_previous = is_first ? initial(s.c0[d]) : s.kept[d][(before * batch + sample) * hidden + unit];
     if constexpr (kind == RnnCell::gru) values.h_previous = is_first ? initial(s.h0[d]) : output(s.y, before);
     if constexpr (gates == 1) values.h = output(s.y, t);
     if (s.dy) dy = output(s.dy, t);
@@ -76,15 +75,17 @@ struct BackwardCell {
   __device__ void finish(const Step& s, int d, int64_t sample, int64_t unit, const A* product) {
     const int64_t hidden = s.sizes.hidden, at = sample * hidden + unit;
     const A total = dh + product[0];
-    s.dh[d][at] = total;
-    if (s.i == s.sizes.time) return;                    // past the first step: this is the gradient of the initial state
+    if (s.i == s.sizes.time) {                          // past the first step: these are the gradients of the initial state
+      if (s.dh0[d]) s.dh0[d][at] = narrow<T>(total);
+      if (s.dc0[d]) s.dc0[d][at] = narrow<T>(dc);
+      return;
+    }
     const int64_t row = (s.step(d) * s.sizes.batch + sample) * s.dgates_pitch;
     T *to = s.dgates[d] + row, *to_hidden = s.dgates_hidden[d] + row;
     for (int64_t i = s.rows; unit == hidden - 1 && i < s.dgates_pitch; ++i) to_hidden[i] = T{};
     A dgate[gates] = {}, dgate_hidden = A(0);
-    if (!is_over) s.dh[d][at] = run_cell_backward<kind>(values, total + dy, dc, dgate, dgate_hidden);
-    if constexpr (kind == RnnCell::lstm)
-      if (!is_over) s.dc[d][at] = dc;
+    s.dh[d][at] = is_over ? total : run_cell_backward<kind>(values, total + dy, dc, dgate, dgate_hidden);
+    if constexpr (kind == RnnCell::lstm) s.dc[d][at] = dc;
 #pragma unroll
     for (int i = 0; i < gates; ++i) {
       to[i * hidden + unit] = narrow<T>(dgate[i]);

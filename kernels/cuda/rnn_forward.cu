@@ -1,5 +1,5 @@
-// A step of a recurrent layer, forward: gates += h W_hh^T + b_hh, and the cell. rnn.cu says what is computed, rnn_step.h how the product is.
-// Reads and overwrites the step's gates and c, reads h, overwrites h_next and y. Deterministic.
+// A step of a recurrent layer, forward: gates += b_ih + h W_hh^T + b_hh, and the cell. rnn.cu says what is computed, rnn_step.h how the product is.
+// Reads and overwrites the step's gates and c, reads h, overwrites h_next and y, in the last step h_n and c_n. Deterministic.
 // Floor of a step: reading W_hh once (from L2, where it stays), or 2 batch gates hidden^2 FLOPs.
 #include <fovea/kernels/cuda/rnn_step.h>
 
@@ -43,31 +43,36 @@ struct ForwardCell {
   bool is_over = false;                                 // the sample's sequence has ended
 
   __device__ void load(const Step& s, int d, int64_t sample, int64_t unit) {
-    const int64_t t = s.sizes.step(d, s.i), row = t * s.sizes.batch + sample;
+    const int64_t hidden = s.sizes.hidden, t = s.sizes.step(d, s.i), row = t * s.sizes.batch + sample, at = sample * hidden + unit;
     is_over = s.lengths && s.lengths[sample] <= t;
-    h = s.h[d][sample * s.h_pitch + unit];
-    if constexpr (kind == RnnCell::lstm) c = s.c[d][sample * s.sizes.hidden + unit];
+    h = s.h[d] ? s.h[d][sample * s.h_pitch + unit] : T{};
+    if constexpr (kind == RnnCell::lstm) c = s.i > 0 ? s.c[d][at] : s.c0[d] ? widen(s.c0[d][at]) : A(0);
 #pragma unroll
     for (int i = 0; i < sums; ++i) {
-      gate[i] = s.gates[d][(row * sums + i) * s.sizes.hidden + unit];
-      bias[i] = s.b_hh[d] ? widen(s.b_hh[d][i * s.sizes.hidden + unit]) : A(0);
+      gate[i] = s.gates[d][(row * sums + i) * hidden + unit];
+      if (s.b_ih[d]) gate[i] += widen(s.b_ih[d][i * hidden + unit]);
+      bias[i] = s.b_hh[d] ? widen(s.b_hh[d][i * hidden + unit]) : A(0);
     }
   }
 
   __device__ void finish(const Step& s, int d, int64_t sample, int64_t unit, A* recurrent) {
-    const int64_t hidden = s.sizes.hidden, row = s.sizes.step(d, s.i) * s.sizes.batch + sample;
-    T *next = s.h_next[d] + sample * s.h_pitch + unit, &y = s.y[(row * s.sizes.directions + d) * hidden + unit];
-    for (int64_t i = 1; unit == hidden - 1 && hidden - 1 + i < s.h_pitch; ++i) next[i] = T{};
-    if (is_over) {
-      *next = h;
-      y = T{};
-      return;
-    }
+    const int64_t hidden = s.sizes.hidden, row = s.sizes.step(d, s.i) * s.sizes.batch + sample, at = sample * hidden + unit;
+    const bool is_last = s.i == s.sizes.time - 1;
+    if (!is_over) {
 #pragma unroll
-    for (int i = 0; i < sums; ++i) recurrent[i] += bias[i];
-    *next = y = narrow<T>(run_cell<kind>(recurrent, gate, widen(h), c));
-    if constexpr (kind == RnnCell::lstm) s.c[d][sample * hidden + unit] = c;
-    if (!s.kept[d]) return;
+      for (int i = 0; i < sums; ++i) recurrent[i] += bias[i];
+      h = narrow<T>(run_cell<kind>(recurrent, gate, widen(h), c));
+    }
+    T* next = s.h_next[d] + sample * s.h_pitch;
+    next[unit] = h;
+    for (int64_t i = hidden; unit == hidden - 1 && i < s.h_pitch; ++i) next[i] = T{};
+    s.y[(row * s.sizes.directions + d) * hidden + unit] = is_over ? T{} : h;
+    if (is_last) s.h_n[d][at] = h;
+    if constexpr (kind == RnnCell::lstm) {
+      s.c[d][at] = c;
+      if (is_last) s.c_n[d][at] = narrow<T>(c);
+    }
+    if (is_over || !s.kept[d]) return;
     s.kept[d][row * hidden + unit] = kind == RnnCell::lstm ? c : recurrent[sums - 1];
 #pragma unroll
     for (int i = 0; i < sums; ++i) s.gates[d][(row * sums + i) * hidden + unit] = gate[i];

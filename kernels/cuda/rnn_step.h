@@ -160,10 +160,10 @@ struct StepLoader {
   template <class RowOf>
   __device__ StepLoader(const RnnProduct<T>& p, int64_t first_row, int64_t rows, const RowOf& row_of) : somewhere(p.b), chunks(ceil_div<int64_t>(p.depth, chunk<T>)) {
 #pragma unroll
-    for (int i = 0; i < a_count; ++i) a[i] = line(i) < Tile::rows && first_row + line(i) < rows ? p.a + (first_row + line(i)) * p.a_pitch : nullptr;
+    for (int i = 0; i < a_count; ++i) a[i] = p.depth > 0 && line(i) < Tile::rows && first_row + line(i) < rows ? p.a + (first_row + line(i)) * p.a_pitch : nullptr;
 #pragma unroll
     for (int i = 0; i < b_count; ++i) {
-      const int64_t row = line(i) < Tile::columns ? row_of(line(i)) : -1;
+      const int64_t row = p.depth > 0 && line(i) < Tile::columns ? row_of(line(i)) : -1;
       b[i] = row >= 0 ? p.b + row * p.b_pitch : nullptr;
     }
   }
@@ -288,15 +288,16 @@ struct ForwardStep {
   using A = Accumulate<T>;
   RnnSizes sizes{};
   const int64_t* lengths = nullptr;
-  const T *w_hh[2] = {}, *b_hh[2] = {};                 // w_hh [gates hidden, w_pitch]; b_hh may be null
+  const T *w_hh[2] = {}, *b_ih[2] = {}, *b_hh[2] = {};  // w_hh [gates hidden, w_pitch]; biases may be null
   int64_t w_pitch = 0, h_pitch = 0;
   A *gates[2] = {}, *kept[2] = {};                      // kept: c of every step (LSTM), or the recurrent share of n (GRU); null when no backward follows
   A* c[2] = {};
-  T* y = nullptr;
+  T *y = nullptr, *h_n[2] = {}, *c_n[2] = {};
+  const T* c0[2] = {};                                  // may be null: zeros
   int64_t i = 0;                                        // of the step
-  const T* h[2] = {};                                   // [batch, h_pitch], of the step before
+  const T* h[2] = {};                                   // [batch, h_pitch], of the step before; null: zeros
   T* h_next[2] = {};
-  __device__ RnnProduct<T> product(int d) const { return {h[d], w_hh[d], h_pitch, w_pitch, sizes.hidden}; }
+  __device__ RnnProduct<T> product(int d) const { return {h[d], w_hh[d], h_pitch, w_pitch, h[d] ? sizes.hidden : 0}; }
 };
 
 template <class T>
@@ -307,10 +308,11 @@ struct BackwardStep {
   const T* w_hh[2] = {};                                // W_hh transposed, [hidden, w_pitch]
   int64_t w_pitch = 0, dgates_pitch = 0, rows = 0;      // rows: gates hidden
   const A *gates[2] = {}, *kept[2] = {};
-  const T *h0[2] = {}, *c0[2] = {}, *y = nullptr, *dy = nullptr;         // h0, c0, dy may be null
+  const T *h0[2] = {}, *c0[2] = {}, *y = nullptr, *dy = nullptr, *dh_n[2] = {}, *dc_n[2] = {};         // all but y may be null: zeros
+  T *dh0[2] = {}, *dc0[2] = {};                         // may be null: not wanted
   T *dgates[2] = {}, *dgates_hidden[2] = {};            // the second: what meets h (the GRU's n differs), else the same memory
   A *dh[2] = {}, *dc[2] = {};
-  int64_t i = 0;                                        // of the step, counted from the end; `time`: only dh of the initial state is wanted
+  int64_t i = 0;                                        // of the step, counted from the end; `time`: that of the initial state
 
   __device__ int64_t step(int d) const { return sizes.step(d, sizes.time - 1 - i); }
   __device__ RnnProduct<T> product(int d) const {

@@ -260,12 +260,28 @@ void copy_on(int device, void* to, const void* from, int64_t bytes, cudaMemcpyKi
   if (result != cudaSuccess) [[unlikely]] kernels::cuda::fail_cuda(result, str("cuda:", device, ": while copying ", bytes, " bytes", latest_kernel_note()));   // it may have waited
 }
 
-// Is it ordinary host memory? CUDA has read that when the call that copies it returns.
+// Is it ordinary host memory, which CUDA has copied aside when the call that copies it returns?
 bool is_pageable(const void* host) {
   cudaPointerAttributes attributes{};
   if (cudaPointerGetAttributes(&attributes, host) == cudaSuccess) return attributes.type == cudaMemoryTypeUnregistered;
   cudaGetLastError();
   return false;
+}
+
+// A device that can read such memory by itself may do so at its turn, long after the call.
+bool reads_pageable(int device) {
+  int does = 1;
+  if (cudaDeviceGetAttribute(&does, cudaDevAttrPageableMemoryAccess, device) != cudaSuccess) cudaGetLastError();
+  return does != 0;
+}
+
+// A graph would copy again in every run, from or to host memory that may be gone by then, and nobody can wait for what is only recorded.
+void check_not_recorded(int device) {
+  const cudaStream_t stream = detail::current_handle(device);
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  if (stream) check_cuda(cudaStreamIsCapturing(stream, &status), "cuda: looking whether a graph is recorded");
+  check<DeviceError>(status == cudaStreamCaptureStatusNone, "cuda:", device, ": while a graph is recorded nothing can be copied between host and device, but from and to "
+                     "pinned memory with is_async; copy before or after");
 }
 
 }  // namespace
@@ -285,9 +301,12 @@ void copy_bytes(void* to, Device to_device, const void* from, Device from_device
   }
   const int device = to_cuda ? to_device.index : from_device.index;
   check_device(device);
+  const void* const host = to_cuda ? from : to;
+  const bool is_ordinary = is_pageable(host), waits = is_ordinary ? from_cuda || reads_pageable(device) : !is_async;
+  if (waits || is_ordinary) check_not_recorded(device);
   copy_on(device, to, from, bytes, to_cuda ? cudaMemcpyHostToDevice : cudaMemcpyDeviceToHost);
-  if (is_async) detail::record_pinned_use(to_cuda ? from : to, detail::current_handle(device), device);
-  else if (from_cuda || !is_pageable(from)) current_stream(device).synchronize();
+  if (waits) current_stream(device).synchronize();
+  else if (!is_ordinary) detail::record_pinned_use(host, detail::current_handle(device), device);
 }
 
 // --- switches ---

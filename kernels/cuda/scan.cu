@@ -50,9 +50,12 @@ __global__ __launch_bounds__(threads, 2) void walk_lines_kernel(Lines lines) {
   }
 }
 
+// A thread's own elements are neighbours: an element is left out after each thread's, so that what all threads read at once lies in different banks.
+__device__ inline int place(int element) { return element + element / each; }
+
 template <class A>
 struct TileMemory {
-  A values[tile];
+  A values[tile + threads];
   A warp_sums[warps];
 };
 
@@ -71,10 +74,10 @@ __device__ A inclusive_scan(A value) {
 template <class A>
 __device__ A read_tile(const Lines& lines, int64_t start, int64_t first, TileMemory<A>& memory) {
   const int thread = static_cast<int>(threadIdx.x);
-  for (int k = thread; k < tile; k += threads) memory.values[k] = first + k < lines.length ? lines.template load<A>(start, first + k) : A(0);
+  for (int k = thread; k < tile; k += threads) memory.values[place(k)] = first + k < lines.length ? lines.template load<A>(start, first + k) : A(0);
   __syncthreads();
   A sum = 0;
-  for (int k = 0; k < each; ++k) sum = plus(sum, memory.values[thread * each + k]);
+  for (int k = 0; k < each; ++k) sum = plus(sum, memory.values[place(thread * each + k)]);
   return sum;
 }
 
@@ -132,10 +135,10 @@ __global__ __launch_bounds__(threads, 2) void scan_tiles_kernel(Lines lines, con
     A carried = before ? before[work] : A(0);
     for (int w = 0; w < warp; ++w) carried = plus(carried, memory.warp_sums[w]);
     sum = plus(carried, sum);
-    for (int k = 0; k < each; ++k) memory.values[thread * each + k] = sum = plus(sum, memory.values[thread * each + k]);
+    for (int k = 0; k < each; ++k) memory.values[place(thread * each + k)] = sum = plus(sum, memory.values[place(thread * each + k)]);
     __syncthreads();
     for (int k = thread; k < tile; k += threads)
-      if (first + k < lines.length) lines.store(start.of[1], first + k, memory.values[k]);
+      if (first + k < lines.length) lines.store(start.of[1], first + k, memory.values[place(k)]);
     __syncthreads();
   }
 }

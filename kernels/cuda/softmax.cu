@@ -2,18 +2,21 @@
 //     softmax y = exp(x - max) / sum exp(x - max);  log-softmax y = x - max - log sum exp(x - max);
 //     backward: dx = y * (dy - sum dy * y), and dx = dy - exp(y) * sum dy of the logarithm;
 //     cross-entropy with label smoothing e (Szegedy et al. 2016, section 7) and class weights w, as PyTorch defines it:
-//     loss = -(1 - e) * w[t] * logp[t] - e / classes * sum_c w[c] * logp[c];  d loss / d logits = softmax * S - G with G = -d loss / d logp, S = sum G.
+//     loss = -(1 - e) * w[t] * logp[t] - e / classes * sum_c w[c] * logp[c];  d loss / d logits = softmax * S - G with G = -d loss / d logp, S = sum G,
+//     of rows, or their sum, or that divided by the sum of w[t] (a block adds up its rows, a second kernel the blocks); of log-probabilities: -w[t] * x[t].
 //     A row whose label is out of range (check_range has reported it) has a loss of NaN and a gradient of zero.
-// Layout: contiguous. Overwrites its outputs. float32, float64, and the half types in float32 (class weights and losses of half logits are float32). A lane adds up its share
+// Layout: contiguous. Overwrites its outputs. float32, float64, and the half types in float32 (class weights and losses of half logits are float32; y and dy of a half x may be). A lane adds up its share
 // in the type it computes in; lanes are joined in float64 in a fixed order: deterministic.
-// Floor: softmax one read and one write, backward two reads and one write. A warp or a block holds a row of up to `kept` elements a lane in registers; what goes
+// Floor: softmax one read and one write, backward two reads and one write; cross-entropy one read, its backward one read and one write. A warp or a block holds a row of up to `kept` elements a lane in registers; what goes
 // beyond is read again, from the second-level cache if it can.
 #include <fovea/kernels/table.h>
 
+#include <algorithm>
 #include <limits>
 
 #include <fovea/kernels/cuda/core/launch.h>
 #include <fovea/kernels/cuda/core/numeric.h>
+#include <fovea/kernels/cuda/core/scratch.h>
 #include <fovea/kernels/cuda/core/warp.h>
 #include <fovea/kernels/cuda/team.h>
 
@@ -55,8 +58,7 @@ struct RowTeam {
 };
 
 template <bool is_block>
-Grid grid_of_rows(int64_t rows) {
-  constexpr int64_t most = 1 << 16;
+Grid grid_of_rows(int64_t rows, int64_t most = 1 << 16) {
   const int64_t blocks = is_block ? rows : ceil_div<int64_t>(rows, warps_per_block);
   return {dim3(static_cast<unsigned>(blocks < most ? blocks : most)), dim3(is_block ? row_threads : warps_per_block * warp_size), sizeof(RowScratch)};
 }
@@ -86,32 +88,36 @@ struct Row {
   }
 };
 
-template <bool is_block, int kept, class T>
-__global__ __launch_bounds__(is_block ? row_threads : warps_per_block* warp_size, 1) void softmax_rows_kernel(int64_t rows, int64_t size, bool is_log, const T* x, T* y) {
+template <bool is_block, int kept, class T, class Y>
+__global__ __launch_bounds__(is_block ? row_threads : warps_per_block* warp_size, 1) void softmax_rows_kernel(int64_t rows, int64_t size, bool is_log, const T* x, Y* y) {
   using A = Accumulate<T>;
   const RowTeam<is_block> team{&shared<RowScratch>()};
   for (int64_t r = team.first(); r < rows; r += team.stride()) {
     const Row<is_block, kept, T> row(x + r * size, size);
-    T* out = y + r * size;
+    Y* out = y + r * size;
     A max = lowest<A>(), sum = 0;
     row.for_each([&](int64_t, A v) { max = Max{}(max, v); });
     max = team.max(max);
     row.for_each([&](int64_t, A v) { sum += exp_of(v - max); });
     const double total = team.sum(sum);
-    const A log_sum = static_cast<A>(log(total)), scale = static_cast<A>(1.0 / total);
-    if (is_log) row.for_each([&](int64_t i, A v) { out[i] = narrow<T>(v - max - log_sum); });
-    else row.for_each([&](int64_t i, A v) { out[i] = narrow<T>(exp_of(v - max) * scale); });
+    if (is_log) {                            // which costs a short row as much as its elements do
+      const A log_sum = static_cast<A>(log(total));
+      row.for_each([&](int64_t i, A v) { out[i] = narrow<Y>(v - max - log_sum); });
+    } else {
+      const A scale = static_cast<A>(1.0 / total);
+      row.for_each([&](int64_t i, A v) { out[i] = narrow<Y>(exp_of(v - max) * scale); });
+    }
   }
 }
 
-template <bool is_block, int kept, class T>
-__global__ __launch_bounds__(is_block ? row_threads : warps_per_block* warp_size, 1) void softmax_backward_rows_kernel(int64_t rows, int64_t size, bool is_log, const T* dy, const T* y,
+template <bool is_block, int kept, class T, class Y>
+__global__ __launch_bounds__(is_block ? row_threads : warps_per_block* warp_size, 1) void softmax_backward_rows_kernel(int64_t rows, int64_t size, bool is_log, const Y* dy, const Y* y,
                                                                                                               T* dx) {
   using A = Accumulate<T>;
   const RowTeam<is_block> team{&shared<RowScratch>()};
   for (int64_t r = team.first(); r < rows; r += team.stride()) {
-    const Row<is_block, kept, T> gradient(dy + r * size, size);
-    const T* out = y + r * size;
+    const Row<is_block, kept, Y> gradient(dy + r * size, size);
+    const Y* out = y + r * size;
     T* in = dx + r * size;
     A part = 0;
     gradient.for_each([&](int64_t i, A g) { part += is_log ? g : g * widen(out[i]); });
@@ -140,14 +146,14 @@ __device__ void for_each_column(const AxisGeometry& g, const Team& team, const F
   }
 }
 
-template <class T>
-__global__ __launch_bounds__(team_threads) void softmax_columns_kernel(AxisGeometry g, Team team, bool is_log, const T* x, T* y) {
+template <class T, class Y>
+__global__ __launch_bounds__(team_threads) void softmax_columns_kernel(AxisGeometry g, Team team, bool is_log, const T* x, Y* y) {
   using A = Accumulate<T>;
   auto& scratch = shared<ColumnScratch<A>>();
   for_each_column(g, team, [&](int64_t offset, bool exists) {
     const int64_t size = exists ? g.size : 0;
     const T* in = x + offset;
-    T* out = y + offset;
+    Y* out = y + offset;
     A max = lowest<A>(), sum = 0;
     for (int64_t k = team.lane(); k < size; k += team.lanes) max = Max{}(max, widen(in[k * g.inner]));
     max = team_reduce(team, max, Max{}, scratch.values);
@@ -156,13 +162,13 @@ __global__ __launch_bounds__(team_threads) void softmax_columns_kernel(AxisGeome
     const A log_sum = static_cast<A>(log(static_cast<double>(sum))), scale = A(1) / sum;
     for (int64_t k = team.lane(); k < size; k += team.lanes) {
       const A shifted = widen(in[k * g.inner]) - max;
-      out[k * g.inner] = narrow<T>(is_log ? shifted - log_sum : exp_of(shifted) * scale);
+      out[k * g.inner] = narrow<Y>(is_log ? shifted - log_sum : exp_of(shifted) * scale);
     }
   });
 }
 
-template <class T>
-__global__ __launch_bounds__(team_threads) void softmax_backward_columns_kernel(AxisGeometry g, Team team, bool is_log, const T* dy, const T* y, T* dx) {
+template <class T, class Y>
+__global__ __launch_bounds__(team_threads) void softmax_backward_columns_kernel(AxisGeometry g, Team team, bool is_log, const Y* dy, const Y* y, T* dx) {
   using A = Accumulate<T>;
   auto& scratch = shared<ColumnScratch<A>>();
   for_each_column(g, team, [&](int64_t offset, bool exists) {
@@ -181,12 +187,14 @@ __global__ __launch_bounds__(team_threads) void softmax_backward_columns_kernel(
   });
 }
 
-// Calls f with (is_block, kept) as types: how a row of this size is shared out.
+// Calls f with (is_block, kept) as types: how a row of this size is shared out. A warp has it as long as registers hold its share: what is done once for each warp of a
+// row, joining lanes above all, is as much as a dozen elements are.
 template <class F>
 void with_row_team(int64_t size, const F& f) {
   if (size <= warp_size) f(std::false_type{}, std::integral_constant<int, 1>{});
   else if (size <= 4 * warp_size) f(std::false_type{}, std::integral_constant<int, 4>{});
   else if (size <= 16 * warp_size) f(std::false_type{}, std::integral_constant<int, 16>{});
+  else if (size <= 32 * warp_size) f(std::false_type{}, std::integral_constant<int, 32>{});
   else f(std::true_type{}, std::integral_constant<int, 8>{});
 }
 
@@ -202,33 +210,45 @@ ColumnPlan plan_columns(const AxisGeometry& g) {
   return {team, {dim3(static_cast<unsigned>(blocks < (1 << 16) ? blocks : 1 << 16)), dim3(team_threads), sizeof(ColumnScratch<A>)}};
 }
 
+// Calls f(0 of x's type, 0 of y's type): y is of x's dtype, or float32 beside a half x.
+template <class F>
+void with_types(const char* name, DType x, DType y, const F& f) {
+  dispatch_floating(x, name, [&](auto zero) {
+    using T = decltype(zero);
+    if (x == y) f(zero, zero);
+    else f(zero, Accumulate<T>());
+  });
+}
+
 void softmax(Queue queue, const AxisGeometry& g, bool is_log, const ConstView& x, const View& y) {
   const char* name = is_log ? "log_softmax" : "softmax";
-  dispatch_floating(x.dtype, name, [&](auto zero) {
-    using T = decltype(zero);
-    if (g.size == 0 || g.outer == 0 || g.inner == 0) return;
+  if (g.size == 0 || g.outer == 0 || g.inner == 0) return;
+  with_types(name, x.dtype, y.dtype, [&](auto x_zero, auto y_zero) {
+    using T = decltype(x_zero);
+    using Y = decltype(y_zero);
     if (g.inner > 1) {
       const ColumnPlan plan = plan_columns<Accumulate<T>>(g);
-      return launch(queue, name, plan.grid, softmax_columns_kernel<T>, g, plan.team, is_log, x.as<T>(), y.as<T>());
+      return launch(queue, name, plan.grid, softmax_columns_kernel<T, Y>, g, plan.team, is_log, x.as<T>(), y.as<Y>());
     }
     with_row_team(g.size, [&](auto is_block, auto kept) {
-      launch(queue, name, grid_of_rows<is_block.value>(g.outer), softmax_rows_kernel<is_block.value, kept.value, T>, g.outer, g.size, is_log, x.as<T>(), y.as<T>());
+      launch(queue, name, grid_of_rows<is_block.value>(g.outer), softmax_rows_kernel<is_block.value, kept.value, T, Y>, g.outer, g.size, is_log, x.as<T>(), y.as<Y>());
     });
   });
 }
 
 void softmax_backward(Queue queue, const AxisGeometry& g, bool is_log, const ConstView& dy, const ConstView& y, const View& dx) {
   const char* name = is_log ? "log_softmax_backward" : "softmax_backward";
-  dispatch_floating(y.dtype, name, [&](auto zero) {
-    using T = decltype(zero);
-    if (g.size == 0 || g.outer == 0 || g.inner == 0) return;
+  if (g.size == 0 || g.outer == 0 || g.inner == 0) return;
+  with_types(name, dx.dtype, y.dtype, [&](auto x_zero, auto y_zero) {
+    using T = decltype(x_zero);
+    using Y = decltype(y_zero);
     if (g.inner > 1) {
       const ColumnPlan plan = plan_columns<Accumulate<T>>(g);
-      return launch(queue, name, plan.grid, softmax_backward_columns_kernel<T>, g, plan.team, is_log, dy.as<T>(), y.as<T>(), dx.as<T>());
+      return launch(queue, name, plan.grid, softmax_backward_columns_kernel<T, Y>, g, plan.team, is_log, dy.as<Y>(), y.as<Y>(), dx.as<T>());
     }
     with_row_team(g.size, [&](auto is_block, auto kept) {
-      launch(queue, name, grid_of_rows<is_block.value>(g.outer), softmax_backward_rows_kernel<is_block.value, kept.value, T>, g.outer, g.size, is_log, dy.as<T>(),
-             y.as<T>(), dx.as<T>());
+      launch(queue, name, grid_of_rows<is_block.value>(g.outer), softmax_backward_rows_kernel<is_block.value, kept.value, T, Y>, g.outer, g.size, is_log, dy.as<Y>(), y.as<Y>(),
+             dx.as<T>());
     });
   });
 }
@@ -237,66 +257,201 @@ void softmax_backward(Queue queue, const AxisGeometry& g, bool is_log, const Con
 
 template <class T>
 struct CrossEntropy {
-  int64_t rows, classes, ignore_index;
-  double smoothing;
+  using A = Accumulate<T>;
+  CrossEntropyGeometry g;
   const T* logits;
-  const Accumulate<T>* weights;              // null: all one
+  const A* weights;                          // null: all one
   const int64_t* targets;
-  Accumulate<T>* losses;
-  T* dlogits;                                // may be null
 
-  __device__ Accumulate<T> weight(int64_t c) const { return weights ? weights[c] : Accumulate<T>(1); }
+  CrossEntropy(const CrossEntropyGeometry& geometry, const ConstView& scores, const ConstView& labels, const ConstView& class_weights)
+      : g(geometry), logits(scores.as<T>()), weights(class_weights.as<A>()), targets(labels.as<int64_t>()) {}
+
+  __device__ A weight(int64_t c) const { return weights ? weights[c] : A(1); }
+  __device__ bool is_class(int64_t target) const { return target >= 0 && target < g.classes; }
+  __device__ bool counts(int64_t target) const { return target != g.ignore_index && is_class(target); }
+  __device__ double of_target(int64_t target) const { return (1 - g.label_smoothing) * static_cast<double>(weight(target)); }
+  __device__ double of_each() const { return g.label_smoothing / static_cast<double>(g.classes); }
 };
 
-template <bool is_block, class T>
-__global__ __launch_bounds__(is_block ? row_threads : warps_per_block* warp_size) void cross_entropy_kernel(CrossEntropy<T> c) {
+// What makes log-probabilities of a row's scores: x - max - log(sum).
+template <class A>
+struct Normalizer {
+  A max;
+  double sum;
+
+  template <bool is_block, int kept, class T>
+  __device__ Normalizer(const RowTeam<is_block>& team, const Row<is_block, kept, T>& row) {
+    A top = lowest<A>(), part = 0;
+    row.for_each([&](int64_t, A v) { top = Max{}(top, v); });
+    max = team.max(top);
+    row.for_each([&](int64_t, A v) { part += exp_of(v - max); });
+    sum = team.sum(part);
+  }
+};
+
+// The losses of rows and their weights, added up.
+struct LossSums {
+  double loss = 0, weight = 0;
+};
+
+// The sums of all threads of a block. All of them call it.
+__device__ inline void keep_partial(const LossSums& sums, LossSums* partial) {
+  double* const scratch = shared<RowScratch>().values;
+  const double loss = block_reduce(sums.loss, Sum{}, 0.0, scratch), weight = block_reduce(sums.weight, Sum{}, 0.0, scratch);
+  if (threadIdx.x == 0) partial[blockIdx.x] = {loss, weight};
+}
+
+// Writes losses [rows] unless null, and partial [blocks] unless null.
+template <bool is_block, int kept, class T>
+__global__ __launch_bounds__(is_block ? row_threads : warps_per_block* warp_size, 1) void cross_entropy_kernel(CrossEntropy<T> c, Accumulate<T>* losses, LossSums* partial) {
   using A = Accumulate<T>;
   const RowTeam<is_block> team{&shared<RowScratch>()};
-  const int lanes = team.lanes(), lane = team.lane();
-  for (int64_t r = team.first(); r < c.rows; r += team.stride()) {
+  LossSums sums;                             // of the team's rows, in its first lane
+  for (int64_t r = team.first(); r < c.g.rows; r += team.stride()) {
     const int64_t target = c.targets[r];
-    const T* x = c.logits + r * c.classes;
-    T* dx = c.dlogits ? c.dlogits + r * c.classes : nullptr;
-    if (target == c.ignore_index || target < 0 || target >= c.classes) {
-      for (int64_t i = lane; dx && i < c.classes; i += lanes) dx[i] = narrow<T>(A(0));
-      if (lane == 0) c.losses[r] = target == c.ignore_index ? A(0) : std::numeric_limits<A>::quiet_NaN();
-      continue;
-    }
-    A max = lowest<A>(), part = 0;
-    for (int64_t i = lane; i < c.classes; i += lanes) max = Max{}(max, widen(x[i]));
-    max = team.max(max);
-    double weights = 0, shifted = 0;         // sum_c w[c] and sum_c w[c] * (x[c] - max), for the smoothing
-    for (int64_t i = lane; i < c.classes; i += lanes) {
-      const A v = widen(x[i]);
-      part += exp_of(v - max);
-      if (c.smoothing > 0) {
-        const double w = static_cast<double>(c.weight(i));
-        weights += w;
-        shifted += w * (static_cast<double>(v) - static_cast<double>(max));
+    double loss = target == c.g.ignore_index ? 0.0 : std::numeric_limits<double>::quiet_NaN(), weight = 0;
+    if (c.counts(target)) {
+      const T* x = c.logits + r * c.g.classes;
+      const Row<is_block, kept, T> row(x, c.g.classes);
+      const Normalizer<A> n(team, row);
+      const double log_sum = log(n.sum), shift = static_cast<double>(n.max);
+      loss = c.of_target(target) * (log_sum - (static_cast<double>(widen(x[target])) - shift));
+      weight = static_cast<double>(c.weight(target));
+      if (c.g.label_smoothing > 0) {
+        double weights = 0, shifted = 0;     // sum_c w[c] and sum_c w[c] * (x[c] - max)
+        row.for_each([&](int64_t i, A v) {
+          const double w = static_cast<double>(c.weight(i));
+          weights += w;
+          shifted += w * (static_cast<double>(v) - shift);
+        });
+        weights = team.sum(weights);
+        loss += c.of_each() * (weights * log_sum - team.sum(shifted));
       }
     }
-    const double sum = team.sum(part), log_sum = log(sum);
-    const double of_target = (1 - c.smoothing) * static_cast<double>(c.weight(target)), of_each = c.smoothing / static_cast<double>(c.classes);
-    double loss = of_target * (log_sum - (static_cast<double>(widen(x[target])) - static_cast<double>(max)));
-    if (c.smoothing > 0) {
-      weights = team.sum(weights);
-      loss += of_each * (weights * log_sum - team.sum(shifted));
+    if (team.lane() != 0) continue;
+    if (losses) losses[r] = static_cast<A>(loss);
+    sums.loss += loss;
+    sums.weight += weight;
+  }
+  if (partial) keep_partial(sums, partial);
+}
+
+// divisor: null for a sum.
+template <class A>
+__global__ __launch_bounds__(row_threads, 1) void finish_losses_kernel(int64_t count, const LossSums* partial, A* result, A* divisor) {
+  double* const scratch = shared<RowScratch>().values;
+  LossSums sums;
+  for (int64_t i = threadIdx.x; i < count; i += row_threads) {
+    sums.loss += partial[i].loss;
+    sums.weight += partial[i].weight;
+  }
+  const double loss = block_reduce(sums.loss, Sum{}, 0.0, scratch), weight = block_reduce(sums.weight, Sum{}, 0.0, scratch);
+  if (threadIdx.x != 0) return;
+  *result = static_cast<A>(divisor ? loss / weight : loss);
+  if (divisor) *divisor = static_cast<A>(weight);
+}
+
+// What a row's gradient is multiplied by.
+template <class A>
+struct Upstream {
+  const A *dlosses, *divisor;                // divisor: null unless the losses were averaged
+  int64_t step;                              // from a row's to the next
+  __device__ A of(int64_t row) const { return divisor ? dlosses[row * step] / *divisor : dlosses[row * step]; }
+};
+
+template <bool is_block, int kept, class T>
+__global__ __launch_bounds__(is_block ? row_threads : warps_per_block* warp_size, 1) void cross_entropy_backward_kernel(CrossEntropy<T> c, Upstream<Accumulate<T>> upstream, T* dlogits) {
+  using A = Accumulate<T>;
+  const RowTeam<is_block> team{&shared<RowScratch>()};
+  for (int64_t r = team.first(); r < c.g.rows; r += team.stride()) {
+    const int64_t target = c.targets[r];
+    T* dx = dlogits + r * c.g.classes;
+    if (!c.counts(target)) {
+      for (int64_t i = team.lane(); i < c.g.classes; i += team.lanes()) dx[i] = narrow<T>(A(0));
+      continue;
     }
-    if (lane == 0) c.losses[r] = static_cast<A>(loss);
-    const A scale = static_cast<A>((of_target + of_each * weights) / sum), each = static_cast<A>(of_each), label = static_cast<A>(of_target);
-    for (int64_t i = lane; dx && i < c.classes; i += lanes)
-      dx[i] = narrow<T>(exp_of(widen(x[i]) - max) * scale - each * c.weight(i) - (i == target ? label : A(0)));
+    const Row<is_block, kept, T> row(c.logits + r * c.g.classes, c.g.classes);
+    const Normalizer<A> n(team, row);
+    double weights = 0;
+    if (c.g.label_smoothing > 0) {
+      row.for_each([&](int64_t i, A) { weights += static_cast<double>(c.weight(i)); });
+      weights = team.sum(weights);
+    }
+    const double of_target = c.of_target(target), of_each = c.of_each();
+    const A scale = static_cast<A>((of_target + of_each * weights) / n.sum), each = static_cast<A>(of_each), label = static_cast<A>(of_target), dloss = upstream.of(r);
+    row.for_each([&](int64_t i, A v) { dx[i] = narrow<T>((exp_of(v - n.max) * scale - each * c.weight(i) - (i == target ? label : A(0))) * dloss); });
   }
 }
 
-void cross_entropy(Queue queue, double label_smoothing, int64_t ignore_index, const ConstView& logits, const ConstView& targets, const ConstView& class_weights,
-                   const View& losses, const View& dlogits) {
-  dispatch_floating(logits.dtype, "cross_entropy", [&](auto zero) {
+// --- of log-probabilities: a thread a row, and backward a thread an element ---
+
+template <class T>
+__global__ __launch_bounds__(row_threads, 1) void nll_kernel(CrossEntropy<T> c, Accumulate<T>* losses, LossSums* partial) {
+  using A = Accumulate<T>;
+  LossSums sums;
+  for (int64_t r = global_thread(); r < c.g.rows; r += global_threads()) {
+    const int64_t target = c.targets[r];
+    double loss = target == c.g.ignore_index ? 0.0 : std::numeric_limits<double>::quiet_NaN(), weight = 0;
+    if (c.counts(target)) {
+      weight = static_cast<double>(c.weight(target));
+      loss = weight * -static_cast<double>(widen(c.logits[(r / c.g.inner * c.g.classes + target) * c.g.inner + r % c.g.inner]));
+    }
+    if (losses) losses[r] = static_cast<A>(loss);
+    sums.loss += loss;
+    sums.weight += weight;
+  }
+  if (partial) keep_partial(sums, partial);
+}
+
+template <class T>
+__global__ __launch_bounds__(row_threads, 1) void nll_backward_kernel(CrossEntropy<T> c, Upstream<Accumulate<T>> upstream, T* dx) {
+  using A = Accumulate<T>;
+  for (int64_t i = global_thread(); i < c.g.rows * c.g.classes; i += global_threads()) {
+    const int64_t plane = i / c.g.inner, row = plane / c.g.classes * c.g.inner + i % c.g.inner, target = c.targets[row];
+    dx[i] = narrow<T>(target == plane % c.g.classes && target != c.g.ignore_index ? -c.weight(target) * upstream.of(row) : A(0));
+  }
+}
+
+// --- the host's side ---
+
+constexpr int64_t most_partial_sums = 2048;
+
+// Calls f(grid, kernel) with the kernel for rows of this geometry and a grid of at most so many blocks.
+template <class T, class F>
+void with_loss_kernel(const CrossEntropyGeometry& g, int64_t most_blocks, const F& f) {
+  if (g.is_normalized) return f(Grid{dim3(static_cast<unsigned>(std::min(ceil_div<int64_t>(g.rows, row_threads), most_blocks))), dim3(row_threads), sizeof(RowScratch)}, nll_kernel<T>);
+  with_row_team(g.classes, [&](auto is_block, auto kept) { f(grid_of_rows<is_block.value>(g.rows, most_blocks), cross_entropy_kernel<is_block.value, kept.value, T>); });
+}
+
+void cross_entropy(Queue queue, const CrossEntropyGeometry& g, const ConstView& logits, const ConstView& targets, const ConstView& class_weights, const View& losses,
+                   const View& divisor) {
+  const char* name = g.is_normalized ? "nll_loss" : "cross_entropy";
+  dispatch_floating(logits.dtype, name, [&](auto zero) {
     using T = decltype(zero);
-    const CrossEntropy<T> c{logits.shape[0],     logits.shape[1],       ignore_index,    label_smoothing, logits.as<T>(), class_weights.as<Accumulate<T>>(),
-                            targets.as<int64_t>(), losses.as<Accumulate<T>>(), dlogits.as<T>()};
-    if (c.classes <= 1024) launch(queue, "cross_entropy", grid_of_rows<false>(c.rows), cross_entropy_kernel<false, T>, c);
-    else launch(queue, "cross_entropy", grid_of_rows<true>(c.rows), cross_entropy_kernel<true, T>, c);
+    using A = Accumulate<T>;
+    const CrossEntropy<T> c(g, logits, targets, class_weights);
+    const bool is_each = g.reduction == Reduction::none;
+    with_loss_kernel<T>(g, is_each ? int64_t{1} << 16 : most_partial_sums, [&](const Grid& grid, auto kernel) {
+      if (is_each) return launch(queue, name, grid, kernel, c, losses.as<A>(), nullptr);
+      const DeviceScratch partial(std::max<int64_t>(1, grid.blocks.x) * static_cast<int64_t>(sizeof(LossSums)), queue);
+      launch(queue, name, grid, kernel, c, nullptr, partial.as<LossSums>());
+      launch(queue, "finish_losses", Grid{dim3(1), dim3(row_threads), sizeof(RowScratch)}, finish_losses_kernel<A>, grid.blocks.x, partial.as<LossSums>(), losses.as<A>(),
+             g.reduction == Reduction::mean ? divisor.as<A>() : nullptr);
+    });
+  });
+}
+
+void cross_entropy_backward(Queue queue, const CrossEntropyGeometry& g, const ConstView& dlosses, const ConstView& divisor, const ConstView& logits, const ConstView& targets,
+                            const ConstView& class_weights, const View& dlogits) {
+  dispatch_floating(logits.dtype, "cross_entropy_backward", [&](auto zero) {
+    using T = decltype(zero);
+    using A = Accumulate<T>;
+    const CrossEntropy<T> c(g, logits, targets, class_weights);
+    const Upstream<A> upstream{dlosses.as<A>(), g.reduction == Reduction::mean ? divisor.as<A>() : nullptr, g.reduction == Reduction::none ? dlosses.strides[0] : 0};
+    if (g.is_normalized) return launch(queue, "nll_loss_backward", grid_for(g.rows * g.classes, row_threads), nll_backward_kernel<T>, c, upstream, dlogits.as<T>());
+    with_row_team(g.classes, [&](auto is_block, auto kept) {
+      launch(queue, "cross_entropy_backward", grid_of_rows<is_block.value>(g.rows), cross_entropy_backward_kernel<is_block.value, kept.value, T>, c, upstream, dlogits.as<T>());
+    });
   });
 }
 
@@ -307,6 +462,7 @@ void add_softmax(KernelTable& t) {
   t.softmax = softmax;
   t.softmax_backward = softmax_backward;
   t.cross_entropy = cross_entropy;
+  t.cross_entropy_backward = cross_entropy_backward;
 }
 
 }  // namespace fovea::kernels::cuda

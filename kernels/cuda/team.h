@@ -2,7 +2,10 @@
 // results lie beside each other in memory (then neighbouring threads belong to different teams, so that reads stay in order).
 #pragma once
 
+#include <array>
+#include <bit>
 #include <cstdlib>
+#include <type_traits>
 
 #include <fovea/kernels/cuda/core/device.h>
 
@@ -44,18 +47,42 @@ inline int64_t splits_for(int64_t blocks, int64_t items_per_lane, int64_t blocks
   return splits > 1 ? splits : 1;
 }
 
+// A value a thread, in the shared memory at `scratch`: the first word of all threads, then the second of all, so that what neighbours read at once lies in different
+// banks, however long a value is.
+template <class Value>
+struct TeamValues {
+  using Word = std::conditional_t<sizeof(Value) % 8 == 0, uint64_t, uint32_t>;
+  static constexpr int words = static_cast<int>(sizeof(Value) / sizeof(Word));
+  static_assert(sizeof(Value) % sizeof(Word) == 0, "values are whole words");
+  Word* memory;
+
+  __device__ explicit TeamValues(Value* scratch) : memory(reinterpret_cast<Word*>(scratch)) {}
+  __device__ void put(int thread, const Value& value) const {
+    const auto all = std::bit_cast<std::array<Word, words>>(value);
+#pragma unroll
+    for (int i = 0; i < words; ++i) memory[i * team_threads + thread] = all[static_cast<size_t>(i)];
+  }
+  __device__ Value get(int thread) const {
+    std::array<Word, words> all;
+#pragma unroll
+    for (int i = 0; i < words; ++i) all[static_cast<size_t>(i)] = memory[i * team_threads + thread];
+    return std::bit_cast<Value>(all);
+  }
+};
+
 // Joins the values of a team's lanes in a fixed order; every lane gets the result. scratch: one value a thread, free for reuse afterwards. All threads of the block call it.
 template <class Value, class Join>
 __device__ inline Value team_reduce(const Team& team, const Value& value, const Join& join, Value* scratch) {
   if (team.lanes == 1) return value;
   const int thread = static_cast<int>(threadIdx.x), lane = team.lane(), step = team.step();
-  scratch[thread] = value;
+  const TeamValues<Value> values(scratch);
+  values.put(thread, value);
   __syncthreads();
   for (int half = team.lanes / 2; half > 0; half /= 2) {
-    if (lane < half) scratch[thread] = join(scratch[thread], scratch[thread + half * step]);
+    if (lane < half) values.put(thread, join(values.get(thread), values.get(thread + half * step)));
     __syncthreads();
   }
-  const Value result = scratch[thread - lane * step];
+  const Value result = values.get(thread - lane * step);
   __syncthreads();
   return result;
 }

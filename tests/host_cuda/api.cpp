@@ -95,7 +95,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
     case cudaDevAttrGlobalMemoryBusWidth: *value = 64; break;
     case cudaDevAttrMultiProcessorCount: *value = sm_count; break;
     case cudaDevAttrConcurrentKernels: case cudaDevAttrClusterLaunch: case cudaDevAttrUnifiedAddressing: *value = 1; break;
-    case cudaDevAttrCooperativeLaunch: *value = 0; break;
+    case cudaDevAttrCooperativeLaunch: case cudaDevAttrPageableMemoryAccess: *value = 0; break;
     case cudaDevAttrL2CacheSize: *value = 1 << 20; break;
     case cudaDevAttrMaxThreadsPerMultiProcessor: *value = threads_of_sm; break;
     case cudaDevAttrMaxBlocksPerMultiprocessor: *value = blocks_of_sm; break;

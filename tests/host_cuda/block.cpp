@@ -32,6 +32,7 @@ struct Thread {
   Site parked_at = {};
   bool is_at_cluster_barrier = false;    // it has arrived there and not yet waited
   int cluster_phase = 0;                 // in which it has
+  bool has_fenced = false;               // since it began
 };
 
 constexpr int most_threads = 1024;       // that a block can have
@@ -95,6 +96,8 @@ struct Block {
   int returned = 0;                      // of its threads
   bool has_begun = false;
   Barrier barrier;
+  void* seen[8] = {};                    // what its threads' latest atomic operations were on, for the thread sanitizer
+  int num_seen = 0;
 };
 
 // Of the cluster that begins with a block of this number.
@@ -245,13 +248,13 @@ void prepare(int next) {
 }
 
 // The current thread waits until somebody has made it ready, and it is chosen.
-void wait() {
+void wait(bool takes_any = false) {
   const int me = current;
   happens_before(&end_token);            // it may be abandoned here, when another thread fails
   while (ready.empty() && land_transfer()) {
   }
   if (ready.empty()) fail_deadlock();
-  const int next = take_ready();
+  const int next = takes_any ? ready.take_any() : take_ready();
   if (next == me) return;
   prepare(next);
   switch_fiber(fiber_of(me), fiber_of(next));
@@ -261,7 +264,7 @@ void wait() {
 void let_others_go() {
   if (ready.empty()) return;
   ready.push(current);
-  wait();
+  wait(order == Order::last);            // where the last to become ready goes first, this would be the current thread again
 }
 
 void leave_barrier() {
@@ -415,11 +418,12 @@ void place_block(int place, uint3 index) {
   b.index = index;
   b.returned = 0;
   b.has_begun = false;
+  b.num_seen = 0;
   b.barrier.waiting.clear();
   b.barrier.holds = 0;
   for (int t = b.first; t < b.first + thread_count; ++t) {
     threads[t].fiber = -1, threads[t].has_returned = false, threads[t].parked_in = nullptr;
-    threads[t].is_at_cluster_barrier = false;
+    threads[t].is_at_cluster_barrier = threads[t].has_fenced = false;
   }
   for (int w = 0; w * 32 < stride; ++w) {
     Warp& warp = warps[b.first / 32 + w];
@@ -477,13 +481,13 @@ void run_resident() {
       throw Failure(cudaErrorIllegalAddress, text(describe(*launch), ", ", block_name(blocks[b]), ": wrote to what lies ", damage, " its shared memory", seed_note()));
 }
 
-// How many clusters (blocks, where they have one only) run beside each other now. Alone is quickest, and more stacks than the caches hold are slow; the thread
-// sanitizer sees what blocks do to each other only where they are resident together.
+// How many clusters (blocks, where they have one only) run beside each other now. Alone is quickest, as the stacks of many are more than the caches hold; but only
+// where they run together can they get into each other's way, and can the thread sanitizer see that.
 int choose_clusters(uint64_t left) {
   const int room = std::max(1, std::min(most_resident_blocks / 2, together_threads / stride) / cluster_size);
   const int most = static_cast<int>(std::min<uint64_t>(static_cast<uint64_t>(room), left));
   if (most == 1 || sanitize_threads) return most;
-  return chance().one_in(4) ? 1 + static_cast<int>(chance().below(static_cast<uint32_t>(most))) : 1;
+  return chance().one_in(8) ? 2 + static_cast<int>(chance().below(static_cast<uint32_t>(std::min(most, 4) - 1))) : 1;
 }
 
 const void* fault_address = nullptr;
@@ -591,6 +595,23 @@ void* shared_memory(size_t bytes) {
 
 void perhaps_yield() {
   if (in_kernel() && chance().one_in(8)) let_others_go();
+}
+
+// Note [Blocks and the thread sanitizer]
+// What a block wrote is visible to another when its thread then has a fence and an atomic operation, another block's thread an atomic operation on the same address
+// later, and a thread of that block a fence after it. The sanitizer is told a little more than that: the first fence of a thread counts for all of its atomic
+// operations after it, with what it wrote between them, and a fence for the atomic operations of its whole block (a barrier between the two is what kernels have there).
+void fence_memory() {
+  if (!in_kernel()) return;
+  threads[current].has_fenced = true;
+  if (sanitize_threads)
+    for (int i = 0; i < std::min(here->num_seen, 8); ++i) happens_after(here->seen[i]);
+  perhaps_yield();
+}
+void note_atomic(void* address) {
+  if (!sanitize_threads || !in_kernel()) return;
+  if (std::find(here->seen, here->seen + std::min(here->num_seen, 8), address) == here->seen + std::min(here->num_seen, 8)) here->seen[here->num_seen++ % 8] = address;
+  if (threads[current].has_fenced) happens_before(address);
 }
 
 uint32_t lanes_left() {

@@ -7,7 +7,7 @@
 
 #include "vector_types.h"
 
-// One block runs at a time, on one thread of the host, so these are plain variables that change whenever another fiber goes on.
+// All blocks run on one thread of the host, so these are plain variables that change whenever another fiber goes on.
 inline uint3 threadIdx, blockIdx;
 inline dim3 blockDim, gridDim;
 inline constexpr int warpSize = 32;
@@ -36,6 +36,10 @@ uint32_t lanes_left();          // lanes of this warp that have not returned
 
 // Atomic operations call this: now and then another thread goes on first.
 void perhaps_yield();
+
+// For the thread sanitizer. A fence before an atomic operation publishes what was written before the fence, and one after it lets what others have published so be read.
+void fence_memory();
+void note_atomic(void* address);
 
 template <class T>
 concept Shuffled = std::is_arithmetic_v<T> && (sizeof(T) == 4 || sizeof(T) == 8);
@@ -118,8 +122,8 @@ inline unsigned __reduce_xor_sync(unsigned mask, unsigned v, HOST_CUDA_SITE) { r
 inline unsigned __activemask() { return host_cuda::lanes_left(); }
 
 inline void __threadfence_block() {}
-inline void __threadfence() { host_cuda::perhaps_yield(); }
-inline void __threadfence_system() {}
+inline void __threadfence() { host_cuda::fence_memory(); }
+inline void __threadfence_system() { host_cuda::fence_memory(); }
 inline void __nanosleep(unsigned) { host_cuda::perhaps_yield(); }
 
 namespace host_cuda {
@@ -133,6 +137,7 @@ T atomic_change(T* address, Change change) {
   Bits old = __atomic_load_n(bits, __ATOMIC_RELAXED);
   while (!__atomic_compare_exchange_n(bits, &old, std::bit_cast<Bits>(change(std::bit_cast<T>(old))), false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
   }
+  note_atomic(address);
   return std::bit_cast<T>(old);
 }
 

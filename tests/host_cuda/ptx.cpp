@@ -56,6 +56,7 @@ class CopyQueue {
   int size_ = 0, capacity_ = 0, group_ = 0;
 };
 CopyQueue copies[most_resident_threads];
+bool has_copies = false;                 // somebody has some, or had since the blocks began
 
 // ---- ldmatrix ----
 
@@ -165,7 +166,8 @@ void multiply_together(const Collective& collective, float (&d)[4], const uint32
 // ---- copies ----
 
 void begin_copies(int threads) {
-  for (int t = 0; t < threads; ++t) copies[t].clear();
+  for (int t = 0; t < threads && has_copies; ++t) copies[t].clear();
+  has_copies = false;
 }
 
 void start_copy(void* to, const void* from, int bytes, bool is_there, Site site) {
@@ -179,10 +181,14 @@ void start_copy(void* to, const void* from, int bytes, bool is_there, Site site)
     std::memcpy(to, from, static_cast<size_t>(bytes));
   }
   std::memset(to, 0xff, static_cast<size_t>(bytes));
+  has_copies = true;
   copies[current_thread()].push(static_cast<char*>(to), is_there ? static_cast<const char*>(from) : nullptr, bytes);
 }
 
-void commit_copies() { copies[current_thread()].close_group(); }
+void commit_copies() {
+  has_copies = true;
+  copies[current_thread()].close_group();
+}
 
 void land_copies(int groups_under_way) { copies[current_thread()].land(groups_under_way); }
 

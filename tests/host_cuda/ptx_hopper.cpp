@@ -195,6 +195,7 @@ struct Stores {
   int size = 0, group = 0;
 };
 Stores stores[most_resident_threads];
+bool has_stores = false;                 // somebody has some, or had since the blocks began
 
 Transfer describe(const void* map, uint32_t magic, const void* memory, const int* at, int rank, const char* name, Site site) {
   Transfer t{};
@@ -294,7 +295,8 @@ void invalidate_barrier(PhasedBarrier& barrier, const char* file, int line) {
 
 void begin_transfers(int threads) {
   num_barriers = num_loads = 0;
-  for (int t = 0; t < threads; ++t) stores[t].size = stores[t].group = 0;
+  for (int t = 0; t < threads && has_stores; ++t) stores[t].size = stores[t].group = 0;
+  has_stores = false;
   begin_products(threads);
 }
 
@@ -350,10 +352,14 @@ void start_store(const void* map, const void* from, const int* at, int rank, Sit
   Transfer t = describe(map, tiled_magic, from, at, rank, "store_box", site);
   Stores& mine = stores[current_thread()];
   if (mine.size == most_stores) fail_kernel(text(called("store_box", site), " while ", most_stores, " stores of this thread are under way, the most that the model knows"));
+  has_stores = true;
   t.group = mine.group;
   mine.items[mine.size++] = t;
 }
-void commit_stores() { ++stores[current_thread()].group; }
+void commit_stores() {
+  has_stores = true;
+  ++stores[current_thread()].group;
+}
 
 void land_stores(int groups_under_way) {
   Stores& mine = stores[current_thread()];

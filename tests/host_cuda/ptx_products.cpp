@@ -31,6 +31,7 @@ struct Products {
   bool is_fenced = false;
 };
 Products products[most_resident_threads / 32];
+bool has_products = false;               // some warp has some, or had since the blocks began
 
 struct Operands {
   float* d;
@@ -41,7 +42,10 @@ struct Operands {
   Site site;
 };
 
-Products& of_this_warp() { return products[current_thread() / 32]; }
+Products& of_this_warp() {
+  has_products = true;
+  return products[current_thread() / 32];
+}
 
 // The address in shared memory that the low 14 bits of a descriptor stand for.
 const char* tile_of(uint64_t descriptor, const char* operand, Site site) {
@@ -117,8 +121,7 @@ void finish_oldest(Products& list, int warp) {
 
 void start(void* const (&lanes)[32]) {
   const Operands& first = *static_cast<Operands*>(lanes[0]);
-  const int warp = current_thread() / 32;
-  Products& list = products[warp];
+  Products& list = of_this_warp();
   for (int lane = 1; lane < 32; ++lane) {
     const Operands& other = *static_cast<Operands*>(lanes[lane]);
     if (other.a != first.a || other.b != first.b || other.columns != first.columns || other.accumulates != first.accumulates)
@@ -158,7 +161,8 @@ constexpr Collective starting{"multiply_group", start}, fencing{"fence_products"
 }  // namespace
 
 void begin_products(int threads) {
-  for (int w = 0; w < threads / 32; ++w) products[w].size = products[w].group = products[w].issued = 0, products[w].is_fenced = false;
+  for (int w = 0; w < threads / 32 && has_products; ++w) products[w].size = products[w].group = products[w].issued = 0, products[w].is_fenced = false;
+  has_products = false;
 }
 
 std::string products_left_undone(int thread) {
@@ -168,6 +172,7 @@ std::string products_left_undone(int thread) {
 }
 
 std::string products_left_undone_by_block(int first, int threads) {
+  if (!has_products) return "";
   const int first_warp = first / 32, num_warps = (threads + 31) / 32;
   for (int w = 0; w < num_warps; ++w) {
     const Products &own = products[first_warp + w], &leading = products[first_warp + (w & ~3)];

@@ -43,10 +43,10 @@ void prepare_cluster(const char* name, const Grid& g, const void* kernel) {
 // Errors after which CUDA answers every call of the process with the same error.
 bool loses_device(cudaError_t error) {
   switch (static_cast<int>(error)) {
-    case 214:                                              // memory that can't be corrected
+    case 214: case 220: case 226:                          // memory or a link that can't be corrected, contained
     case 700: case 702:                                    // illegal address, time-out
     case 710: case 714: case 715: case 716: case 717: case 718: case 719:    // assert, hardware stack, illegal instruction, misaligned, address space, program counter, launch
-    case 721: return true;                                 // contained
+    case 721: return true;                                 // memory of tensor cores not given back
     default: return false;
   }
 }
