@@ -28,6 +28,7 @@ if [ $dry = no ] && ! nvidia-smi -L >/dev/null 2>&1; then
 fi
 mkdir -p "$out"
 rm -f "$out"/*.csv "$out"/*.csv.row "$out"/*.log "$out"/report.md "$out"/summary.txt
+of_python=${LD_LIBRARY_PATH:-}                   # PyTorch finds its own libraries
 . "$root/cmake/cuda_libraries.sh"                # sets LD_LIBRARY_PATH and cudnn_root
 
 if [ -z "$build" ] && [ $dry = yes ]; then build=$root/build/host-cuda; fi
@@ -83,7 +84,7 @@ rows_of() { awk -F, -v family="$1" '$6 == family' "$out/results.csv" 2>/dev/null
 "$bench" --ceilings --machine "$out/machine.csv" --commit "$commit" >"$out/ceilings.log" 2>&1 || { cat "$out/ceilings.log"; echo "benchmarks/run_gpu.sh: the ceilings could not be measured" >&2; exit 1; }
 has_pytorch=no
 if [ $dry = no ]; then
-  if python3 -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else 1)' 2>"$out/pytorch.log"; then has_pytorch=yes
+  if LD_LIBRARY_PATH=$of_python python3 -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else 1)' 2>"$out/pytorch.log"; then has_pytorch=yes
   else echo "PyTorch is not installed, or finds no GPU: its columns stay empty"; fi
 fi
 failed=""
@@ -111,7 +112,7 @@ for tier in $tiers; do
   [ $has_pytorch = yes ] && [ $left -gt 5 ] || continue
   started=$SECONDS
   for attempt in 1 2 3 4; do                     # status 3: the device was lost in a row, which has its line
-    timeout -k 5 $((tier_end - SECONDS + 60)) python3 "$here/cuda/pytorch_peer.py" --shapes "$shapes" --family "$families" --tier "$tier" \
+    LD_LIBRARY_PATH=$of_python timeout -k 5 $((tier_end - SECONDS + 60)) python3 "$here/cuda/pytorch_peer.py" --shapes "$shapes" --family "$families" --tier "$tier" \
       --minutes "$(calculate "100 * ($tier_end - $SECONDS) / 60")e-2" --seconds $seconds --commit "$commit" --out "$out/pytorch.csv" --skip-done >>"$out/pytorch.log" 2>&1
     status=$?
     if [ $status -ne 3 ] || [ $((tier_end - SECONDS)) -le 0 ]; then break; fi

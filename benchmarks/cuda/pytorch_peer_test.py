@@ -1,13 +1,15 @@
 """Every row that pytorch_peer.py knows how to do, computed on the CPU with small shapes: typing errors and changes of PyTorch show before there is a GPU to measure on."""
+import contextlib
 import csv
+import io
 import os
-import subprocess
 import sys
 import tempfile
 import unittest
+import unittest.mock
 
 try:
-    import torch  # noqa: F401
+    import torch
 except ImportError:
     print("PyTorch is not installed")
     sys.exit(77)                                                 # for ctest: left out
@@ -19,8 +21,13 @@ import report  # noqa: E402
 
 
 def peer(shapes, out, *options):
-    command = [sys.executable, os.path.join(HERE, "pytorch_peer.py"), "--device", "cpu", "--shapes", shapes, "--tier", "3", "--minutes", "5", "--out", out, *options]
-    return subprocess.run(command, capture_output=True, text=True)
+    """Runs the script's main() here, as loading PyTorch takes longer than all rows. Returns what it ended with: None where all went well."""
+    with unittest.mock.patch.object(sys, "argv", ["pytorch_peer.py", "--device", "cpu", "--shapes", shapes, "--tier", "3", "--minutes", "5", "--out", out, *options]):
+        with contextlib.redirect_stdout(io.StringIO()):
+            try:
+                return pytorch_peer.main()
+            except SystemExit as end:
+                return end.code
 
 
 def rows_of(path):
@@ -43,8 +50,7 @@ class PeerTest(unittest.TestCase):
 
     def test_every_row_of_the_model_is_computed(self):
         shapes = os.path.join(HERE, "shapes", "model")
-        run = peer(shapes, self.out)
-        self.assertEqual(run.returncode, 0, run.stdout + run.stderr)
+        self.assertIsNone(peer(shapes, self.out))
         lines = rows_of(self.out)
         self.assertEqual([line for line in lines if line["note"]], [])
         wanted = {tuple(row[name] for name in report.KEY) for family in pytorch_peer.MAKERS for row in rows_of(os.path.join(shapes, family + ".csv"))}
@@ -55,20 +61,20 @@ class PeerTest(unittest.TestCase):
     def test_a_step_of_resnet(self):
         shapes = self.shapes_with("steps", "resnet50_step,eager,bfloat16,nhwc,batch=2 height=32 width=32 classes=10,1,tiny",
                                   "resnet50_step,eager,float32,nchw,batch=2 height=32 width=32 classes=10,1,tiny")
-        self.assertEqual(peer(shapes, self.out, "--family", "steps gemm").returncode, 0)
+        self.assertIsNone(peer(shapes, self.out, "--family", "steps gemm"))
         self.assertEqual([line["note"] for line in rows_of(self.out)], ["", ""])
 
     def test_a_row_that_fails_is_a_line_and_done_rows_are_left_out(self):
         good, bad = "copy,forward,float32,-,n=10,1,tiny", "frobnicate,forward,float32,-,n=10,1,tiny"
         shapes = self.shapes_with("elementwise", bad, good)
         for _ in range(2):
-            self.assertEqual(peer(shapes, self.out, "--family", "elementwise", "--skip-done").returncode, 0)
+            self.assertIsNone(peer(shapes, self.out, "--family", "elementwise", "--skip-done"))
         lines = rows_of(self.out)
         self.assertEqual([line["op"] for line in lines], ["frobnicate", "copy"])
         self.assertIn("pytorch: 'frobnicate'", lines[0]["note"])
 
     def test_a_family_that_is_not_there(self):
-        self.assertIn("there is no family cnov", peer(self.folder.name, self.out, "--family", "cnov").stderr)
+        self.assertIn("there is no family cnov", peer(self.folder.name, self.out, "--family", "cnov"))
 
     def test_columns_are_those_of_the_program(self):
         with open(os.path.join(HERE, "row.cpp")) as file:
@@ -77,4 +83,5 @@ class PeerTest(unittest.TestCase):
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)                                     # tests run beside each other
     unittest.main()
