@@ -1,9 +1,11 @@
-// Convolution of float32 in small groups without tensor cores, forward and (with unit strides) the gradient of its input; conv.cu says what is computed. Groups of up to 16 channels on
-// either side. Everything lies [n,c,h,w]. Sums in float32.
-// A block makes a tile of 16 x 16 pixels of all of one group's channels. It copies the patch of the group's image that their windows see once, by cp.async, and takes all taps out of
-// shared memory; a thread makes four pixels of a row, of all channels, so that a value that was read serves all of them, and a weight all pixels.
+// Convolution of float32 in small groups without tensor cores, forward and (with unit strides) the gradient of its input; conv.cu says what
+// is computed. Groups of up to 16 channels on either side. Everything lies [n,c,h,w]. Sums in float32.
+// A block makes a tile of 16 x 16 pixels of all of one group's channels. It copies the patch of the group's image that their windows see
+// once, by cp.async, and takes all taps out of shared memory; a thread makes four pixels of a row, of all channels, so that a value that
+// was read serves all of them, and a weight all pixels.
 // Overwrites. Deterministic; the order of sums (channels, then taps) does not even depend on the geometry.
-// Floor: 2 * geometry.macs() FLOPs, or memory: reading and writing every tensor once; patches overlap by what windows reach beyond their tile, 1.3 times the image for 3 x 3.
+// Floor: 2 * geometry.macs() FLOPs, or memory: reading and writing every tensor once; patches overlap by what windows reach beyond their
+// tile, 1.3 times the image for 3 x 3.
 #include <fovea/kernels/cuda/conv_functions.h>
 
 #include <fovea/kernels/cuda/core/pack.h>
@@ -15,11 +17,11 @@ namespace {
 constexpr int tile = 16, strip = 4, threads_per_block = tile * tile / strip;
 
 struct DirectProduct {
-  int32_t groups = 1, c = 0, k = 0;                    // channels of a group: the source's and the result's
+  int32_t groups = 1, c = 0, k = 0;  // channels of a group: the source's and the result's
   WindowAxis vertical, horizontal;
-  int32_t tiles_down = 1, tiles_across = 1, patch_h = 0, patch_w = 0, pitch = 0, rows = 0, columns = 0;       // pitch: elements of a patch's row
-  bool is_mirrored = false, has_packs = false;         // the taps are taken backwards; pixels may be written as packs
-  int64_t weight_source = 0, weight_result = 0, weight_group = 0;            // strides of the source's channel, the result's, and the group
+  int32_t tiles_down = 1, tiles_across = 1, patch_h = 0, patch_w = 0, pitch = 0, rows = 0, columns = 0;  // pitch: elements of a patch's row
+  bool is_mirrored = false, has_packs = false;                     // the taps are taken backwards; pixels may be written as packs
+  int64_t weight_source = 0, weight_result = 0, weight_group = 0;  // strides of the source's channel, the result's, and the group
   FastDivide by_groups, by_across, by_down, by_patch_h;
 };
 
@@ -28,9 +30,11 @@ struct Tile {
 };
 
 __device__ Tile tile_of(const DirectProduct& p) {
-  const int32_t place = static_cast<int32_t>(p.by_groups.quotient(blockIdx.x)), line = static_cast<int32_t>(p.by_across.quotient(static_cast<uint32_t>(place)));
+  const int32_t place = static_cast<int32_t>(p.by_groups.quotient(blockIdx.x)),
+                line = static_cast<int32_t>(p.by_across.quotient(static_cast<uint32_t>(place)));
   const int32_t image = static_cast<int32_t>(p.by_down.quotient(static_cast<uint32_t>(line)));
-  return {image, (line - image * p.tiles_down) * tile, (place - line * p.tiles_across) * tile, static_cast<int32_t>(blockIdx.x) - place * p.groups};
+  return {image, (line - image * p.tiles_down) * tile, (place - line * p.tiles_across) * tile,
+          static_cast<int32_t>(blockIdx.x) - place * p.groups};
 }
 
 // A warp copies a row of the patch of one channel at a time.
@@ -40,7 +44,8 @@ __device__ void copy_patch(const DirectProduct& p, const Tile& at, const float* 
   const float* const images = source + (static_cast<int64_t>(at.image) * p.groups + at.group) * p.c * plane;
   const int lane = static_cast<int>(threadIdx.x) % warp_size;
   for (int32_t line = static_cast<int32_t>(threadIdx.x) / warp_size; line < p.c * p.patch_h; line += threads_per_block / warp_size) {
-    const int32_t channel = static_cast<int32_t>(p.by_patch_h.quotient(static_cast<uint32_t>(line))), row = top + line - channel * p.patch_h;
+    const int32_t channel = static_cast<int32_t>(p.by_patch_h.quotient(static_cast<uint32_t>(line))),
+                  row = top + line - channel * p.patch_h;
     const bool is_row = static_cast<uint32_t>(row) < static_cast<uint32_t>(p.vertical.size);
     const float* const from = images + channel * plane + static_cast<int64_t>(row) * p.horizontal.size;
     for (int32_t j = lane; j < p.patch_w; j += warp_size) {
@@ -58,7 +63,8 @@ __device__ void copy_weights(const DirectProduct& p, int32_t group, const float*
   for (int32_t i = static_cast<int32_t>(threadIdx.x); i < p.c * taps * k; i += threads_per_block) {
     const int32_t result = i % k, line = i / k, channel = line / taps, tap = line - channel * taps;
     const bool is_there = result < p.k;
-    const float* const from = is_there ? weight + channel * p.weight_source + result * p.weight_result + (p.is_mirrored ? taps - 1 - tap : tap) : weight;
+    const float* const from =
+        is_there ? weight + channel * p.weight_source + result * p.weight_result + (p.is_mirrored ? taps - 1 - tap : tap) : weight;
     copy_async<sizeof(float)>(to + i, from, is_there);
   }
 }
@@ -100,7 +106,8 @@ __device__ void add_row(const DirectProduct& p, float (&sums)[k][strip], const f
 
 // k: the result's channels of a group, or more.
 template <int k, bool is_three>
-__global__ void __launch_bounds__(threads_per_block, 8) direct_product(DirectProduct p, const float* source, const float* weight, const float* bias, float* out) {
+__global__ void __launch_bounds__(threads_per_block, 8)
+    direct_product(DirectProduct p, const float* source, const float* weight, const float* bias, float* out) {
   float* const weights = &shared<float>();
   float* const patch = weights + p.c * p.vertical.taps * p.horizontal.taps * k;
   const Tile at = tile_of(p);
@@ -142,12 +149,14 @@ __global__ void __launch_bounds__(threads_per_block, 8) direct_product(DirectPro
   }
 }
 
-void run(Queue queue, const ConvPlan& plan, DirectProduct p, int64_t images, const float* source, const float* weight, const float* bias, float* out) {
+void run(Queue queue, const ConvPlan& plan, DirectProduct p, int64_t images, const float* source, const float* weight, const float* bias,
+         float* out) {
   p.tiles_down = ceil_div(p.rows, tile);
   p.tiles_across = ceil_div(p.columns, tile);
   p.patch_h = (tile - 1) * p.vertical.step + (p.vertical.taps - 1) * p.vertical.delta + 1;
   p.patch_w = (tile - 1) * p.horizontal.step + (p.horizontal.taps - 1) * p.horizontal.delta + 1;
-  p.pitch = (ceil_div(p.patch_w + 2, 4) | 1) * 4;        // an odd number of packs: eight neighbouring rows begin in different banks; two more are read than three taps need
+  // An odd number of packs, so that eight neighbouring rows begin in different banks. Two more elements are read than three taps need.
+  p.pitch = (ceil_div(p.patch_w + 2, 4) | 1) * 4;
   p.has_packs = p.columns % strip == 0 && is_aligned(out);
   p.by_groups = divide_by(p.groups);
   p.by_across = divide_by(p.tiles_across);
@@ -155,11 +164,15 @@ void run(Queue queue, const ConvPlan& plan, DirectProduct p, int64_t images, con
   p.by_patch_h = divide_by(p.patch_h);
   const bool is_three = p.horizontal.taps == 3 && p.horizontal.step == 1 && p.horizontal.delta == 1;
   const int k = p.k <= 4 ? 4 : p.k <= 8 ? 8 : 16;
-  const size_t shared_bytes = sizeof(float) * static_cast<size_t>(p.c * p.vertical.taps * p.horizontal.taps * k + p.c * p.patch_h * p.pitch);
-  const int64_t source_image = int64_t{p.groups} * p.c * p.vertical.size * p.horizontal.size, out_image = int64_t{p.groups} * p.k * p.rows * p.columns;
+  const size_t shared_bytes =
+      sizeof(float) * static_cast<size_t>(p.c * p.vertical.taps * p.horizontal.taps * k + p.c * p.patch_h * p.pitch);
+  const int64_t source_image = int64_t{p.groups} * p.c * p.vertical.size * p.horizontal.size,
+                out_image = int64_t{p.groups} * p.k * p.rows * p.columns;
   for_each_run_of_planes(images, int64_t{p.tiles_down} * p.tiles_across * p.groups, [&](int64_t first, int64_t count) {
     const Grid grid{blocks_of(count * p.tiles_down * p.tiles_across * p.groups), dim3(threads_per_block), shared_bytes};
-    const auto start = [&](auto kernel) { launch(queue, plan.name, grid, kernel, p, source + first * source_image, weight, bias, out + first * out_image); };
+    const auto start = [&](auto kernel) {
+      launch(queue, plan.name, grid, kernel, p, source + first * source_image, weight, bias, out + first * out_image);
+    };
     if (k == 4) start(is_three ? direct_product<4, true> : direct_product<4, false>);
     else if (k == 8) start(is_three ? direct_product<8, true> : direct_product<8, false>);
     else start(is_three ? direct_product<16, true> : direct_product<16, false>);
@@ -168,7 +181,8 @@ void run(Queue queue, const ConvPlan& plan, DirectProduct p, int64_t images, con
 
 }  // namespace
 
-void direct_forward(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const float* x, const float* weight, const float* bias, float* y) {
+void direct_forward(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const float* x, const float* weight, const float* bias,
+                    float* y) {
   DirectProduct p;
   p.groups = static_cast<int32_t>(g.groups);
   p.c = static_cast<int32_t>(g.group_c());
@@ -189,8 +203,10 @@ void direct_backward_data(Queue queue, const ConvGeometry& g, const ConvPlan& pl
   p.groups = static_cast<int32_t>(g.groups);
   p.c = static_cast<int32_t>(g.group_k());
   p.k = static_cast<int32_t>(g.group_c());
-  p.vertical = {static_cast<int32_t>(g.r), 1, static_cast<int32_t>(g.pad_h - (g.r - 1) * g.dilation_h), static_cast<int32_t>(g.dilation_h), static_cast<int32_t>(g.out_h())};
-  p.horizontal = {static_cast<int32_t>(g.s), 1, static_cast<int32_t>(g.pad_w - (g.s - 1) * g.dilation_w), static_cast<int32_t>(g.dilation_w), static_cast<int32_t>(g.out_w())};
+  p.vertical = {static_cast<int32_t>(g.r), 1, static_cast<int32_t>(g.pad_h - (g.r - 1) * g.dilation_h), static_cast<int32_t>(g.dilation_h),
+                static_cast<int32_t>(g.out_h())};
+  p.horizontal = {static_cast<int32_t>(g.s), 1, static_cast<int32_t>(g.pad_w - (g.s - 1) * g.dilation_w),
+                  static_cast<int32_t>(g.dilation_w), static_cast<int32_t>(g.out_w())};
   p.rows = static_cast<int32_t>(g.h);
   p.columns = static_cast<int32_t>(g.w);
   p.is_mirrored = true;
