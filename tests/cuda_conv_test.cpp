@@ -316,6 +316,46 @@ TEST_CASE("small groups of half types are multiplied beside each other, and give
     }
 }
 
+TEST_CASE("small groups of float32 are computed out of patches, and give what the CPU gives") {
+  const auto grouped = [](int64_t groups, int64_t c, int64_t k, ConvGeometry g) {
+    g.c = groups * c, g.k = groups * k, g.groups = groups;
+    return g;
+  };
+  const ConvGeometry square{.n = 2, .h = 16, .w = 20, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1};
+  const std::vector<ConvGeometry> cases = {
+      grouped(3, 4, 4, square),
+      grouped(2, 8, 8, square),
+      grouped(2, 16, 16, square),
+      grouped(2, 3, 7, square),
+      grouped(2, 13, 2, square),
+      grouped(3, 4, 4, {.n = 1, .h = 21, .w = 37, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1}),                  // several tiles, rows that are no whole packs
+      grouped(2, 4, 8, {.n = 1, .h = 12, .w = 13, .r = 5, .s = 3, .pad_h = 3, .pad_w = 0}),
+      grouped(2, 4, 4, {.n = 1, .h = 13, .w = 14, .r = 3, .s = 3, .pad_h = 3, .pad_w = 1, .dilation_h = 2}),
+      grouped(2, 5, 4, {.n = 1, .h = 14, .w = 15, .r = 2, .s = 4, .pad_h = 2, .pad_w = 5, .dilation_w = 3}),
+      grouped(2, 4, 4, {.n = 2, .h = 40, .w = 41, .r = 3, .s = 3, .stride_h = 2, .stride_w = 2, .pad_h = 1, .pad_w = 1}),
+      grouped(2, 4, 4, {.n = 1, .h = 3, .w = 70, .r = 1, .s = 1}),
+      grouped(2, 4, 4, {.n = 0, .h = 16, .w = 16, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1}),
+  };
+  const Layouts last{Layout::channels_last, Layout::channels_last, Layout::planar};
+  for (const ConvGeometry& g : cases) {
+    INFO("groups ", g.groups, " c ", g.group_c(), " k ", g.group_k(), " h ", g.h, " w ", g.w, " r ", g.r, " s ", g.s, " stride ", g.stride_h, ",", g.stride_w);
+    const Inputs in(g, DType::float32);
+    const Results want = on_cpu(g, in), first = on_device(g, in, DType::float32);
+    compare(g, first, want, {DType::float32});
+    for (const int64_t offset : {0, 1}) {
+      Names names;
+      const Results got = on_device(g, in, DType::float32, offset, &names), got_last = on_device(g, in, DType::float32, offset, nullptr, last);
+      for (const Results* results : {&got, &got_last}) {
+        CHECK(same_bits(first.y, results->y));
+        CHECK(same_bits(first.dx, results->dx));
+      }
+      if (g.n == 0) continue;
+      CHECK(names.forward == "conv2d_forward_direct");
+      CHECK((names.data == "conv2d_backward_data_direct") == (g.stride_h == 1 && g.stride_w == 1));
+    }
+  }
+}
+
 TEST_CASE("each tile is taken where the plan says so, and gives what the CPU gives") {
   struct Case {
     ConvGeometry g;
@@ -514,7 +554,9 @@ TEST_CASE("a NaN and an infinity reach the outputs whose windows see them, and n
   ConvGeometry grouped = g, small_groups = g;
   grouped.c = 8, grouped.groups = 2;
   small_groups.c = 16, small_groups.k = 16, small_groups.groups = 4, small_groups.stride_h = small_groups.stride_w = 1;
-  for (const ConvGeometry& geometry : {g, grouped, small_groups})
+  ConvGeometry larger = small_groups;                       // for float32's kernel of small groups
+  larger.h = larger.w = 14;
+  for (const ConvGeometry& geometry : {g, grouped, small_groups, larger})
     for (const Mode& mode : all_modes) {
       INFO(std::string(mode.name()));
       const Tf32Scope scope(mode.has_tf32);
@@ -615,7 +657,7 @@ TEST_CASE("the plan: which kernel a shape gets, and into how many parts its sum 
       {c5, DType::float32, ConvPass::backward_weight, ConvKernel::wide, 3},
       {one_image, DType::float32, ConvPass::forward, ConvKernel::medium, 32},
       {one_image, DType::float32, ConvPass::backward_weight, ConvKernel::wide, 1},
-      {resnext, DType::float32, ConvPass::forward, ConvKernel::grouped, 1},
+      {resnext, DType::float32, ConvPass::forward, ConvKernel::direct, 1},
       {resnext, DType::float64, ConvPass::forward, ConvKernel::grouped, 1},
       {resnext, DType::float32, ConvPass::backward_weight, ConvKernel::grouped, 8},
       {mobile, DType::float32, ConvPass::forward, ConvKernel::depthwise, 1},

@@ -5,6 +5,7 @@
 // What is here: the table's entries, the choice among the kernels (conv_plan.h), and the gradient of the bias. The kernels:
 //   conv_plain.cu, conv_plain_weight.cu      float32 and float64, products of matrices by multiplications and additions
 //   conv_tensor.cu, conv_tensor_weight.cu    the half types and, where it is allowed, TF32, on tensor cores
+//   conv_direct.cu                           float32 in small groups
 //   conv_grouped.cu                          the half types in small groups, on tensor cores
 //   conv_depthwise.cu                        a channel of x for each group
 //   conv_depthwise_last.cu                   the same of tensors that lie channels-last, where y has as many channels
@@ -193,6 +194,8 @@ void conv2d_forward(Queue queue, const ConvGeometry& g, const ConstView& x, cons
     const PlanarView from = planar(queue, x);
     write_planar(queue, y, [&](const View& to) {
       if (plan.kernel == ConvKernel::depthwise) return depthwise_forward(queue, g, from.view, weights.view, bias, to);
+      if constexpr (std::is_same_v<T, float>)
+        if (plan.kernel == ConvKernel::direct) return direct_forward(queue, g, plan, from.view.template as<T>(), weights.view.template as<T>(), bias.as<T>(), to.as<T>());
       if constexpr (!is_half<T>) plain_forward(queue, g, plan, from.view.template as<T>(), weights.view.template as<T>(), bias.as<T>(), to.as<T>(), scratch);
     });
   });
@@ -211,6 +214,8 @@ void conv2d_backward_data(Queue queue, const ConvGeometry& g, const ConstView& d
     const PlanarView from = planar(queue, dy);
     write_planar(queue, dx, [&](const View& to) {
       if (plan.kernel == ConvKernel::depthwise) return depthwise_backward_data(queue, g, from.view, weights.view, to);
+      if constexpr (std::is_same_v<T, float>)
+        if (plan.kernel == ConvKernel::direct) return direct_backward_data(queue, g, plan, from.view.template as<T>(), weights.view.template as<T>(), to.as<T>());
       if constexpr (!is_half<T>) plain_backward_data(queue, g, plan, from.view.template as<T>(), weights.view.template as<T>(), to.as<T>(), scratch);
     });
   });

@@ -1,10 +1,12 @@
-// Convolution in small groups on tensor cores, forward and (with unit strides) the gradient of its input; conv.cu says what is computed. float16 and bfloat16, groups of
-// 4, 8, 16 or 32 channels on either side. Sums in float32, with the bias in float32 as well, rounded once.
-// A block makes 128 neighbouring pixels of 32 channels' worth of groups. It copies the patch of the image that their windows see once, by cp.async, and takes all taps out of
-// shared memory: as many groups lie beside each other as fill 64 bytes of a pixel, yet each is multiplied for itself, so that a NaN stays in its group.
+// Convolution in small groups on tensor cores, forward and (with unit strides) the gradient of its input; conv.cu says what is computed.
+// float16 and bfloat16, groups of 4, 8, 16 or 32 channels on either side. Sums in float32, with the bias in float32 as well, rounded once.
+// A block makes 128 neighbouring pixels of 32 channels' worth of groups. It copies the patch of the image that their windows see once, by
+// cp.async, and takes all taps out of shared memory: as many groups lie beside each other as fill 64 bytes of a pixel, yet each is
+// multiplied for itself, so that a NaN stays in its group.
 // Sources lie [n,h,w,c] (conv_layout.cu copies what does not); results go through shared memory into their own layout.
 // Overwrites. Deterministic; the order of sums depends on the geometry alone.
-// Floor: memory, reading and writing every tensor once; patches overlap by what windows reach beyond their tile, 1.4 times the image for 3 x 3.
+// Floor: memory, reading and writing every tensor once; patches overlap by what windows reach beyond their tile, 1.4 times the image for 3
+// x 3.
 #include <fovea/kernels/cuda/conv_functions.h>
 
 #include <fovea/kernels/cuda/core/numeric.h>
@@ -16,36 +18,37 @@ namespace fovea::kernels::cuda {
 namespace {
 
 constexpr int threads_per_block = 128;
-constexpr int tile_pixels = 128;                       // two of mma's tiles of 16 for each warp
+constexpr int tile_pixels = 128;  // two of mma's tiles of 16 for each warp
 constexpr int block_channels = 32, pixel_bytes = block_channels * 2;
-constexpr int pixel_pitch = pixel_bytes + 16;          // spreads neighbouring pixels over the banks
+constexpr int pixel_pitch = pixel_bytes + 16;  // spreads neighbouring pixels over the banks
 constexpr int copy_bytes = 16;
 
 // Note [Units of four channels]
-// The sum of one group runs over taps and, in each, over quadruples of channels: its units. An mma sums 16 products at once, of four units; which four of its 16 places are whose is
-// up to us, as long as both operands agree. The thread that holds places 2t, 2t+1, 2t+8 and 2t+9 of a pixel takes unit t: 8 bytes, one access to the patch. The weights are packed
-// to match (pack_fragments). Units that are missing in the last step are zero in both operands.
+// The sum of one group runs over taps and, in each, over quadruples of channels: its units. An mma sums 16 products at once, of four units;
+// which four of its 16 places are whose is up to us, as long as both operands agree. The thread that holds places 2t, 2t+1, 2t+8 and 2t+9
+// of a pixel takes unit t: 8 bytes, one access to the patch. The weights are packed to match (pack_fragments). Units that are missing in
+// the last step are zero in both operands.
 struct GroupedProduct {
-  int32_t groups = 1, c = 0, k = 0;                    // channels of a group: the source's and the result's
-  int32_t groups_together = 1, chunks = 1;             // groups of a block, and blocks that have all groups
+  int32_t groups = 1, c = 0, k = 0;         // channels of a group: the source's and the result's
+  int32_t groups_together = 1, chunks = 1;  // groups of a block, and blocks that have all groups
   int32_t units = 0, steps = 0;
   WindowAxis vertical, horizontal;
-  int32_t top = 0, left = 0;                           // of a patch, relative to where its first pixel's first tap lies
+  int32_t top = 0, left = 0;  // of a patch, relative to where its first pixel's first tap lies
   int32_t tile_h = 8, tile_w = 16, tiles_down = 1, tiles_across = 1, patch_h = 0, patch_w = 0, rows = 0, columns = 0;
   int64_t source_image = 0, out_image = 0, out_pixel = 0, out_channel = 0;
-  bool is_planar = false, has_packs = false;           // the result lies [n,c,h,w]; its channels may be written as packs
+  bool is_planar = false, has_packs = false;  // the result lies [n,c,h,w]; its channels may be written as packs
   FastDivide by_chunks, by_across, by_down, by_patch_w;
 
-  int32_t staged_pitch() const { return groups_together * k + 8; }            // elements
+  int32_t staged_pitch() const { return groups_together * k + 8; }  // elements
   int64_t patch_bytes() const { return int64_t{patch_h} * patch_w * pixel_pitch; }
 };
 
 // The parts of a block's shared memory, in order.
 struct Places {
   unsigned char* patch;
-  unsigned char* weights;                              // [group][step][tile of 8 channels][lane], 8 bytes each
-  unsigned char* staged;                               // the results, [pixel][channel]
-  int32_t* offsets;                                    // of units within the patch; -1 where there is none
+  unsigned char* weights;  // [group][step][tile of 8 channels][lane], 8 bytes each
+  unsigned char* staged;   // the results, [pixel][channel]
+  int32_t* offsets;        // of units within the patch; -1 where there is none
 };
 
 struct BlockTile {
@@ -53,31 +56,37 @@ struct BlockTile {
 };
 
 __device__ BlockTile tile_of(const GroupedProduct& p) {
-  const int32_t tile = static_cast<int32_t>(p.by_chunks.quotient(blockIdx.x)), line = static_cast<int32_t>(p.by_across.quotient(static_cast<uint32_t>(tile)));
+  const int32_t tile = static_cast<int32_t>(p.by_chunks.quotient(blockIdx.x)),
+                line = static_cast<int32_t>(p.by_across.quotient(static_cast<uint32_t>(tile)));
   const int32_t image = static_cast<int32_t>(p.by_down.quotient(static_cast<uint32_t>(line)));
-  return {image, (line - image * p.tiles_down) * p.tile_h, (tile - line * p.tiles_across) * p.tile_w, (static_cast<int32_t>(blockIdx.x) - tile * p.chunks) * p.groups_together};
+  return {image, (line - image * p.tiles_down) * p.tile_h, (tile - line * p.tiles_across) * p.tile_w,
+          (static_cast<int32_t>(blockIdx.x) - tile * p.chunks) * p.groups_together};
 }
 
 template <class T>
 __device__ void copy_patch(const GroupedProduct& p, const BlockTile& tile, const T* source, unsigned char* patch) {
   constexpr int chunks = pixel_bytes / copy_bytes, width = copy_bytes / static_cast<int>(sizeof(T));
-  const int32_t all_channels = p.groups * p.c, top = p.vertical.step * tile.first_row + p.vertical.base + p.top, left = p.horizontal.step * tile.first_column + p.horizontal.base + p.left;
+  const int32_t all_channels = p.groups * p.c, top = p.vertical.step * tile.first_row + p.vertical.base + p.top,
+                left = p.horizontal.step * tile.first_column + p.horizontal.base + p.left;
   const T* const image = source + tile.image * p.source_image;
   for (int32_t item = static_cast<int32_t>(threadIdx.x); item < p.patch_h * p.patch_w * chunks; item += threads_per_block) {
     const int32_t pixel = item / chunks, channel = tile.first_group * p.c + item % chunks * width;
     const int32_t i = static_cast<int32_t>(p.by_patch_w.quotient(static_cast<uint32_t>(pixel))), j = pixel - i * p.patch_w;
     const bool is_there = channel < all_channels && static_cast<uint32_t>(top + i) < static_cast<uint32_t>(p.vertical.size) &&
                           static_cast<uint32_t>(left + j) < static_cast<uint32_t>(p.horizontal.size);
-    const T* const from = is_there ? image + (static_cast<int64_t>(top + i) * p.horizontal.size + left + j) * all_channels + channel : source;
+    const T* const from =
+        is_there ? image + (static_cast<int64_t>(top + i) * p.horizontal.size + left + j) * all_channels + channel : source;
     copy_async<copy_bytes>(patch + pixel * pixel_pitch + item % chunks * copy_bytes, from, is_there);
   }
 }
 
 // The weights of the block's groups, as they lie.
-__device__ void copy_weights(const GroupedProduct& p, const BlockTile& tile, int bytes_of_group, const unsigned char* weights, unsigned char* to) {
+__device__ void copy_weights(const GroupedProduct& p, const BlockTile& tile, int bytes_of_group, const unsigned char* weights,
+                             unsigned char* to) {
   const int32_t groups = min(p.groups_together, p.groups - tile.first_group);
   const unsigned char* const from = weights + static_cast<int64_t>(tile.first_group) * bytes_of_group;
-  for (int32_t at = static_cast<int32_t>(threadIdx.x) * copy_bytes; at < groups * bytes_of_group; at += threads_per_block * copy_bytes) copy_async<copy_bytes>(to + at, from + at, true);
+  for (int32_t at = static_cast<int32_t>(threadIdx.x) * copy_bytes; at < groups * bytes_of_group; at += threads_per_block * copy_bytes)
+    copy_async<copy_bytes>(to + at, from + at, true);
 }
 
 __device__ void find_offsets(const GroupedProduct& p, int32_t* offsets) {
@@ -94,7 +103,7 @@ template <class T>
 __device__ void write_results(const GroupedProduct& p, const BlockTile& tile, int staged_pitch, const T* staged, T* out) {
   const int32_t first_channel = tile.first_group * p.k, channels = min(p.groups_together * p.k, p.groups * p.k - first_channel);
   out += tile.image * p.out_image + first_channel * p.out_channel;
-  const auto place = [&](int32_t pixel) {                // -1 where there is none
+  const auto place = [&](int32_t pixel) {  // -1 where there is none
     const int32_t i = pixel / p.tile_w, j = pixel - i * p.tile_w, row = tile.first_row + i, column = tile.first_column + j;
     return row < p.rows && column < p.columns ? (static_cast<int64_t>(row) * p.columns + column) * p.out_pixel : int64_t{-1};
   };
@@ -116,12 +125,15 @@ __device__ void write_results(const GroupedProduct& p, const BlockTile& tile, in
 
 // wide: tiles of 8 channels that a group's result has.
 template <class T, int wide>
-__global__ void __launch_bounds__(threads_per_block, 4) grouped_product(GroupedProduct p, int staged_pitch, int patch_bytes, const T* source, const unsigned char* weights, const T* bias, T* out) {
+__global__ void __launch_bounds__(threads_per_block, 4)
+    grouped_product(GroupedProduct p, int staged_pitch, int patch_bytes, const T* source, const unsigned char* weights, const T* bias,
+                    T* out) {
   constexpr int fragment_bytes = 8, tall = tile_pixels / threads_per_block * warp_size / 16;
   unsigned char* const memory = &shared<unsigned char>();
   const int bytes_of_group = p.steps * wide * warp_size * fragment_bytes;
   const Places places{memory, memory + patch_bytes, memory + patch_bytes + p.groups_together * bytes_of_group,
-                      reinterpret_cast<int32_t*>(memory + patch_bytes + p.groups_together * bytes_of_group + tile_pixels * staged_pitch * static_cast<int>(sizeof(T)))};
+                      reinterpret_cast<int32_t*>(memory + patch_bytes + p.groups_together * bytes_of_group +
+                                                 tile_pixels * staged_pitch * static_cast<int>(sizeof(T)))};
   const BlockTile tile = tile_of(p);
   copy_patch(p, tile, source, places.patch);
   copy_weights(p, tile, bytes_of_group, weights, places.weights);
@@ -130,8 +142,9 @@ __global__ void __launch_bounds__(threads_per_block, 4) grouped_product(GroupedP
   wait_for_copies<0>();
   __syncthreads();
 
-  const int warp = static_cast<int>(threadIdx.x) / warp_size, lane = static_cast<int>(threadIdx.x) % warp_size, row = lane / 4, unit = lane % 4;
-  int pixels[tall][2];                                 // of the thread's two rows of each of mma's tiles
+  const int warp = static_cast<int>(threadIdx.x) / warp_size, lane = static_cast<int>(threadIdx.x) % warp_size, row = lane / 4,
+            unit = lane % 4;
+  int pixels[tall][2];  // of the thread's two rows of each of mma's tiles
   const unsigned char* windows[tall][2];
 #pragma unroll
   for (int i = 0; i < tall; ++i)
@@ -152,7 +165,8 @@ __global__ void __launch_bounds__(threads_per_block, 4) grouped_product(GroupedP
       uint32_t b[wide][2];
 #pragma unroll
       for (int j = 0; j < wide; ++j) {
-        const Pack<uint32_t, 2> part = load_pack<uint32_t, 2>(reinterpret_cast<const uint32_t*>(of_group), (step * wide + j) * warp_size + lane);
+        const Pack<uint32_t, 2> part =
+            load_pack<uint32_t, 2>(reinterpret_cast<const uint32_t*>(of_group), (step * wide + j) * warp_size + lane);
         b[j][0] = part[0], b[j][1] = part[1];
       }
 #pragma unroll
@@ -177,7 +191,8 @@ __global__ void __launch_bounds__(threads_per_block, 4) grouped_product(GroupedP
 #pragma unroll
         for (int i = 0; i < tall; ++i)
 #pragma unroll
-          for (int half = 0; half < 2; ++half) staged[pixels[i][half] * staged_pitch + group * p.k + channel] = narrow<T>(sums[i][j][2 * half + v] + start);
+          for (int half = 0; half < 2; ++half)
+            staged[pixels[i][half] * staged_pitch + group * p.k + channel] = narrow<T>(sums[i][j][2 * half + v] + start);
       }
   }
   __syncthreads();
@@ -187,18 +202,21 @@ __global__ void __launch_bounds__(threads_per_block, 4) grouped_product(GroupedP
 // --- the weights ---
 
 struct FragmentPack {
-  int32_t count = 0;                                   // threads: [group][step][tile][lane]
-  int32_t wide = 1, steps = 0, units = 0, quads = 1, taps_w = 1, c = 0, k = 0;       // c, k: as GroupedProduct's
-  int64_t to_source = 0, to_result = 0, to_r = 0, to_s = 0;                         // strides of the source's channel, the result's, and the taps
-  int64_t group_source = 0, group_result = 0;          // of a group's first channels: one of them is 0, as [k,c/groups,r,s] counts c from the group's first
+  int32_t count = 0;                                                            // threads: [group][step][tile][lane]
+  int32_t wide = 1, steps = 0, units = 0, quads = 1, taps_w = 1, c = 0, k = 0;  // c, k: as GroupedProduct's
+  int64_t to_source = 0, to_result = 0, to_r = 0, to_s = 0;  // strides of the source's channel, the result's, and the taps
+  int64_t group_source = 0,
+          group_result = 0;  // of a group's first channels: one of them is 0, as [k,c/groups,r,s] counts c from the group's first
 };
 
 // See Note [Units of four channels].
 __global__ void __launch_bounds__(256) pack_fragments(FragmentPack p, const uint16_t* weight, uint16_t* to) {
   const int64_t number = global_thread();
   if (number >= p.count) return;
-  const int32_t lane = static_cast<int32_t>(number) % warp_size, line = static_cast<int32_t>(number) / warp_size, tile = line % p.wide, step = line / p.wide % p.steps, group = line / p.wide / p.steps;
-  const int32_t unit = 4 * step + lane % 4, result = 8 * tile + lane / 4, tap = unit / p.quads, channel = (unit - tap * p.quads) * 4, r = tap / p.taps_w, s = tap - r * p.taps_w;
+  const int32_t lane = static_cast<int32_t>(number) % warp_size, line = static_cast<int32_t>(number) / warp_size, tile = line % p.wide,
+                step = line / p.wide % p.steps, group = line / p.wide / p.steps;
+  const int32_t unit = 4 * step + lane % 4, result = 8 * tile + lane / 4, tap = unit / p.quads, channel = (unit - tap * p.quads) * 4,
+                r = tap / p.taps_w, s = tap - r * p.taps_w;
   Pack<uint16_t, 4> values{};
   if (unit < p.units && result < p.k) {
     const uint16_t* const from = weight + group * (p.group_source + p.group_result) + result * p.to_result + r * p.to_r + s * p.to_s;
@@ -231,8 +249,8 @@ void choose_tiles(GroupedProduct& p, const WindowAxis& vertical, const WindowAxi
 
 // One direction: from channels c of a group to k.
 template <class T>
-void run(Queue queue, const ConvGeometry& g, const ConvPlan& plan, ConvPass pass, GroupedProduct p, const Images<const void*>& from, const Images<void*>& to, const ConstView& weight, const T* bias,
-         char* memory) {
+void run(Queue queue, const ConvGeometry& g, const ConvPlan& plan, ConvPass pass, GroupedProduct p, const Images<const void*>& from,
+         const Images<void*>& to, const ConstView& weight, const T* bias, char* memory) {
   const bool is_forward = pass == ConvPass::forward;
   const ConvLayout& layout = plan.layout;
   const int64_t pixels = int64_t{p.vertical.size} * p.horizontal.size, wide = ceil_of_eight(p.k);
@@ -268,12 +286,16 @@ void run(Queue queue, const ConvGeometry& g, const ConvPlan& plan, ConvPass pass
   w.to_s = weight.stride(3);
   w.group_source = is_forward ? 0 : p.c * weight.stride(0);
   w.group_result = is_forward ? p.k * weight.stride(0) : 0;
-  launch(queue, "conv2d_pack_fragments", grid_for(w.count), pack_fragments, w, static_cast<const uint16_t*>(weight.data), static_cast<uint16_t*>(fragments));
+  launch(queue, "conv2d_pack_fragments", grid_for(w.count), pack_fragments, w, static_cast<const uint16_t*>(weight.data),
+         static_cast<uint16_t*>(fragments));
 
   const bool is_copied = needs_copy(from, from.data, sizeof(T), g.groups, p.c, p.c) || !is_aligned(from.data);
-  const size_t patch_bytes = static_cast<size_t>(p.patch_bytes()), weight_bytes = static_cast<size_t>(p.groups_together * p.steps * wide * warp_size * 8);
-  const size_t shared_bytes = patch_bytes + weight_bytes + static_cast<size_t>(tile_pixels * p.staged_pitch()) * sizeof(T) + static_cast<size_t>(4 * p.steps) * sizeof(int32_t);
-  const int64_t image_blocks = int64_t{p.tiles_down} * p.tiles_across * p.chunks, at_once = std::max<int64_t>(1, (index_limit / 2) / image_blocks);
+  const size_t patch_bytes = static_cast<size_t>(p.patch_bytes()),
+               weight_bytes = static_cast<size_t>(p.groups_together * p.steps * wide * warp_size * 8);
+  const size_t shared_bytes = patch_bytes + weight_bytes + static_cast<size_t>(tile_pixels * p.staged_pitch()) * sizeof(T) +
+                              static_cast<size_t>(4 * p.steps) * sizeof(int32_t);
+  const int64_t image_blocks = int64_t{p.tiles_down} * p.tiles_across * p.chunks,
+                at_once = std::max<int64_t>(1, (index_limit / 2) / image_blocks);
   const int64_t step = std::min({is_copied ? layout.images_per_slice : g.n, g.n, at_once});
   for (int64_t n = 0; n < g.n; n += step) {
     const int64_t count = std::min(step, g.n - n);
@@ -283,7 +305,8 @@ void run(Queue queue, const ConvGeometry& g, const ConvPlan& plan, ConvPass pass
     const T* const source = is_copied ? reinterpret_cast<const T*>(memory) : static_cast<const T*>(slice.data);
     const Grid grid{blocks_of(count * image_blocks), dim3(threads_per_block), shared_bytes};
     const auto start = [&](auto kernel) {
-      launch(queue, plan.name, grid, kernel, p, p.staged_pitch(), static_cast<int>(patch_bytes), source, static_cast<const unsigned char*>(fragments), bias, static_cast<T*>(to.data) + n * to.image);
+      launch(queue, plan.name, grid, kernel, p, p.staged_pitch(), static_cast<int>(patch_bytes), source,
+             static_cast<const unsigned char*>(fragments), bias, static_cast<T*>(to.data) + n * to.image);
     };
     if (wide == 1) start(grouped_product<T, 1>);
     else if (wide == 2) start(grouped_product<T, 2>);
@@ -299,27 +322,31 @@ void dispatch_half(DType dtype, F&& f) {
 
 }  // namespace
 
-void grouped_forward(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const ConstView& x, const ConstView& weight, const ConstView& bias, const View& y, Workspace scratch) {
+void grouped_forward(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const ConstView& x, const ConstView& weight,
+                     const ConstView& bias, const View& y, Workspace scratch) {
   GroupedProduct p;
   p.c = static_cast<int32_t>(g.group_c());
   p.k = static_cast<int32_t>(g.group_k());
   choose_tiles(p, vertical_of(g), horizontal_of(g), g.out_h(), g.out_w());
   dispatch_half(y.dtype, [&](auto zero) {
     using T = decltype(zero);
-    run<T>(queue, g, plan, ConvPass::forward, p, images_of(x, "conv2d", "x"), images_of(y, "conv2d", "y"), weight, bias.as<T>(), static_cast<char*>(scratch.data));
+    run<T>(queue, g, plan, ConvPass::forward, p, images_of(x, "conv2d", "x"), images_of(y, "conv2d", "y"), weight, bias.as<T>(),
+           static_cast<char*>(scratch.data));
   });
 }
 
-void grouped_backward_data(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const ConstView& dy, const ConstView& weight, const View& dx, Workspace scratch) {
+void grouped_backward_data(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const ConstView& dy, const ConstView& weight,
+                           const View& dx, Workspace scratch) {
   constexpr const char* op = "conv2d_backward_data";
   GroupedProduct p;
   p.c = static_cast<int32_t>(g.group_k());
   p.k = static_cast<int32_t>(g.group_c());
-  const PhaseAxis down(0, g.h, 1, g.pad_h, g.dilation_h, g.r), right(0, g.w, 1, g.pad_w, g.dilation_w, g.s);      // strides of one: one phase
+  const PhaseAxis down(0, g.h, 1, g.pad_h, g.dilation_h, g.r), right(0, g.w, 1, g.pad_w, g.dilation_w, g.s);  // strides of one: one phase
   choose_tiles(p, down.window(g.out_h()), right.window(g.out_w()), g.h, g.w);
   dispatch_half(dx.dtype, [&](auto zero) {
     using T = decltype(zero);
-    run<T>(queue, g, plan, ConvPass::backward_data, p, images_of(dy, op, "dy"), images_of(dx, op, "dx"), weight, static_cast<const T*>(nullptr), static_cast<char*>(scratch.data));
+    run<T>(queue, g, plan, ConvPass::backward_data, p, images_of(dy, op, "dy"), images_of(dx, op, "dx"), weight,
+           static_cast<const T*>(nullptr), static_cast<char*>(scratch.data));
   });
 }
 

@@ -1,9 +1,11 @@
-// Convolution in float32 and float64, forward and the gradient of its input; conv.cu says what is computed. Sums in the element type, by plain multiplications and
-// additions, not by tensor cores.
-// An implicit GEMM of channels by pixels: the sum runs over taps and, innermost, channels. All tensors lie [n,c,h,w]. Weights are copied first, so that the channels of the
-// result are neighbours (conv_layout.cu), and come 16 bytes at a time; the image's pixels are gathered one by one from where their windows lie, or zeros from outside
-// of the image, or 16 bytes at a time where a window is one pixel. All of it by cp.async into a ring of four stages (conv_ring.h).
-// With strides, the pixels of dx that see the same taps form a phase, which is a convolution of its own with unit stride over dy; all phases go in one launch.
+// Convolution in float32 and float64, forward and the gradient of its input; conv.cu says what is computed. Sums in the element type, by
+// plain multiplications and additions, not by tensor cores.
+// An implicit GEMM of channels by pixels: the sum runs over taps and, innermost, channels. All tensors lie [n,c,h,w]. Weights are copied
+// first, so that the channels of the result are neighbours (conv_layout.cu), and come 16 bytes at a time; the image's pixels are gathered
+// one by one from where their windows lie, or zeros from outside of the image, or 16 bytes at a time where a window is one pixel. All of it
+// by cp.async into a ring of four stages (conv_ring.h).
+// With strides, the pixels of dx that see the same taps form a phase, which is a convolution of its own with unit stride over dy; all
+// phases go in one launch.
 // Where there are too few tiles for a GPU, the sum is cut into parts, which a second kernel adds up in order, with the bias.
 // Overwrites. Deterministic; the order of sums depends on the geometry alone (conv_plan.h).
 // Floor: 2 * geometry.macs() FLOPs; reading and writing every tensor once.
@@ -17,33 +19,35 @@ namespace {
 // Pixels of the result that see the same taps: all of them in the forward direction.
 struct Phase {
   WindowAxis vertical, horizontal;
-  FastDivide by_taps_w, by_plane, by_width;             // a tap into r, s; a column into image, i, j
-  int32_t depth = 0, columns = 0, first_block = 0;      // columns: pixels of all images of the launch
-  int32_t weight_r = 0, weight_s = 0, weight_first = 0; // from r, s to a tap of the kernel
+  FastDivide by_taps_w, by_plane, by_width;              // a tap into r, s; a column into image, i, j
+  int32_t depth = 0, columns = 0, first_block = 0;       // columns: pixels of all images of the launch
+  int32_t weight_r = 0, weight_s = 0, weight_first = 0;  // from r, s to a tap of the kernel
   int32_t out_first = 0;
 
   struct Pixel {
     int32_t image, i, j;
   };
   __device__ Pixel pixel(int32_t column) const {
-    const int32_t image = static_cast<int32_t>(by_plane.quotient(static_cast<uint32_t>(column))), within = column - image * static_cast<int32_t>(by_plane.divisor);
+    const int32_t image = static_cast<int32_t>(by_plane.quotient(static_cast<uint32_t>(column))),
+                  within = column - image * static_cast<int32_t>(by_plane.divisor);
     const int32_t i = static_cast<int32_t>(by_width.quotient(static_cast<uint32_t>(within)));
     return {image, i, within - i * static_cast<int32_t>(by_width.divisor)};
   }
 };
 
-constexpr int most_phases = 16;                         // of one launch: a kernel's parameters have 4 KB
+constexpr int most_phases = 16;  // of one launch: a kernel's parameters have 4 KB
 
-// out[group, row, pixel] = bias[row] + sum over taps and channels of weight * source: both directions are of this form, with different steps through memory.
+// out[group, row, pixel] = bias[row] + sum over taps and channels of weight * source: both directions are of this form, with different
+// steps through memory.
 struct GatherProduct {
-  int32_t rows = 0, row_pitch = 0, channels = 0;        // of a group: the result's channels, as many as a row of weights has, and the source's
+  int32_t rows = 0, row_pitch = 0, channels = 0;  // of a group: the result's channels, as many as a row of weights has, and the source's
   int32_t splits = 1;
-  FastDivide by_channels;                               // a step of the sum into tap and channel
+  FastDivide by_channels;  // a step of the sum into tap and channel
   int32_t source_plane = 0;
   int64_t source_image = 0, source_group = 0, weight_group = 0;
   int64_t out_image = 0, out_group = 0, out_row = 0, out_split = 0;
   int32_t out_i = 0, out_j = 0;
-  bool has_packs = false;                               // may neighbouring pixels be written as packs?
+  bool has_packs = false;  // may neighbouring pixels be written as packs?
   int phase_count = 0;
   Phase phases[most_phases];
 
@@ -53,10 +57,12 @@ struct GatherProduct {
   }
 };
 
-// How the image is read: `packs` where a window is one pixel and pixels lie in whole packs; `channels` where a stage is all of one tap; else step by step.
+// How the image is read: `packs` where a window is one pixel and pixels lie in whole packs; `channels` where a stage is all of one tap;
+// else step by step.
 enum class Gather { steps, channels, packs };
 
-// Where a step of the sum lies relative to a pixel's first tap, and which row of the weights belongs to it; aligned, so that one access reads it.
+// Where a step of the sum lies relative to a pixel's first tap, and which row of the weights belongs to it; aligned, so that one access
+// reads it.
 struct alignas(16) Tap {
   int32_t source, weight, down, right;
 };
@@ -75,8 +81,10 @@ struct GatherLoader {
   using T = typename Tile::Element;
   using Shared = GatherShared<Tile>;
   static constexpr int depth = Tile::depth, threads = Tile::threads;
-  static constexpr int width = gather == Gather::packs ? Tile::pack : 1, across = Tile::columns / width;      // pixels of a copy; copies beside each other
-  static constexpr int own_count = across > threads ? across / threads : 1, beside = threads > across ? threads / across : 1, step_count = depth / beside;
+  static constexpr int width = gather == Gather::packs ? Tile::pack : 1,
+                       across = Tile::columns / width;  // pixels of a copy; copies beside each other
+  static constexpr int own_count = across > threads ? across / threads : 1, beside = threads > across ? threads / across : 1,
+                       step_count = depth / beside;
   static constexpr int a_across = Tile::rows / Tile::pack, a_copies = a_across * depth;
   static_assert(depth % beside == 0 && across % (threads / beside) == 0, "threads share out whole steps");
 
@@ -85,13 +93,14 @@ struct GatherLoader {
   const T *source, *weight;
   int32_t first_row;
   const T* windows[own_count];
-  int32_t down[own_count], right[own_count];            // of the first tap
-  int32_t channel = 0, r = 0, s = 0;                    // of the next stage's first step, unless it goes by steps
+  int32_t down[own_count], right[own_count];  // of the first tap
+  int32_t channel = 0, r = 0, s = 0;          // of the next stage's first step, unless it goes by steps
 
   __device__ static int own_column(int own) { return static_cast<int>(threadIdx.x) % across + own * threads; }
   __device__ static int step(int i) { return static_cast<int>(threadIdx.x) / across + i * beside; }
 
-  __device__ GatherLoader(const GatherProduct& p, const Phase& phase, const T* source, const T* weight, int32_t first_row, int32_t first_column, int32_t first_step)
+  __device__ GatherLoader(const GatherProduct& p, const Phase& phase, const T* source, const T* weight, int32_t first_row,
+                          int32_t first_column, int32_t first_step)
       : p(p), phase(phase), source(source), weight(weight), first_row(first_row) {
 #pragma unroll
     for (int own = 0; own < own_count; ++own) {
@@ -113,7 +122,8 @@ struct GatherLoader {
 
   __device__ Tap tap(int32_t channel, int32_t r, int32_t s) const {
     const int32_t tap_down = phase.vertical.delta * r, tap_right = phase.horizontal.delta * s;
-    return {channel * p.source_plane + tap_down * phase.horizontal.size + tap_right, (phase.weight_first + r * phase.weight_r + s * phase.weight_s) * p.channels + channel, tap_down, tap_right};
+    return {channel * p.source_plane + tap_down * phase.horizontal.size + tap_right,
+            (phase.weight_first + r * phase.weight_r + s * phase.weight_s) * p.channels + channel, tap_down, tap_right};
   }
   __device__ Tap tap_of_step(int32_t k) const {
     if (k >= phase.depth) return {0, -1, far_outside, 0};
@@ -126,7 +136,8 @@ struct GatherLoader {
            static_cast<uint32_t>(right[own] + tap.right) < static_cast<uint32_t>(phase.horizontal.size);
   }
 
-  // Calls f(step, row pack) for the thread's copies of weights. Rows that are not there are read from the first: nobody looks at their sums.
+  // Calls f(step, row pack) for the thread's copies of weights. Rows that are not there are read from the first: nobody looks at their
+  // sums.
   template <class F>
   __device__ void for_each_a(F&& f) const {
 #pragma unroll
@@ -140,7 +151,8 @@ struct GatherLoader {
   // The taps of stages 0 to 3, before the first copy; a barrier must follow.
   __device__ void start(Shared& shared_memory, int32_t first_step) const {
     if constexpr (gather == Gather::steps)
-      for (int i = static_cast<int>(threadIdx.x); i < stages * depth; i += threads) shared_memory.taps[i / depth][i % depth] = tap_of_step(first_step + i);
+      for (int i = static_cast<int>(threadIdx.x); i < stages * depth; i += threads)
+        shared_memory.taps[i / depth][i % depth] = tap_of_step(first_step + i);
   }
 
   // Stage by stage, in order. A stage's taps were written four stages before, so that a barrier lies between.
@@ -153,7 +165,8 @@ struct GatherLoader {
   __device__ void copy_steps(Shared& shared_memory, int stage, int t, int32_t first_step) const {
     const Tap* const taps = shared_memory.taps[t % (2 * stages)];
     if (static_cast<int>(threadIdx.x) < depth)
-      shared_memory.taps[(t + stages) % (2 * stages)][threadIdx.x] = tap_of_step(first_step + (t + stages) * depth + static_cast<int>(threadIdx.x));
+      shared_memory.taps[(t + stages) % (2 * stages)][threadIdx.x] =
+          tap_of_step(first_step + (t + stages) * depth + static_cast<int>(threadIdx.x));
 #pragma unroll
     for (int i = 0; i < step_count; ++i) {
       const Tap tap = taps[step(i)];
@@ -179,7 +192,9 @@ struct GatherLoader {
       for (int i = 0; i < step_count; ++i)
         copy_async<sizeof(T) * width>(&shared_memory.b[stage][step(i)][own_column(own) * width], from + step(i) * p.source_plane, is_there);
     }
-    for_each_a([&](int step, int row) { copy_async<16>(&shared_memory.a[stage][step][row], weight_of(row) + (first.weight + step) * p.row_pitch, true); });
+    for_each_a([&](int step, int row) {
+      copy_async<16>(&shared_memory.a[stage][step][row], weight_of(row) + (first.weight + step) * p.row_pitch, true);
+    });
     channel += depth;
     if (channel < p.channels) return;
     channel = 0;
@@ -194,8 +209,12 @@ template <class Tile>
 struct GatherSums {
   using T = typename Tile::Element;
   static constexpr int pack = Tile::pack;
-  __device__ static int row(int i) { return Tile::first_row() + i / pack * (Tile::lanes_down * pack) + Tile::lane() / Tile::lanes_right * pack + i % pack; }
-  __device__ static int column(int j) { return Tile::first_column() + j / pack * (Tile::lanes_right * pack) + Tile::lane() % Tile::lanes_right * pack + j % pack; }
+  __device__ static int row(int i) {
+    return Tile::first_row() + i / pack * (Tile::lanes_down * pack) + Tile::lane() / Tile::lanes_right * pack + i % pack;
+  }
+  __device__ static int column(int j) {
+    return Tile::first_column() + j / pack * (Tile::lanes_right * pack) + Tile::lane() % Tile::lanes_right * pack + j % pack;
+  }
 
   static_assert(Tile::tall % pack == 0 && Tile::wide % pack == 0, "operands are read in packs");
 
@@ -214,7 +233,8 @@ struct GatherSums {
   }
 
   // The operands of the next step are read while those of this one are multiplied.
-  __device__ static void multiply(const T (&a)[Tile::depth][Tile::rows], const T (&b)[Tile::depth][Tile::columns], T (&sums)[Tile::tall][Tile::wide]) {
+  __device__ static void multiply(const T (&a)[Tile::depth][Tile::rows], const T (&b)[Tile::depth][Tile::columns],
+                                  T (&sums)[Tile::tall][Tile::wide]) {
     T x[2][Tile::tall], y[2][Tile::wide];
     load_step(x[0], y[0], a[0], b[0]);
 #pragma unroll
@@ -239,15 +259,18 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks_beside)
   const int32_t tile = static_cast<int32_t>(blockIdx.x) - phase.first_block, row_tiles = ceil_div(p.rows, Tile::rows);
   const int32_t first_row = tile % row_tiles * Tile::rows, first_column = tile / row_tiles * Tile::columns;
   const int64_t group = first_group + static_cast<int64_t>(blockIdx.y);
-  const int32_t all_steps = ceil_div(phase.depth, Tile::depth), part_steps = ceil_div(all_steps, p.splits), begin = min(static_cast<int32_t>(blockIdx.z) * part_steps, all_steps);
+  const int32_t all_steps = ceil_div(phase.depth, Tile::depth), part_steps = ceil_div(all_steps, p.splits),
+                begin = min(static_cast<int32_t>(blockIdx.z) * part_steps, all_steps);
   const int32_t steps = min(part_steps, all_steps - begin), first_step = begin * Tile::depth;
 
-  GatherLoader<Tile, gather> loader(p, phase, source + group * p.source_group, weight + group * p.weight_group, first_row, first_column, first_step);
+  GatherLoader<Tile, gather> loader(p, phase, source + group * p.source_group, weight + group * p.weight_group, first_row, first_column,
+                                    first_step);
   loader.start(shared_memory, first_step);
   __syncthreads();
   T sums[Tile::tall][Tile::wide] = {};
-  run_ring(steps, [&](int stage, int t) { loader.copy(shared_memory, stage, t, first_step); },
-           [&](int stage) { GatherSums<Tile>::multiply(shared_memory.a[stage], shared_memory.b[stage], sums); });
+  run_ring(
+      steps, [&](int stage, int t) { loader.copy(shared_memory, stage, t, first_step); },
+      [&](int stage) { GatherSums<Tile>::multiply(shared_memory.a[stage], shared_memory.b[stage], sums); });
 
   out += group * p.out_group + static_cast<int64_t>(blockIdx.z) * p.out_split;
 #pragma unroll
@@ -256,7 +279,8 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks_beside)
     const bool is_packed = p.has_packs && column + Tile::pack <= phase.columns;
     int64_t offsets[Tile::pack];
 #pragma unroll
-    for (int v = 0; v < Tile::pack; ++v) offsets[v] = column + v < phase.columns && (v == 0 || !is_packed) ? p.out_offset(phase, column + v) : -1;
+    for (int v = 0; v < Tile::pack; ++v)
+      offsets[v] = column + v < phase.columns && (v == 0 || !is_packed) ? p.out_offset(phase, column + v) : -1;
 #pragma unroll
     for (int i = 0; i < Tile::tall; ++i) {
       const int32_t row = first_row + GatherSums<Tile>::row(i);
@@ -279,22 +303,29 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks_beside)
 
 // out[i] = bias + sum over parts of parts[part, i], in order.
 template <class T>
-__global__ void __launch_bounds__(256) add_pixel_parts(int32_t n, int32_t splits, FastDivide by_plane, FastDivide by_channels, const T* parts, const T* bias, T* out) {
+__global__ void __launch_bounds__(256)
+    add_pixel_parts(int32_t n, int32_t splits, FastDivide by_plane, FastDivide by_channels, const T* parts, const T* bias, T* out) {
   for (int64_t i = global_thread(); i < n; i += global_threads()) {
     T sum = 0;
     for (int32_t part = 0; part < splits; ++part) sum += parts[static_cast<int64_t>(part) * n + i];
-    const int32_t plane = static_cast<int32_t>(by_plane.quotient(static_cast<uint32_t>(i))), image = static_cast<int32_t>(by_channels.quotient(static_cast<uint32_t>(plane)));
+    const int32_t plane = static_cast<int32_t>(by_plane.quotient(static_cast<uint32_t>(i))),
+                  image = static_cast<int32_t>(by_channels.quotient(static_cast<uint32_t>(plane)));
     out[i] = bias ? sum + bias[plane - image * static_cast<int32_t>(by_channels.divisor)] : sum;
   }
 }
 
-template <class T> using WideTile = PlainTile<T, 2, 2, 16, 8>;
-template <class T> using BroadTile = PlainTile<T, 1, 4, 16, 8>;
-template <class T> using MediumTile = std::conditional_t<std::is_same_v<T, double>, PlainTile<T, 2, 2, 8, 4>, PlainTile<T, 2, 2, 8, 8>>;
-template <class T> using NarrowTile = PlainTile<T, 2, 2, 4, 8>;
-template <class T> using FewTile = PlainTile<T, 1, 2, 8, 4, 1>;
+template <class T>
+using WideTile = PlainTile<T, 2, 2, 16, 8>;
+template <class T>
+using BroadTile = PlainTile<T, 1, 4, 16, 8>;
+template <class T>
+using MediumTile = std::conditional_t<std::is_same_v<T, double>, PlainTile<T, 2, 2, 8, 4>, PlainTile<T, 2, 2, 8, 8>>;
+template <class T>
+using NarrowTile = PlainTile<T, 2, 2, 4, 8>;
+template <class T>
+using FewTile = PlainTile<T, 1, 2, 8, 4, 1>;
 
-constexpr int64_t most_groups = 65535;                 // of one launch
+constexpr int64_t most_groups = 65535;  // of one launch
 
 template <class T>
 struct Operands {
@@ -335,9 +366,11 @@ void launch_product(Queue queue, const ConvPlan& plan, Gather gather, GatherProd
   }
 }
 
-// All phases over all images, whose pixels are numbered with 31 bits in a launch. What differs among phases is set, all else but the source and the result's images.
+// All phases over all images, whose pixels are numbered with 31 bits in a launch. What differs among phases is set, all else but the source
+// and the result's images.
 template <class T>
-void run(Queue queue, const ConvGeometry& g, const ConvPlan& plan, GatherProduct p, const std::vector<Phase>& phases, bool is_pointwise, const Operands<T>& o, T* parts) {
+void run(Queue queue, const ConvGeometry& g, const ConvPlan& plan, GatherProduct p, const std::vector<Phase>& phases, bool is_pointwise,
+         const Operands<T>& o, T* parts) {
   constexpr int pack = full_pack<T>;
   p.splits = static_cast<int32_t>(plan.splits);
   p.by_channels = divide_by(p.channels);
@@ -346,7 +379,7 @@ void run(Queue queue, const ConvGeometry& g, const ConvPlan& plan, GatherProduct
   p.out_split = g.n * p.out_image;
   Gather gather = p.channels % PlainTile<T, 1, 1, pack, pack>::depth == 0 ? Gather::channels : Gather::steps;
   if (gather == Gather::channels && is_pointwise && p.source_plane % pack == 0 && is_aligned(o.source)) gather = Gather::packs;
-  const bool has_parts = plan.splits > 1, is_dense = phases.size() == 1;      // one phase has all pixels
+  const bool has_parts = plan.splits > 1, is_dense = phases.size() == 1;  // one phase has all pixels
   p.has_packs = is_dense && p.out_row % pack == 0 && is_aligned(has_parts ? parts : o.out);
   int64_t most_pixels = 1;
   for (const Phase& phase : phases) most_pixels = std::max<int64_t>(most_pixels, phase.by_plane.divisor);
@@ -363,8 +396,8 @@ void run(Queue queue, const ConvGeometry& g, const ConvPlan& plan, GatherProduct
     }
   if (!has_parts) return;
   const int64_t channels = p.rows * g.groups;
-  launch(queue, "conv2d_add_pixel_parts", grid_for(p.out_split), add_pixel_parts<T>, static_cast<int32_t>(p.out_split), p.splits, divide_by(p.out_row), divide_by(channels), parts,
-         o.bias, o.out);
+  launch(queue, "conv2d_add_pixel_parts", grid_for(p.out_split), add_pixel_parts<T>, static_cast<int32_t>(p.out_split), p.splits,
+         divide_by(p.out_row), divide_by(channels), parts, o.bias, o.out);
 }
 
 // The weights as the product reads them, in the workspace unless they lie so already.
@@ -378,7 +411,8 @@ const T* packed_weights(Queue queue, const ConvGeometry& g, const ConvPlan& plan
 }  // namespace
 
 template <class T>
-void plain_forward(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const T* x, const T* weight, const T* bias, T* y, Workspace scratch) {
+void plain_forward(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const T* x, const T* weight, const T* bias, T* y,
+                   Workspace scratch) {
   const int64_t pixels = g.out_h() * g.out_w();
   char* const memory = static_cast<char*>(scratch.data);
   GatherProduct p;

@@ -1,7 +1,9 @@
-// The gradient of a convolution's weight in float32 and float64; conv.cu says what is computed. Sums in the element type, by plain multiplications and additions.
-// A product of y's channels by (x's channel, r, s), summed over the pixels of all images. Both operands lie [n,c,h,w], so that pixels, which the sum runs over, are neighbours in
-// memory, and in shared memory too: a thread reads packs of pixels and multiplies them one after the other. Copies are of 16 bytes where planes are whole packs: of dy
-// always, of x where a window is one pixel; else element by element, or zeros from outside of the image. All by cp.async into a ring of four stages (conv_ring.h).
+// The gradient of a convolution's weight in float32 and float64; conv.cu says what is computed. Sums in the element type, by plain
+// multiplications and additions.
+// A product of y's channels by (x's channel, r, s), summed over the pixels of all images. Both operands lie [n,c,h,w], so that pixels,
+// which the sum runs over, are neighbours in memory, and in shared memory too: a thread reads packs of pixels and multiplies them one after
+// the other. Copies are of 16 bytes where planes are whole packs: of dy always, of x where a window is one pixel; else element by element,
+// or zeros from outside of the image. All by cp.async into a ring of four stages (conv_ring.h).
 // The sum over pixels is cut into parts, which blocks compute beside each other; the caller adds them up in order.
 // Overwrites. Deterministic; the order of sums depends on the geometry alone.
 // Floor: 2 * geometry.macs() FLOPs; reading x and dy once.
@@ -24,8 +26,10 @@ struct WeightProduct {
   };
   __device__ Tap tap(int32_t column) const {
     if (column >= columns) return {0, far_outside, 0};
-    const int32_t channel = static_cast<int32_t>(taps.quotient(static_cast<uint32_t>(column))), within = column - channel * static_cast<int32_t>(taps.divisor);
-    const int32_t r = static_cast<int32_t>(taps_w.quotient(static_cast<uint32_t>(within))), s = within - r * static_cast<int32_t>(taps_w.divisor);
+    const int32_t channel = static_cast<int32_t>(taps.quotient(static_cast<uint32_t>(column))),
+                  within = column - channel * static_cast<int32_t>(taps.divisor);
+    const int32_t r = static_cast<int32_t>(taps_w.quotient(static_cast<uint32_t>(within))),
+                  s = within - r * static_cast<int32_t>(taps_w.divisor);
     const int32_t down = vertical.delta * r, right = horizontal.delta * s;
     return {channel * source_plane + down * horizontal.size + right, down, right};
   }
@@ -50,7 +54,8 @@ struct PixelLoader {
   using T = typename Tile::Element;
   using Shared = WeightShared<Tile>;
   static constexpr int a_width = copies == Copies::single ? 1 : Tile::pack, b_width = copies == Copies::packs ? Tile::pack : 1;
-  static constexpr int a_across = Tile::depth / a_width, b_across = Tile::depth / b_width, a_lines = Tile::threads / a_across, b_lines = Tile::threads / b_across;
+  static constexpr int a_across = Tile::depth / a_width, b_across = Tile::depth / b_width, a_lines = Tile::threads / a_across,
+                       b_lines = Tile::threads / b_across;
 
   const WeightProduct& p;
   const T *x, *dy;
@@ -75,11 +80,14 @@ struct PixelLoader {
     for (int i = 0; i < ceil_div(Tile::rows, a_lines); ++i) {
       const int line = static_cast<int>(threadIdx.x) / a_across + i * a_lines;
       if (Tile::rows % a_lines != 0 && line >= Tile::rows) continue;
-      copy_async<sizeof(T) * a_width>(&shared_memory.a[stage][line][a_at], from_dy + static_cast<int64_t>(min(first_row + line, p.rows - 1)) * p.dy_plane, a_pixel.is_there);
+      copy_async<sizeof(T) * a_width>(&shared_memory.a[stage][line][a_at],
+                                      from_dy + static_cast<int64_t>(min(first_row + line, p.rows - 1)) * p.dy_plane, a_pixel.is_there);
     }
 
-    const int32_t i_of = static_cast<int32_t>(p.width.quotient(static_cast<uint32_t>(b_pixel.within))), j_of = b_pixel.within - i_of * static_cast<int32_t>(p.width.divisor);
-    const int32_t down = b_pixel.is_there ? p.vertical.step * i_of + p.vertical.base : far_outside, right = p.horizontal.step * j_of + p.horizontal.base;
+    const int32_t i_of = static_cast<int32_t>(p.width.quotient(static_cast<uint32_t>(b_pixel.within))),
+                  j_of = b_pixel.within - i_of * static_cast<int32_t>(p.width.divisor);
+    const int32_t down = b_pixel.is_there ? p.vertical.step * i_of + p.vertical.base : far_outside,
+                  right = p.horizontal.step * j_of + p.horizontal.base;
     const T* const from_x = x + b_pixel.image * p.source_image + static_cast<int64_t>(down) * p.horizontal.size + right;
 #pragma unroll
     for (int i = 0; i < ceil_div(Tile::columns, b_lines); ++i) {
@@ -120,7 +128,8 @@ struct WeightSums {
 };
 
 // Packs of pixels take more registers than the tile reckons with.
-template <class Tile> inline constexpr int weight_blocks = Tile::words == 64 ? 3 : Tile::blocks_beside;
+template <class Tile>
+inline constexpr int weight_blocks = Tile::words == 64 ? 3 : Tile::blocks_beside;
 
 // blockIdx: x the tile, y the group, z the part of the sum.
 template <class Tile, Copies copies, class T = typename Tile::Element>
@@ -128,7 +137,8 @@ __global__ void __launch_bounds__(Tile::threads, weight_blocks<Tile>)
     weight_product(WeightProduct p, int first_group, const T* x, const T* dy, T* out) {
   auto& shared_memory = shared<WeightShared<Tile>>();
   const int row_tiles = ceil_div(p.rows, Tile::rows);
-  const int first_row = static_cast<int>(blockIdx.x) % row_tiles * Tile::rows, first_column = static_cast<int>(blockIdx.x) / row_tiles * Tile::columns;
+  const int first_row = static_cast<int>(blockIdx.x) % row_tiles * Tile::rows,
+            first_column = static_cast<int>(blockIdx.x) / row_tiles * Tile::columns;
   const int64_t group = first_group + static_cast<int64_t>(blockIdx.y);
   const int64_t begin = static_cast<int64_t>(blockIdx.z) * p.pixels_per_split;
   const int32_t end = static_cast<int32_t>(begin + p.pixels_per_split < p.pixels ? begin + p.pixels_per_split : p.pixels);
@@ -137,8 +147,12 @@ __global__ void __launch_bounds__(Tile::threads, weight_blocks<Tile>)
   __syncthreads();
   const PixelLoader<Tile, copies> loader{p, x + group * p.source_group, dy + group * p.dy_group, first_row};
   T sums[Tile::tall][Tile::wide] = {};
-  run_ring(steps, [&](int stage, int t) { loader.copy(shared_memory, stage, static_cast<int32_t>(begin + static_cast<int64_t>(t) * Tile::depth), end); },
-           [&](int stage) { WeightSums<Tile>::multiply(shared_memory.a[stage], shared_memory.b[stage], sums); });
+  run_ring(
+      steps,
+      [&](int stage, int t) {
+        loader.copy(shared_memory, stage, static_cast<int32_t>(begin + static_cast<int64_t>(t) * Tile::depth), end);
+      },
+      [&](int stage) { WeightSums<Tile>::multiply(shared_memory.a[stage], shared_memory.b[stage], sums); });
 
   out += static_cast<int64_t>(blockIdx.z) * p.out_split + group * p.out_group;
 #pragma unroll
@@ -150,12 +164,16 @@ __global__ void __launch_bounds__(Tile::threads, weight_blocks<Tile>)
     }
 }
 
-template <class T> using WideTile = PlainTile<T, 2, 2, 16, 8>;
-template <class T> using BroadTile = PlainTile<T, 2, 2, 8, 8>;
-template <class T> using MediumTile = PlainTile<T, 2, 2, 8, 4>;
-template <class T> using FewTile = PlainTile<T, 1, 4, 4, 2>;
+template <class T>
+using WideTile = PlainTile<T, 2, 2, 16, 8>;
+template <class T>
+using BroadTile = PlainTile<T, 2, 2, 8, 8>;
+template <class T>
+using MediumTile = PlainTile<T, 2, 2, 8, 4>;
+template <class T>
+using FewTile = PlainTile<T, 1, 4, 4, 2>;
 
-constexpr int64_t most_groups = 65535;                 // of one launch
+constexpr int64_t most_groups = 65535;  // of one launch
 
 template <class Tile, Copies copies, class T = typename Tile::Element>
 void launch_copies(Queue queue, const ConvPlan& plan, WeightProduct p, int64_t groups, const T* x, const T* dy, T* out) {
@@ -168,7 +186,8 @@ void launch_copies(Queue queue, const ConvPlan& plan, WeightProduct p, int64_t g
 }
 
 template <class Tile, class T = typename Tile::Element>
-void launch_tile(Queue queue, const ConvPlan& plan, Copies copies, const WeightProduct& p, int64_t groups, const T* x, const T* dy, T* out) {
+void launch_tile(Queue queue, const ConvPlan& plan, Copies copies, const WeightProduct& p, int64_t groups, const T* x, const T* dy,
+                 T* out) {
   if (copies == Copies::packs) return launch_copies<Tile, Copies::packs>(queue, plan, p, groups, x, dy, out);
   if (copies == Copies::dy_packs) return launch_copies<Tile, Copies::dy_packs>(queue, plan, p, groups, x, dy, out);
   launch_copies<Tile, Copies::single>(queue, plan, p, groups, x, dy, out);
@@ -179,7 +198,8 @@ void launch_tile(Queue queue, const ConvPlan& plan, Copies copies, const WeightP
 template <class T>
 void plain_backward_weight(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const T* x, const T* dy, T* out) {
   const int64_t plane = g.out_h() * g.out_w(), pixels = g.n * plane;
-  check<ShapeError>(pixels < index_limit / 2, "conv2d_backward_weight: ", pixels, " pixels are too many for the CUDA kernels, which take fewer than 2^30; use smaller batches");
+  check<ShapeError>(pixels < index_limit / 2, "conv2d_backward_weight: ", pixels,
+                    " pixels are too many for the CUDA kernels, which take fewer than 2^30; use smaller batches");
   WeightProduct p;
   p.rows = static_cast<int32_t>(g.group_k());
   p.columns = static_cast<int32_t>(g.group_c() * g.r * g.s);

@@ -41,6 +41,7 @@ TileSize tile_of(ConvKernel kernel, ConvPass pass) {
     case ConvKernel::broad: return {64, 256};
     case ConvKernel::medium: return {64, 128};
     case ConvKernel::narrow: return {32, 128};
+    case ConvKernel::direct: return {16, 256};
     case ConvKernel::tensor_medium: return {128, 64};
     case ConvKernel::tensor_small: return {64, 64};
     case ConvKernel::tensor_narrow: return {128, 32};
@@ -57,7 +58,7 @@ TileSize tile_of(ConvKernel kernel, ConvPass pass, DType dtype) {
 // --- names ---
 
 constexpr const char* pass_names[] = {"conv2d_forward", "conv2d_backward_data", "conv2d_backward_weight"};
-constexpr const char* kernel_names[] = {"depthwise", "wide", "broad", "medium", "narrow", "grouped", "wide", "medium", "small", "narrow", "slim", "grouped"};
+constexpr const char* kernel_names[] = {"depthwise", "wide", "broad", "medium", "narrow", "grouped", "direct", "wide", "medium", "small", "narrow", "slim", "grouped"};
 constexpr const char* source_names[] = {"tensor", "tensor_pointwise", "tensor_few_channels"};
 constexpr size_t kernel_count = std::size(kernel_names), source_count = std::size(source_names);
 
@@ -250,12 +251,30 @@ ConvPlan tensor_plan(const ConvGeometry& g, DType dtype, ConvPass pass) {
   return plan;
 }
 
+// Is a convolution one of small groups, for conv_direct.cu? A block's patch of the image and its weights must leave room for others beside them. Images smaller than
+// a tile would leave most of it empty.
+bool is_direct(const ConvGeometry& g, DType dtype, ConvPass pass) {
+  constexpr int64_t tile = 16, most_channels = 16, most_bytes = 48 << 10;
+  if (dtype != DType::float32 || pass == ConvPass::backward_weight || g.groups == 1) return false;
+  if (pass == ConvPass::backward_data && (g.stride_h > 1 || g.stride_w > 1)) return false;
+  const bool is_forward = pass == ConvPass::forward;
+  const int64_t c = is_forward ? g.group_c() : g.group_k(), k = is_forward ? g.group_k() : g.group_c();
+  const int64_t height = is_forward ? g.out_h() : g.h, width = is_forward ? g.out_w() : g.w;
+  if (c < 1 || k < 1 || c > most_channels || k > most_channels || height * width < tile * tile / 2) return false;
+  const int64_t patch = ((tile - 1) * g.stride_h + (g.r - 1) * g.dilation_h + 1) * round_up((tile - 1) * g.stride_w + (g.s - 1) * g.dilation_w + 15, 8);
+  return c * (patch + g.r * g.s * most_channels) * int64_t{sizeof(float)} <= most_bytes;
+}
+
 ConvPlan plain_plan(const ConvGeometry& g, DType dtype, ConvPass pass) {
   const int64_t pixels = g.n * g.out_h() * g.out_w(), bytes = g.weights() * std::max<int64_t>(size_of(dtype), 4);
   ConvPlan plan;
   if (g.is_depthwise()) {
     plan.kernel = ConvKernel::depthwise;
     if (pass == ConvPass::backward_weight) plan.splits = std::clamp<int64_t>(splits_for(bytes, g.k * g.r, pixels), 1, std::max<int64_t>(g.n, 1));
+    return plan;
+  }
+  if (is_direct(g, dtype, pass)) {
+    plan.kernel = ConvKernel::direct;
     return plan;
   }
   const ProductShape product = product_of(g, pass);

@@ -16,6 +16,7 @@ enum class ConvKernel : uint8_t {
   medium,
   narrow,
   grouped,                                   // few channels
+  direct,                                    // conv_direct.cu, float32 in small groups: tiles of 16 x 16 pixels by a group
   tensor_wide,                               // conv_tensor*.cu, the half types and TF32: tiles of many pixels by many channels
   tensor_medium,
   tensor_small,

@@ -1,0 +1,219 @@
+// Convolution of float32 in small groups without tensor cores, forward and (with unit strides) the gradient of its input; conv.cu says what
+// is computed. Groups of up to 16 channels on either side. Everything lies [n,c,h,w]. Sums in float32.
+// A block makes a tile of 16 x 16 pixels of all of one group's channels. It copies the patch of the group's image that their windows see
+// once, by cp.async, and takes all taps out of shared memory; a thread makes four pixels of a row, of all channels, so that a value that
+// was read serves all of them, and a weight all pixels.
+// Overwrites. Deterministic; the order of sums (channels, then taps) does not even depend on the geometry.
+// Floor: 2 * geometry.macs() FLOPs, or memory: reading and writing every tensor once; patches overlap by what windows reach beyond their
+// tile, 1.3 times the image for 3 x 3.
+#include <fovea/kernels/cuda/conv_functions.h>
+
+#include <fovea/kernels/cuda/core/pack.h>
+#include <fovea/kernels/cuda/core/ptx.h>
+
+namespace fovea::kernels::cuda {
+namespace {
+
+constexpr int tile = 16, strip = 4, threads_per_block = tile * tile / strip;
+
+struct DirectProduct {
+  int32_t groups = 1, c = 0, k = 0;  // channels of a group: the source's and the result's
+  WindowAxis vertical, horizontal;
+  int32_t tiles_down = 1, tiles_across = 1, patch_h = 0, patch_w = 0, pitch = 0, rows = 0, columns = 0;  // pitch: elements of a patch's row
+  bool is_mirrored = false, has_packs = false;                     // the taps are taken backwards; pixels may be written as packs
+  int64_t weight_source = 0, weight_result = 0, weight_group = 0;  // strides of the source's channel, the result's, and the group
+  FastDivide by_groups, by_across, by_down, by_patch_h;
+};
+
+struct Tile {
+  int32_t image, first_row, first_column, group;
+};
+
+__device__ Tile tile_of(const DirectProduct& p) {
+  const int32_t place = static_cast<int32_t>(p.by_groups.quotient(blockIdx.x)),
+                line = static_cast<int32_t>(p.by_across.quotient(static_cast<uint32_t>(place)));
+  const int32_t image = static_cast<int32_t>(p.by_down.quotient(static_cast<uint32_t>(line)));
+  return {image, (line - image * p.tiles_down) * tile, (place - line * p.tiles_across) * tile,
+          static_cast<int32_t>(blockIdx.x) - place * p.groups};
+}
+
+// A warp copies a row of the patch of one channel at a time.
+__device__ void copy_patch(const DirectProduct& p, const Tile& at, const float* source, float* patch) {
+  const int32_t top = p.vertical.step * at.first_row + p.vertical.base, left = p.horizontal.step * at.first_column + p.horizontal.base;
+  const int64_t plane = static_cast<int64_t>(p.vertical.size) * p.horizontal.size;
+  const float* const images = source + (static_cast<int64_t>(at.image) * p.groups + at.group) * p.c * plane;
+  const int lane = static_cast<int>(threadIdx.x) % warp_size;
+  for (int32_t line = static_cast<int32_t>(threadIdx.x) / warp_size; line < p.c * p.patch_h; line += threads_per_block / warp_size) {
+    const int32_t channel = static_cast<int32_t>(p.by_patch_h.quotient(static_cast<uint32_t>(line))),
+                  row = top + line - channel * p.patch_h;
+    const bool is_row = static_cast<uint32_t>(row) < static_cast<uint32_t>(p.vertical.size);
+    const float* const from = images + channel * plane + static_cast<int64_t>(row) * p.horizontal.size;
+    for (int32_t j = lane; j < p.patch_w; j += warp_size) {
+      const bool is_there = is_row && static_cast<uint32_t>(left + j) < static_cast<uint32_t>(p.horizontal.size);
+      copy_async<sizeof(float)>(patch + line * p.pitch + j, is_there ? from + left + j : source, is_there);
+    }
+  }
+}
+
+// to[source channel, tap, result channel]; zeros where there are fewer than k channels.
+template <int k>
+__device__ void copy_weights(const DirectProduct& p, int32_t group, const float* weight, float* to) {
+  const int32_t taps = p.vertical.taps * p.horizontal.taps;
+  weight += group * p.weight_group;
+  for (int32_t i = static_cast<int32_t>(threadIdx.x); i < p.c * taps * k; i += threads_per_block) {
+    const int32_t result = i % k, line = i / k, channel = line / taps, tap = line - channel * taps;
+    const bool is_there = result < p.k;
+    const float* const from =
+        is_there ? weight + channel * p.weight_source + result * p.weight_result + (p.is_mirrored ? taps - 1 - tap : tap) : weight;
+    copy_async<sizeof(float)>(to + i, from, is_there);
+  }
+}
+
+template <int k>
+__device__ void add_products(float (&sums)[k][strip], const float* weights, const float* values) {
+#pragma unroll
+  for (int first = 0; first < k; first += 4) {
+    const Pack<float, 4> w = load_pack(weights + first, 0);
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+#pragma unroll
+      for (int v = 0; v < strip; ++v) sums[first + i][v] += w[i] * values[v];
+  }
+}
+
+// One row of the kernel. Three taps of unit steps: the strip's pixels lie beside each other, and two packs have all that their windows see.
+template <int k, bool is_three>
+__device__ void add_row(const DirectProduct& p, float (&sums)[k][strip], const float* weights, const float* row, int thread_column) {
+  if constexpr (is_three) {
+    float values[strip + 4];
+#pragma unroll
+    for (int first = 0; first < strip + 4; first += 4) {
+      const Pack<float, 4> part = load_pack(row + thread_column * strip + first, 0);
+#pragma unroll
+      for (int v = 0; v < 4; ++v) values[first + v] = part[v];
+    }
+#pragma unroll
+    for (int s = 0; s < 3; ++s) add_products<k>(sums, weights + s * k, values + s);
+  } else {
+    for (int32_t s = 0; s < p.horizontal.taps; ++s) {
+      float values[strip];
+#pragma unroll
+      for (int v = 0; v < strip; ++v) values[v] = row[p.horizontal.step * (thread_column + v * (tile / strip)) + s * p.horizontal.delta];
+      add_products<k>(sums, weights + s * k, values);
+    }
+  }
+}
+
+// k: the result's channels of a group, or more.
+template <int k, bool is_three>
+__global__ void __launch_bounds__(threads_per_block, 8)
+    direct_product(DirectProduct p, const float* source, const float* weight, const float* bias, float* out) {
+  float* const weights = &shared<float>();
+  float* const patch = weights + p.c * p.vertical.taps * p.horizontal.taps * k;
+  const Tile at = tile_of(p);
+  copy_patch(p, at, source, patch);
+  copy_weights<k>(p, at.group, weight, weights);
+  commit_copies();
+  wait_for_copies<0>();
+  __syncthreads();
+
+  // Rows first: eight neighbouring ones are read at once.
+  const int thread_row = static_cast<int>(threadIdx.x) % tile, thread_column = static_cast<int>(threadIdx.x) / tile;
+  float sums[k][strip] = {};
+  for (int32_t channel = 0; channel < p.c; ++channel)
+    for (int32_t r = 0; r < p.vertical.taps; ++r) {
+      const float* const row = patch + (channel * p.patch_h + p.vertical.step * thread_row + r * p.vertical.delta) * p.pitch;
+      add_row<k, is_three>(p, sums, weights + (channel * p.vertical.taps + r) * p.horizontal.taps * k, row, thread_column);
+    }
+
+  const int32_t row = at.first_row + thread_row, first_column = at.first_column + thread_column * (is_three ? strip : 1);
+  if (row >= p.rows) return;
+  const int64_t plane = static_cast<int64_t>(p.rows) * p.columns;
+  out += (static_cast<int64_t>(at.image) * p.groups + at.group) * p.k * plane + static_cast<int64_t>(row) * p.columns;
+#pragma unroll
+  for (int i = 0; i < k; ++i) {
+    if (i >= p.k) continue;
+    const float start = bias ? bias[at.group * p.k + i] : 0.0f;
+    Pack<float, strip> values;
+#pragma unroll
+    for (int v = 0; v < strip; ++v) values[v] = sums[i][v] + start;
+    if (is_three && p.has_packs) {
+      if (first_column < p.columns) store_pack(out + i * plane + first_column, 0, values);
+      continue;
+    }
+#pragma unroll
+    for (int v = 0; v < strip; ++v) {
+      const int32_t column = first_column + v * (is_three ? 1 : tile / strip);
+      if (column < p.columns) out[i * plane + column] = values[v];
+    }
+  }
+}
+
+void run(Queue queue, const ConvPlan& plan, DirectProduct p, int64_t images, const float* source, const float* weight, const float* bias,
+         float* out) {
+  p.tiles_down = ceil_div(p.rows, tile);
+  p.tiles_across = ceil_div(p.columns, tile);
+  p.patch_h = (tile - 1) * p.vertical.step + (p.vertical.taps - 1) * p.vertical.delta + 1;
+  p.patch_w = (tile - 1) * p.horizontal.step + (p.horizontal.taps - 1) * p.horizontal.delta + 1;
+  // An odd number of packs, so that eight neighbouring rows begin in different banks. Two more elements are read than three taps need.
+  p.pitch = (ceil_div(p.patch_w + 2, 4) | 1) * 4;
+  p.has_packs = p.columns % strip == 0 && is_aligned(out);
+  p.by_groups = divide_by(p.groups);
+  p.by_across = divide_by(p.tiles_across);
+  p.by_down = divide_by(p.tiles_down);
+  p.by_patch_h = divide_by(p.patch_h);
+  const bool is_three = p.horizontal.taps == 3 && p.horizontal.step == 1 && p.horizontal.delta == 1;
+  const int k = p.k <= 4 ? 4 : p.k <= 8 ? 8 : 16;
+  const size_t shared_bytes =
+      sizeof(float) * static_cast<size_t>(p.c * p.vertical.taps * p.horizontal.taps * k + p.c * p.patch_h * p.pitch);
+  const int64_t source_image = int64_t{p.groups} * p.c * p.vertical.size * p.horizontal.size,
+                out_image = int64_t{p.groups} * p.k * p.rows * p.columns;
+  for_each_run_of_planes(images, int64_t{p.tiles_down} * p.tiles_across * p.groups, [&](int64_t first, int64_t count) {
+    const Grid grid{blocks_of(count * p.tiles_down * p.tiles_across * p.groups), dim3(threads_per_block), shared_bytes};
+    const auto start = [&](auto kernel) {
+      launch(queue, plan.name, grid, kernel, p, source + first * source_image, weight, bias, out + first * out_image);
+    };
+    if (k == 4) start(is_three ? direct_product<4, true> : direct_product<4, false>);
+    else if (k == 8) start(is_three ? direct_product<8, true> : direct_product<8, false>);
+    else start(is_three ? direct_product<16, true> : direct_product<16, false>);
+  });
+}
+
+}  // namespace
+
+void direct_forward(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const float* x, const float* weight, const float* bias,
+                    float* y) {
+  DirectProduct p;
+  p.groups = static_cast<int32_t>(g.groups);
+  p.c = static_cast<int32_t>(g.group_c());
+  p.k = static_cast<int32_t>(g.group_k());
+  p.vertical = vertical_of(g);
+  p.horizontal = horizontal_of(g);
+  p.rows = static_cast<int32_t>(g.out_h());
+  p.columns = static_cast<int32_t>(g.out_w());
+  p.weight_source = g.r * g.s;
+  p.weight_result = g.group_c() * g.r * g.s;
+  p.weight_group = g.group_k() * p.weight_result;
+  run(queue, plan, p, g.n, x, weight, bias, y);
+}
+
+// With unit strides dx is the forward convolution of dy with the mirrored kernel, padded by what the kernel reaches beyond the old padding.
+void direct_backward_data(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const float* dy, const float* weight, float* dx) {
+  DirectProduct p;
+  p.groups = static_cast<int32_t>(g.groups);
+  p.c = static_cast<int32_t>(g.group_k());
+  p.k = static_cast<int32_t>(g.group_c());
+  p.vertical = {static_cast<int32_t>(g.r), 1, static_cast<int32_t>(g.pad_h - (g.r - 1) * g.dilation_h), static_cast<int32_t>(g.dilation_h),
+                static_cast<int32_t>(g.out_h())};
+  p.horizontal = {static_cast<int32_t>(g.s), 1, static_cast<int32_t>(g.pad_w - (g.s - 1) * g.dilation_w),
+                  static_cast<int32_t>(g.dilation_w), static_cast<int32_t>(g.out_w())};
+  p.rows = static_cast<int32_t>(g.h);
+  p.columns = static_cast<int32_t>(g.w);
+  p.is_mirrored = true;
+  p.weight_source = g.group_c() * g.r * g.s;
+  p.weight_result = g.r * g.s;
+  p.weight_group = g.group_k() * p.weight_source;
+  run(queue, plan, p, g.n, dy, weight, nullptr, dx);
+}
+
+}  // namespace fovea::kernels::cuda
