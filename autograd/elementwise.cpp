@@ -249,9 +249,20 @@ Tensor mul(const Tensor& a0, Scalar b) {
   return needs_tensor(a, b) ? mul(a, as_tensor("mul", a, b)) : scaled("mul", Unary::mul_scalar, a, b.value, b.value);
 }
 
+namespace {
+
+// Whether a * (1 / b) is a / b for every a that is not of a half type: b is a power of two, and not so far from 1 that a power of it leaves float32's range.
+bool has_exact_reciprocal(const Tensor& a, double b) {
+  int exponent = 0;
+  return std::abs(std::frexp(b, &exponent)) == 0.5 && std::abs(exponent) < 64 && !detail::is_half(a);
+}
+
+}  // namespace
+
 Tensor div(const Tensor& a0, Scalar b) {
   const cuda::Range range("div");
   const Tensor a = as_floating("div", a0);
+  if (has_exact_reciprocal(a, b.value)) return scaled("div", Unary::mul_scalar, a, 1 / b.value, 1 / b.value);      // one kernel instead of two
   const Tensor divisor = scalar(b.value, {a.dtype(), a.device()});   // not a * (1 / b), which rounds twice
   return record("div", detail::binary("div", Binary::divide, a, divisor, a.dtype()), {a}, saving(),
                 [b](const Saved&, const Tensor& g) { return grads(div(g, b)); });

@@ -227,7 +227,7 @@ struct KernelTable {
   void (*layer_norm_backward)(Queue, const NormGeometry&, const ConstView& dy, const ConstView& x, const ConstView& gamma,
                               const ConstView& mean, const ConstView& invstd, const View& dx, const View& dgamma, const View& dbeta);
 
-  // --- softmax and cross-entropy (softmax.cpp): contiguous ---
+  // --- softmax and cross-entropy (softmax.cpp): contiguous; on CUDA y and dy beside a half x and dx may be float32 ---
   void (*softmax)(Queue, const AxisGeometry&, bool is_log, const ConstView& x, const View& y);
   void (*softmax_backward)(Queue, const AxisGeometry&, bool is_log, const ConstView& dy, const ConstView& y, const View& dx);
   // logits contiguous, targets int64 [rows]; a row whose target is ignore_index counts for nothing. losses: [rows], or of one element under a reduction;

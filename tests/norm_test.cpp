@@ -269,6 +269,10 @@ TEST_CASE("normalisations refuse what does not fit, and leave the running statis
   CHECK(error_of<ShapeError>([&] { batch_norm(x, ones({2}, f64), {}, mean, var, true); }) == "batch_norm: weight must be [3] for x [1,3], got [2]");
   CHECK(error_of<DTypeError>([&] { batch_norm(x, ones({3}), {}, mean, var, true); }).find("weight is float32 but x is float64") != std::string::npos);
   CHECK(error_of<ValueError>([&] { batch_norm(x, {}, {}, {}, {}, false); }).find("running_mean") != std::string::npos);
+  const Tensor rows = ones({2, 3}, f64);
+  CHECK(error_of<ValueError>([&] { batch_norm(rows, {}, {}, mean, var, true, std::nullopt); }).find("without a momentum") != std::string::npos);
+  CHECK(error_of<DTypeError>([&] { batch_norm(rows, {}, {}, mean, var, true, 0.1, 1e-5, ones({})); }) == "batch_norm: batches must be int64, got float32; convert with to(x, DType::int64)");
+  CHECK(error_of<ShapeError>([&] { batch_norm(rows, {}, {}, mean, var, true, 0.1, 1e-5, ones({3}, DType::int64)); }) == "batch_norm: batches must be one number, got [3]");
   CHECK(error_of<ShapeError>([&] { batch_norm_add_relu(ones({2, 3}), ones({1, 3}), {}, {}, {}, {}, true); }) ==
         "batch_norm_add_relu: residual must have x's shape [2,3], got [1,3]");
   CHECK(error_of<ValueError>([&] { batch_norm_add_relu(ones({2, 3}), {}, {}, {}, {}, {}, true); }).find("residual is an undefined tensor") != std::string::npos);
