@@ -109,6 +109,7 @@ void multiply(Queue queue, Scalars scale, const ConstView& a, const ConstView& b
     axes.erase(longest);
   }
   const Layout in_a = layout_of(a), in_b = layout_of(b), in_y = layout_of(y);
+  const fovea::cuda::Range range("gemm");
   int64_t calls = 1;
   for (const BatchAxis& axis : axes) calls *= axis.size;
   for (int64_t call = 0; call < calls; ++call) {
@@ -124,7 +125,6 @@ void multiply(Queue queue, Scalars scale, const ConstView& a, const ConstView& b
       const BlasMatrix from_a{at(a.data, offset_a + first * together.a, a.dtype), in_a.is_transposed, in_a.leading, together.a};
       const BlasMatrix from_b{at(b.data, offset_b + first * together.b, b.dtype), in_b.is_transposed, in_b.leading, together.b};
       void* to = const_cast<char*>(at(y.data, offset_y + first * together.y, y.dtype));
-      const fovea::cuda::Range range("gemm");
       gemm_strided_batched(queue, y.dtype, count, m, n, k, scale.alpha, from_a, from_b, scale.beta, {to, in_y.leading, together.y});
     }
   }

@@ -22,7 +22,10 @@ std::atomic<bool>& synchronous() {
   return is_on;
 }
 
-std::string describe(const char* name, const Grid& g) { return "cuda: " + describe(LaunchRecord{name, nullptr, g.blocks, g.threads, g.shared_bytes, 0}); }
+std::string describe(const char* name, const Grid& g) {
+  return str("cuda: kernel ", name, " (", g.blocks.x, "x", g.blocks.y, "x", g.blocks.z, " blocks of ", g.threads.x, "x", g.threads.y, "x", g.threads.z, " threads, ",
+             g.shared_bytes, " bytes of shared memory)");
+}
 
 // Errors after which CUDA answers every call of the process with the same error.
 bool loses_device(cudaError_t error) {
@@ -52,10 +55,7 @@ LaunchRecord& latest_launch() {
 }
 const char* last_kernel() { return latest_launch().name; }
 
-std::string describe(const LaunchRecord& l) {
-  return str("kernel ", l.name, " (", l.blocks.x, "x", l.blocks.y, "x", l.blocks.z, " blocks of ", l.threads.x, "x", l.threads.y, "x", l.threads.z, " threads, ",
-             l.shared_bytes, " bytes of shared memory)");
-}
+std::string describe(const LaunchRecord& l) { return describe(l.name, {l.blocks, l.threads, l.shared_bytes}).substr(std::strlen("cuda: ")); }
 
 void log_launches(std::vector<std::string>* names) { launch_log = names; }
 
@@ -71,15 +71,14 @@ bool prepare_launch(const char* name, const Grid& g, const void* kernel) {
   check<DeviceError>(threads >= 1 && threads <= most_threads && g.blocks.y <= most_blocks_yz && g.blocks.z <= most_blocks_yz, describe(name, g),
                      " cannot be launched: a block has 1 to ", most_threads, " threads, a grid at most ", most_blocks_yz, " blocks along y and z");
   if (g.shared_bytes > default_shared_limit)
-    if (const cudaError_t result = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(g.shared_bytes)); result != cudaSuccess)
-      fail_cuda(result, describe(name, g) + " wants more shared memory than a block can have");
-  return true;
-}
-
-void finish_launch(const char* name, const Grid& g, const void* kernel, Queue queue, cudaError_t result) {
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(g.shared_bytes)), describe(name, g) + " wants more shared memory than a block can have");
   LaunchRecord& latest = latest_launch();
   latest = {name, kernel, g.blocks, g.threads, g.shared_bytes, 0};
   cudaGetDevice(&latest.device);
+  return true;
+}
+
+void finish_launch(const char* name, const Grid& g, Queue queue, cudaError_t result) {
   if (launch_log) [[unlikely]] launch_log->push_back(name);
   if (result == cudaSuccess && is_synchronous()) result = cudaStreamSynchronize(stream_of(queue));
   if (result != cudaSuccess) [[unlikely]] fail_cuda(result, describe(name, g) + " failed");
