@@ -329,14 +329,14 @@ int64_t lay_out(const CtcGeometry& g, void* memory, Samples<T>& s) {
 
 template <class T>
 void run_states(Queue queue, const Samples<T>& s) {
-  const unsigned batch = static_cast<unsigned>(s.g.batch), directions = s.has_gradient ? 2 : 1;
+  const dim3 blocks = blocks_of(s.g.batch, s.has_gradient ? 2 : 1);          // an utterance and direction each
   const int64_t states = s.g.states();
-  const Grid grid{dim3(batch, directions), dim3(warp_size)};
+  const Grid grid{blocks, dim3(warp_size)};
   if (states <= 2 * warp_size) return launch(queue, "ctc_states_warp_2", grid, states_in_warp<T, 2>, s);
   if (states <= 4 * warp_size) return launch(queue, "ctc_states_warp_4", grid, states_in_warp<T, 4>, s);
   if (states <= 8 * warp_size) return launch(queue, "ctc_states_warp_8", grid, states_in_warp<T, 8>, s);
   if (states <= 16 * warp_size) return launch(queue, "ctc_states_warp_16", grid, states_in_warp<T, 16>, s);
-  launch(queue, "ctc_states_block", {dim3(batch, directions), dim3(512), sizeof(RowMemory<T>)}, states_in_block<T>, s);
+  launch(queue, "ctc_states_block", {blocks, dim3(512), sizeof(RowMemory<T>)}, states_in_block<T>, s);
 }
 
 template <class L>
