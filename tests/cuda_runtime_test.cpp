@@ -237,14 +237,16 @@ TEST_CASE("cuda: pinned memory is counted and cached, given back by clear_pinned
 TEST_CASE("cuda: what was freed while a graph was recorded is nobody else's while the graph lives, and everybody's afterwards") {
   if (!has_device()) return;
   const RealAllocator real;
-  const Tensor x = full({elements}, 3, gpu), result = full({elements}, 0, gpu);
+  Tensor x = full({elements}, 3, gpu);
+  const Tensor result = full({elements}, 0, gpu);
   cuda::synchronize();
   std::set<const void*> recorded;
   std::optional<cuda::Graph> graph(std::in_place, [&] {
     const Tensor y = x + 1;
     const Tensor z = y * 2;
-    recorded = {memory_of(y), memory_of(z)};
+    recorded = {memory_of(x), memory_of(y), memory_of(z)};
     copy_(result, z);
+    x = {};                                                  // made before on another stream, and read by every run
   });
   for (const void* address : addresses(20)) CHECK_FALSE(recorded.contains(address));
   cuda::allocator::clear();                                  // gives back what is not the graph's
@@ -406,8 +408,8 @@ TEST_CASE("cuda: two threads record and run graphs of their own at the same time
       for (int run = 0; run < 4; ++run) {
         graph.replay();
         const Tensor other = full({elements}, -1, gpu);
-        if (!is_all(y, 5 * number) || !is_all(other, -1)) ++wrong;
-        add_(x, 0);
+        if (!is_all(y, (5 + run) * number) || !is_all(other, -1)) ++wrong;
+        add_(x, number);                                     // the next run comes after this
       }
     } catch (...) {
       ++failed;

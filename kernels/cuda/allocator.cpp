@@ -396,11 +396,10 @@ void forget_stream(cudaStream_t stream, int device) noexcept {
   for (auto& [data, block] : pinned.held) std::erase(block.uses, Use{stream, device});
 }
 
-void keep_for_graph(cudaStream_t stream, int device, bool is_kept) {
+void keep_for_graph(cudaStream_t stream, int device) {
   Cache& c = cache(device);
   std::lock_guard lock(c.mutex);
-  if (is_kept) c.of_graphs.insert(stream);
-  else c.of_graphs.erase(stream);
+  c.of_graphs.insert(stream);
 }
 
 void begin_recording(int device) {

@@ -23,7 +23,6 @@ struct GraphState {
     cudaStreamSynchronize(static_cast<cudaStream_t>(stream.handle()));      // a run may be under way
     if (executable) cudaGraphExecDestroy(executable);
     allocator::release(random, sizeof(kernels::PhiloxKey), stream.device());
-    keep_for_graph(static_cast<cudaStream_t>(stream.handle()), stream.device(), false);
   }
   GraphState(const GraphState&) = delete;
   GraphState& operator=(const GraphState&) = delete;
@@ -101,7 +100,7 @@ Graph::Graph(const std::function<void()>& work, int device) : state_(std::make_s
   const auto stream = static_cast<cudaStream_t>(state_->stream.handle());
   state_->stream.synchronize();
   kernels::cuda::range_report_of(device);    // made on first use, which must not be recorded
-  detail::keep_for_graph(stream, device, true);
+  detail::keep_for_graph(stream, device);
   const StreamScope scope(state_->stream);
   detail::Recording recording(stream, device);
   {

@@ -26,9 +26,9 @@ bool has_many_streams(int device);           // was ever a stream beside the def
 
 // Defined by the allocator. A stream is about to go, its work is done: its blocks are free for every stream.
 void forget_stream(cudaStream_t stream, int device) noexcept;
-// Memory asked for or freed on `stream` from now on stays with that stream, whoever asks for more, because a recorded graph goes on using it; until this is called
-// with false, or the stream goes.
-void keep_for_graph(cudaStream_t stream, int device, bool is_kept);
+// Memory asked for or freed on `stream` from now on stays with that stream, whoever asks for more, because a recorded graph goes on using it; until the
+// stream goes.
+void keep_for_graph(cudaStream_t stream, int device);
 // Note [Nothing waits for a device while a graph is recorded]
 // Waiting for the whole device, as the allocator does before it gives memory back, spoils every recording that is under way there, whichever thread's it is. So the allocator
 // is told of recordings, and does without what it would have to wait for.

@@ -313,6 +313,8 @@ const Allocation* find_device(const void* address) {
 bool is_device_range(const void* address) { return address >= arena().begin && address < arena().end; }
 
 void* allocate_pinned(size_t bytes) {
+  constexpr size_t most = size_t{1} << 38;           // more than hosts have; sanitizers end a program that asks the system for much more
+  if (bytes > most) return nullptr;
   void* p = std::aligned_alloc(4096, round_up(std::max<size_t>(bytes, 1), 4096));
   if (p) arena().pinned[static_cast<char*>(p)] = {static_cast<char*>(p), bytes, 0};
   return p;

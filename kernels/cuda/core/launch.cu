@@ -92,13 +92,13 @@ bool prepare_launch(const char* name, const Grid& g, const void* kernel) {
   if (g.shared_bytes > default_shared_limit)
     if (const cudaError_t result = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(g.shared_bytes)); result != cudaSuccess)
       fail_cuda(result, describe(name, g) + " wants more shared memory than a block can have");
-  return true;
-}
-
-void finish_launch(const char* name, const Grid& g, const void* kernel, Queue queue, cudaError_t result) {
   LaunchRecord& latest = latest_launch();
   latest = {name, kernel, g.blocks, g.threads, g.cluster, g.shared_bytes, 0};
   cudaGetDevice(&latest.device);
+  return true;
+}
+
+void finish_launch(const char* name, const Grid& g, Queue queue, cudaError_t result) {
   if (launch_log) [[unlikely]] launch_log->push_back(name);
   if (result == cudaSuccess && is_synchronous()) result = cudaStreamSynchronize(stream_of(queue));
   if (result != cudaSuccess) [[unlikely]] fail_cuda(result, describe(name, g) + " failed");

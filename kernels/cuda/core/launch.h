@@ -34,7 +34,7 @@ inline uint64_t cluster_blocks(const Grid& grid) { return uint64_t{grid.cluster.
 
 // The two halves of launch() that do not depend on the kernel's type.
 bool prepare_launch(const char* name, const Grid& grid, const void* kernel);         // false when there is nothing to do: no blocks
-void finish_launch(const char* name, const Grid& grid, const void* kernel, Queue queue, cudaError_t result);
+void finish_launch(const char* name, const Grid& grid, Queue queue, cudaError_t result);
 
 // Of a kernel. CUDA before 12.1 stops at 4096.
 #if defined(CUDART_VERSION) && CUDART_VERSION < 12010
@@ -46,8 +46,7 @@ constexpr size_t most_parameter_bytes = 32764;
 template <class... Parameters, class... Arguments>
 void launch(Queue queue, const char* name, const Grid& grid, void (*kernel)(Parameters...), const Arguments&... arguments) {
   static_assert((sizeof(Parameters) + ... + 0) <= most_parameter_bytes, "a kernel's parameters are too many bytes; pass a pointer to device memory");
-  const void* function = reinterpret_cast<const void*>(kernel);
-  if (!prepare_launch(name, grid, function)) return;
+  if (!prepare_launch(name, grid, reinterpret_cast<const void*>(kernel))) return;
   const fovea::cuda::Range range(name);
   cudaLaunchConfig_t config{};
   config.gridDim = grid.blocks;
@@ -59,7 +58,7 @@ void launch(Queue queue, const char* name, const Grid& grid, void (*kernel)(Para
   cluster.val.clusterDim.x = grid.cluster.x, cluster.val.clusterDim.y = grid.cluster.y, cluster.val.clusterDim.z = grid.cluster.z;
   config.attrs = &cluster;
   config.numAttrs = cluster_blocks(grid) > 1;
-  finish_launch(name, grid, function, queue, cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
+  finish_launch(name, grid, queue, cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
 }
 
 }  // namespace fovea::kernels::cuda
