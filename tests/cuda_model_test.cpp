@@ -283,12 +283,19 @@ __global__ void overlapping_blocks(int* y) {
   if (threadIdx.x + 1 == blockDim.x) y[i + 1] = i + 1;
 }
 
-// What one block writes, the block after it reads once it sees that it is there: only possible where the two are resident together, in whatever order.
+// A block waits for the one before it: only possible where the two are resident together, in whatever order.
 __global__ void wait_for_block_before(int* flags) {
   if (blockIdx.x > 0)
     while (atomicAdd(&flags[blockIdx.x - 1], 0) == 0) {
     }
   atomicExch(&flags[blockIdx.x], 1);
+}
+
+// How many blocks were ever seen between their first and their last atomic operation at once.
+__global__ void count_blocks_inside(int* inside, int* most) {
+  atomicMax(most, atomicAdd(inside, 1) + 1);
+  for (int i = 0; i < 8; ++i) atomicAdd(inside, 0);
+  atomicSub(inside, 1);
 }
 
 template <Meeting meeting>
@@ -305,7 +312,18 @@ TEST_CASE("model: the block that comes last sees what the others left") {
   for_every_seed([&] { CHECK(run_last_block<Meeting::right>() == 32896); });
 }
 
-TEST_CASE("model: blocks run beside each other now and then, and one may be waited for by another that is resident with it") {
+TEST_CASE("model: blocks run beside each other now and then") {
+  int together = 0;
+  for_every_seed([&] {
+    const Buffer<int> inside(std::vector<int>{0}), most(std::vector<int>{0});
+    launch(nullptr, "count_blocks_inside", {32, 1}, count_blocks_inside, inside.get(), most.get());
+    CHECK(inside.values()[0] == 0);
+    together += most.values()[0] > 1;
+  });
+  CHECK(together >= num_seeds / 2);
+}
+
+TEST_CASE("model: a block may wait for another of its cluster") {
   const Buffer<int> flags(size_t{2});
   int together = 0;
   for_every_seed([&] {
