@@ -292,7 +292,7 @@ TEST_CASE("cuda: work that waits for the device cannot be recorded, and work goe
   CHECK_THROWS_WITH_AS(cuda::Graph([&] { sum(x).item(); }), doctest::Contains(sentence), DeviceError);
   CHECK(sum(x).item() == 20);
   const Tensor host = ones({10}, cpu);
-  CHECK_THROWS_WITH_AS(cuda::Graph([&] { to(host, gpu); }), doctest::Contains(sentence), DeviceError);       // the graph would read it again in every run
+  CHECK_THROWS_WITH_AS(cuda::Graph([&] { to(host, gpu); }), doctest::Contains(sentence), DeviceError);       // it would be read again in every run
   const Tensor kept = pinned(host);
   Tensor y = zeros({10}, gpu);
   cuda::Graph graph([&] { y = copied_to(kept, gpu, true) + x; });

@@ -66,9 +66,11 @@ void backward_weight(Queue queue, const ConvGeometry& g, const ConvPlan& plan, c
 
 // --- gradient of the bias ---
 
-// blockIdx: x the channel, y the part of the pixels. Neighbouring threads take neighbouring pixels, from one image to the next, and have several reads under way at once.
+// blockIdx: x the channel, y the part of the pixels. Neighbouring threads take neighbouring pixels, from one image to the next, and have
+// several reads under way at once.
 template <class T>
-__global__ void __launch_bounds__(256) sum_channels(int64_t images, int64_t channels, int64_t plane, FastDivide by_plane, int64_t pixels_per_split, const T* dy, double* parts) {
+__global__ void __launch_bounds__(256) sum_channels(int64_t images, int64_t channels, int64_t plane, FastDivide by_plane, int64_t pixels_per_split,
+                                                    const T* dy, double* parts) {
   auto& scratch = shared<double[warp_size]>();
   const int64_t channel = blockIdx.x, begin = blockIdx.y * pixels_per_split, image_step = channels * plane;
   const int64_t end = begin + pixels_per_split < images * plane ? begin + pixels_per_split : images * plane;
@@ -116,7 +118,8 @@ void backward_bias(Queue queue, const ConvGeometry& g, const ConstView& dy, T* d
   const auto grid = [&](int64_t blocks, int64_t values) {
     return Grid{dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(splits)), dim3(256), static_cast<size_t>(values) * sizeof(double)};
   };
-  if (images.is_planar()) launch(queue, "conv2d_sum_channels", grid(g.k, warp_size), sum_channels<T>, g.n, g.k, plane, divide_by(plane), per_split, dy.as<T>(), parts);
+  if (images.is_planar()) launch(queue, "conv2d_sum_channels", grid(g.k, warp_size), sum_channels<T>, g.n, g.k, plane, divide_by(plane), per_split,
+                                     dy.as<T>(), parts);
   else launch(queue, "conv2d_sum_last_channels", grid(ceil_div<int64_t>(g.k, warp_size), warp_size * channel_lines), sum_last_channels<T>, pixels, g.k, per_split, dy.as<T>(), parts);
   launch(queue, "conv2d_add_bias_parts", grid_for(g.k), add_parts<double, T>, splits, g.k, static_cast<const double*>(parts), dbias);
 }

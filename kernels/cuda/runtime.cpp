@@ -280,8 +280,8 @@ void check_not_recorded(int device) {
   const cudaStream_t stream = detail::current_handle(device);
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   if (stream) check_cuda(cudaStreamIsCapturing(stream, &status), "cuda: looking whether a graph is recorded");
-  check<DeviceError>(status == cudaStreamCaptureStatusNone, "cuda:", device, ": while a graph is recorded nothing can be copied between host and device, but from and to "
-                     "pinned memory with is_async; copy before or after");
+  check<DeviceError>(status == cudaStreamCaptureStatusNone, "cuda:", device, ": while a graph is recorded nothing can be copied between host ",
+                     "and device, but from and to pinned memory with is_async; copy before or after");
 }
 
 }  // namespace

@@ -50,7 +50,7 @@ __global__ __launch_bounds__(threads, 2) void walk_lines_kernel(Lines lines) {
   }
 }
 
-// A thread's own elements are neighbours: an element is left out after each thread's, so that what all threads read at once lies in different banks.
+// A thread's own elements are neighbours: one is left out after each thread's, so that what all threads read at once lies in different banks.
 __device__ inline int place(int element) { return element + element / each; }
 
 template <class A>
@@ -74,7 +74,8 @@ __device__ A inclusive_scan(A value) {
 template <class A>
 __device__ A read_tile(const Lines& lines, int64_t start, int64_t first, TileMemory<A>& memory) {
   const int thread = static_cast<int>(threadIdx.x);
-  for (int k = thread; k < tile; k += threads) memory.values[place(k)] = first + k < lines.length ? lines.template load<A>(start, first + k) : A(0);
+  for (int k = thread; k < tile; k += threads)
+    memory.values[place(k)] = first + k < lines.length ? lines.template load<A>(start, first + k) : A(0);
   __syncthreads();
   A sum = 0;
   for (int k = 0; k < each; ++k) sum = plus(sum, memory.values[place(thread * each + k)]);

@@ -187,8 +187,8 @@ __global__ __launch_bounds__(team_threads) void softmax_backward_columns_kernel(
   });
 }
 
-// Calls f with (is_block, kept) as types: how a row of this size is shared out. A warp has it as long as registers hold its share: what is done once for each warp of a
-// row, joining lanes above all, is as much as a dozen elements are.
+// Calls f with (is_block, kept) as types: how a row of this size is shared out. A warp has it as long as registers hold its share: what is
+// done once for each warp of a row, joining lanes above all, is as much as a dozen elements are.
 template <class F>
 void with_row_team(int64_t size, const F& f) {
   if (size <= warp_size) f(std::false_type{}, std::integral_constant<int, 1>{});

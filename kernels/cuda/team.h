@@ -47,8 +47,8 @@ inline int64_t splits_for(int64_t blocks, int64_t items_per_lane, int64_t blocks
   return splits > 1 ? splits : 1;
 }
 
-// A value a thread, in the shared memory at `scratch`: the first word of all threads, then the second of all, so that what neighbours read at once lies in different
-// banks, however long a value is.
+// A value a thread, in the shared memory at `scratch`: the first word of all threads, then the second of all, so that what neighbours read
+// at once lies in different banks, however long a value is.
 template <class Value>
 struct TeamValues {
   using Word = std::conditional_t<sizeof(Value) % 8 == 0, uint64_t, uint32_t>;
