@@ -41,6 +41,8 @@ enum class Copies { single, dy_packs, packs };
 template <class Tile>
 struct WeightShared {
   using T = typename Tile::Element;
+  // Of an SM: packs of pixels take more registers than the tile reckons with.
+  static constexpr int blocks_beside = Tile::words == 64 ? 3 : Tile::blocks_beside;
   // Three packs: an odd number, so that neighbouring rows begin in different banks.
   static constexpr int pitch = Tile::depth + Tile::pack;
   alignas(16) T a[stages][Tile::rows][pitch];
@@ -127,13 +129,9 @@ struct WeightSums {
   }
 };
 
-// Packs of pixels take more registers than the tile reckons with.
-template <class Tile>
-inline constexpr int weight_blocks = Tile::words == 64 ? 3 : Tile::blocks_beside;
-
 // blockIdx: x the tile, y the group, z the part of the sum.
 template <class Tile, Copies copies, class T = typename Tile::Element>
-__global__ void __launch_bounds__(Tile::threads, weight_blocks<Tile>)
+__global__ void __launch_bounds__(Tile::threads, WeightShared<Tile>::blocks_beside)
     weight_product(WeightProduct p, int first_group, const T* x, const T* dy, T* out) {
   auto& shared_memory = shared<WeightShared<Tile>>();
   const int row_tiles = ceil_div(p.rows, Tile::rows);
