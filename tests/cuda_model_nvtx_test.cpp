@@ -2,6 +2,8 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <cstdlib>
+#include <filesystem>
 #include <set>
 #include <thread>
 
@@ -59,6 +61,17 @@ TEST_CASE("ranges: off, nothing is written down; a range that began before the s
   host_cuda::record_ranges(nullptr);
   CHECK(host_cuda::open_ranges() == 0);
   CHECK(ranges == Ranges{{"seen"}});
+}
+
+TEST_CASE("own process: ranges are on" * doctest::skip()) { CHECK(cuda::has_ranges()); }
+TEST_CASE("ranges: FOVEA_NVTX=1 in the environment turns them on, 0 and nothing don't") {
+  const std::string program = std::filesystem::read_symlink("/proc/self/exe").string();
+  const auto are_on = [&](const std::string& environment) {
+    return std::system((environment + " '" + program + "' --no-skip --test-case='own process: ranges are on' > /dev/null 2>&1").c_str()) == 0;
+  };
+  CHECK(are_on("FOVEA_NVTX=1"));
+  CHECK_FALSE(are_on("FOVEA_NVTX=0"));
+  CHECK_FALSE(are_on("FOVEA_NVTX="));
 }
 
 TEST_CASE("ranges: each thread has its own, and an exception closes what it leaves") {
