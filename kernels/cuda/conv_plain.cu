@@ -3,7 +3,7 @@
 // An implicit GEMM of channels by pixels: the sum runs over taps and, innermost, channels. All tensors lie [n,c,h,w]. Weights are copied
 // first, so that the channels of the result are neighbours (conv_layout.cu), and come 16 bytes at a time; the image's pixels are gathered
 // one by one from where their windows lie, or zeros from outside of the image, or 16 bytes at a time where a window is one pixel. All of it
-// by cp.async into a ring of four stages (conv_ring.h).
+// by cp.async into a ring of four stages (core/copy_ring.h).
 // With strides, the pixels of dx that see the same taps form a phase, which is a convolution of its own with unit stride over dy; all
 // phases go in one launch.
 // Where there are too few tiles for a GPU, the sum is cut into parts, which a second kernel adds up in order, with the bias.

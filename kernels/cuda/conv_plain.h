@@ -3,7 +3,7 @@
 #pragma once
 
 #include <fovea/kernels/cuda/conv_functions.h>
-#include <fovea/kernels/cuda/conv_ring.h>
+#include <fovea/kernels/cuda/core/copy_ring.h>
 #include <fovea/kernels/cuda/core/numeric.h>
 #include <fovea/kernels/cuda/core/pack.h>
 

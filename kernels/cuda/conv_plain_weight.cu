@@ -3,7 +3,7 @@
 // A product of y's channels by (x's channel, r, s), summed over the pixels of all images. Both operands lie [n,c,h,w], so that pixels,
 // which the sum runs over, are neighbours in memory, and in shared memory too: a thread reads packs of pixels and multiplies them one after
 // the other. Copies are of 16 bytes where planes are whole packs: of dy always, of x where a window is one pixel; else element by element,
-// or zeros from outside of the image. All by cp.async into a ring of four stages (conv_ring.h).
+// or zeros from outside of the image. All by cp.async into a ring of four stages (core/copy_ring.h).
 // The sum over pixels is cut into parts, which blocks compute beside each other; the caller adds them up in order.
 // Overwrites. Deterministic; the order of sums depends on the geometry alone.
 // Floor: 2 * geometry.macs() FLOPs; reading x and dy once.

@@ -6,7 +6,8 @@
 // Results go through shared memory into y's own layout, [n,c,h,w] or [n,h,w,c], in accesses of 16 bytes where it is aligned to them.
 // Overwrites. Deterministic; the order of sums depends on the geometry alone.
 // Floor: 2 * geometry.macs() FLOPs; reading and writing every tensor once, and once more where it has to be copied.
-#include <fovea/kernels/cuda/conv_tensor.h>
+#include <fovea/kernels/cuda/conv_functions.h>
+#include <fovea/kernels/cuda/core/tensor_tile.h>
 
 #include <vector>
 

@@ -5,7 +5,8 @@
 // The sum over pixels is cut into parts, which blocks compute beside each other in float32; a second kernel adds them up in order, and writes them as dweight lies.
 // Overwrites. Deterministic; the order of sums depends on the geometry alone.
 // Floor: 2 * geometry.macs() FLOPs; reading x and dy once, and once more where they have to be copied.
-#include <fovea/kernels/cuda/conv_tensor.h>
+#include <fovea/kernels/cuda/conv_functions.h>
+#include <fovea/kernels/cuda/core/tensor_tile.h>
 
 #include <fovea/kernels/cuda/core/pack.h>
 

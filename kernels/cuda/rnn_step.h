@@ -12,9 +12,9 @@
 
 #include <cmath>
 
-#include <fovea/kernels/cuda/conv_tensor.h>
 #include <fovea/kernels/cuda/core/launch.h>
 #include <fovea/kernels/cuda/core/pack.h>
+#include <fovea/kernels/cuda/core/tensor_tile.h>
 #include <fovea/kernels/cuda/rnn_plan.h>
 
 namespace fovea::kernels::cuda {

@@ -1,4 +1,4 @@
-// The ring of stages in shared memory through which all of the convolutions' products pass their operands.
+// The ring of stages in shared memory through which products pass their operands.
 #pragma once
 
 #include <fovea/kernels/cuda/core/ptx.h>

@@ -1,8 +1,7 @@
-// What the tensor cores' two convolution kernels have in common: how a stage of operands lies in shared memory, and which instruction multiplies them.
+// What kernels on tensor cores have in common: how a stage of operands lies in shared memory, and which instruction multiplies them.
 #pragma once
 
-#include <fovea/kernels/cuda/conv_functions.h>
-#include <fovea/kernels/cuda/conv_ring.h>
+#include <fovea/kernels/cuda/core/copy_ring.h>
 #include <fovea/kernels/cuda/core/numeric.h>
 
 namespace fovea::kernels::cuda {
