@@ -159,6 +159,7 @@ Tensor softmax(const Tensor& x, int64_t axis) { return softmax("softmax", false,
 Tensor log_softmax(const Tensor& x, int64_t axis) { return softmax("log_softmax", true, x, axis); }
 
 Tensor cross_entropy(const Tensor& logits, const Tensor& labels, const CrossEntropyOptions& o) {
+  const cuda::Range range("cross_entropy");
   CrossEntropyOptions options = o;
   options.weight = detail::widened(o.weight);
   const bool is_widened = detail::widens_result("cross_entropy", Family::softmax, logits);

@@ -109,7 +109,6 @@ void multiply(Queue queue, Scalars scale, const ConstView& a, const ConstView& b
     axes.erase(longest);
   }
   const Layout in_a = layout_of(a), in_b = layout_of(b), in_y = layout_of(y);
-  const fovea::cuda::Range range("gemm");
   int64_t calls = 1;
   for (const BatchAxis& axis : axes) calls *= axis.size;
   for (int64_t call = 0; call < calls; ++call) {
