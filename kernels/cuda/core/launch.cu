@@ -29,15 +29,17 @@ std::string describe(const char* name, const Grid& g) {
 
 void prepare_cluster(const char* name, const Grid& g, const void* kernel) {
   const uint64_t blocks = cluster_blocks(g);
-  check<DeviceError>(blocks >= 1 && blocks <= most_cluster_blocks, describe(name, g), " cannot be launched: a cluster has 1 to ", most_cluster_blocks, " blocks");
-  check<DeviceError>(g.blocks.x % g.cluster.x == 0 && g.blocks.y % g.cluster.y == 0 && g.blocks.z % g.cluster.z == 0, describe(name, g),
-                     " cannot be launched: its blocks are not a multiple of the cluster's along each dimension");
+  if (blocks < 1 || blocks > most_cluster_blocks) [[unlikely]]
+    fail<DeviceError>(describe(name, g), " cannot be launched: a cluster has 1 to ", most_cluster_blocks, " blocks");
+  if (g.blocks.x % g.cluster.x != 0 || g.blocks.y % g.cluster.y != 0 || g.blocks.z % g.cluster.z != 0) [[unlikely]]
+    fail<DeviceError>(describe(name, g), " cannot be launched: its blocks are not a multiple of the cluster's along each dimension");
   int device = 0, has_clusters = 0;
   check_cuda(cudaGetDevice(&device), "asking for the device");
   check_cuda(cudaDeviceGetAttribute(&has_clusters, cudaDevAttrClusterLaunch, device), "asking whether the device has clusters");
-  check<DeviceError>(has_clusters, describe(name, g), " cannot be launched: clusters need a GPU of compute capability 9.0 or later");
+  if (!has_clusters) [[unlikely]] fail<DeviceError>(describe(name, g), " cannot be launched: clusters need a GPU of compute capability 9.0 or later");
   if (blocks > portable_cluster_blocks)
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), describe(name, g), " wants larger clusters than the device has");
+    if (const cudaError_t result = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1); result != cudaSuccess)
+      fail_cuda(result, describe(name, g) + " wants larger clusters than the device has");
 }
 
 // Errors after which CUDA answers every call of the process with the same error.
@@ -86,8 +88,8 @@ dim3 blocks_of(int64_t x, int64_t y, int64_t z) {
 bool prepare_launch(const char* name, const Grid& g, const void* kernel) {
   if (g.blocks.x == 0 || g.blocks.y == 0 || g.blocks.z == 0) return false;
   const uint64_t threads = uint64_t{g.threads.x} * g.threads.y * g.threads.z;
-  check<DeviceError>(threads >= 1 && threads <= most_threads && g.blocks.y <= most_blocks_yz && g.blocks.z <= most_blocks_yz, describe(name, g),
-                     " cannot be launched: a block has 1 to ", most_threads, " threads, a grid at most ", most_blocks_yz, " blocks along y and z");
+  if (threads < 1 || threads > most_threads || g.blocks.y > most_blocks_yz || g.blocks.z > most_blocks_yz) [[unlikely]]
+    fail<DeviceError>(describe(name, g), " cannot be launched: a block has 1 to ", most_threads, " threads, a grid at most ", most_blocks_yz, " blocks along y and z");
   if (cluster_blocks(g) != 1) prepare_cluster(name, g, kernel);
   if (g.shared_bytes > default_shared_limit)
     if (const cudaError_t result = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(g.shared_bytes)); result != cudaSuccess)

@@ -131,9 +131,9 @@ void* find_in_driver(const char* name) {
   void* function = nullptr;
   cudaDriverEntryPointQueryResult status{};
 #if CUDART_VERSION >= 12050
-  check_cuda(cudaGetDriverEntryPointByVersion(name, &function, 12000, cudaEnableDefault, &status), str("looking for ", name));
+  check_cuda(cudaGetDriverEntryPointByVersion(name, &function, 12000, cudaEnableDefault, &status), "looking for ", name);
 #else
-  check_cuda(cudaGetDriverEntryPoint(name, &function, cudaEnableDefault, &status), str("looking for ", name));
+  check_cuda(cudaGetDriverEntryPoint(name, &function, cudaEnableDefault, &status), "looking for ", name);
 #endif
   check<DeviceError>(function && status == cudaDriverEntryPointSuccess, "tensor map: the driver has no ", name, "; drivers of CUDA 12.0 and later do");
   return function;
