@@ -444,6 +444,7 @@ void* allocate_pinned(int64_t bytes) {
   } else {
     cudaError_t result = cudaMallocHost(&block, static_cast<size_t>(size.bytes));
     if (result == cudaErrorMemoryAllocation) {
+      cudaGetLastError();                                  // or the next launch would be blamed for it
       pinned.clear();
       result = cudaMallocHost(&block, static_cast<size_t>(size.bytes));
     }

@@ -41,9 +41,12 @@ namespace {
 class Recording {
  public:
   Recording(cudaStream_t stream, int device) : stream_(stream), device_(device) {
+    begin_recording(device);                                                // before: another thread's allocator may be waiting for the device right now
     // Relaxed: the allocator may ask CUDA for memory meanwhile.
-    check_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed), "cuda::Graph: recording cannot begin");
-    begin_recording(device);
+    const cudaError_t result = cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed);
+    if (result == cudaSuccess) return;
+    end_recording(device);
+    kernels::cuda::fail_cuda(result, "cuda::Graph: recording cannot begin");
   }
   ~Recording() {
     if (!is_over_) {                                                        // work() threw
