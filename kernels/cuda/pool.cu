@@ -60,8 +60,10 @@ struct Layout {
   bool has_packs = false;                              // do all channels of a pixel split into packs of 16 bytes?
 };
 
-// Of tensors of elements of `size` bytes, each [n,c,...]. ShapeError naming `op` unless they all lie one way or all the other.
+// Of tensors of elements of `size` bytes, each [n,c,h,w]. ShapeError naming `op` unless they all lie one way or all the other, with planes that can be numbered.
 Layout layout_of(const char* op, int64_t size, std::initializer_list<ConstView> views) {
+  for (const ConstView& v : views)
+    check<ShapeError>(!v || v.size(2) * v.size(3) < index_limit, op, ": planes of ", v.shape, " are too large for the CUDA kernels, which take fewer than 2^31 elements");
   const ConstView& first = *views.begin();
   const bool is_planar = std::all_of(views.begin(), views.end(), [](const ConstView& v) { return !v || v.is_contiguous(); });
   if (is_planar) return {first.size(0) * first.size(1), 1, false};
