@@ -18,6 +18,19 @@ inline const char* const late = " (found on cuda:0 by work queued earlier)";
 // The error that waiting for the device brings.
 inline std::string found_late() { return error_of<IndexError>([] { cuda::synchronize(0); }); }
 
+inline const void* memory_of(const Tensor& x) { return x.view().data; }
+
+// Tests of the allocator look at the cache, which the poisoning of fresh memory goes around.
+class RealAllocator {
+ public:
+  RealAllocator() { cuda::allocator::set_debug(false); cuda::allocator::clear(); }
+  ~RealAllocator() {
+    cuda::allocator::set_limit(0);
+    cuda::allocator::clear();
+    cuda::allocator::set_debug(true);
+  }
+};
+
 inline Tensor on_gpu(const std::vector<int64_t>& values, const Shape& shape) { return to(from_vector(values, shape, cpu), gpu); }
 
 }  // namespace fovea::testing

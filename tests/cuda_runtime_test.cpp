@@ -16,18 +16,6 @@ using namespace fovea::testing;
 
 namespace {
 
-// Allocator tests look at the cache, which the poisoning of fresh memory goes around.
-class RealAllocator {
- public:
-  RealAllocator() { cuda::allocator::set_debug(false); cuda::allocator::clear(); }
-  ~RealAllocator() {
-    cuda::allocator::set_limit(0);
-    cuda::allocator::clear();
-    cuda::allocator::set_debug(true);
-  }
-};
-
-const void* memory_of(const Tensor& x) { return x.view().data; }
 bool is_all(const Tensor& x, double value) { return all(eq(x, value)).item<bool>(); }
 
 constexpr int64_t elements = 30000;          // of the tensors below: one size class

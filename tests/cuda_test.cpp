@@ -14,23 +14,6 @@
 using namespace fovea;
 using namespace fovea::testing;
 
-namespace {
-
-// Allocator tests look at the cache, which the poisoning of fresh memory goes around.
-class RealAllocator {
- public:
-  RealAllocator() { cuda::allocator::set_debug(false); cuda::allocator::clear(); }
-  ~RealAllocator() {
-    cuda::allocator::set_limit(0);
-    cuda::allocator::clear();
-    cuda::allocator::set_debug(true);
-  }
-};
-
-const void* memory_of(const Tensor& x) { return x.view().data; }
-
-}  // namespace
-
 TEST_CASE("cuda: without a device everything says so, and the CPU works on") {
   if (has_device()) return;
   CHECK(cuda::device_count() == 0);
