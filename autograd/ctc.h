@@ -19,8 +19,8 @@ struct CtcOptions {
 // input_lengths, target_lengths: integers, [batch]. A sample needs as many steps as it has labels, and one more for each label that equals the one before.
 // A sample with too few steps has an infinite loss and no gradient; a very long target among short ones costs no memory for that.
 // IndexError names the sample whose label is no class or the blank, or whose length does not fit; on CUDA from whatever waits for the device next (cuda::synchronize(),
-// item(), ...): until then the loss of that sample is NaN and has no gradient. Nothing waits for the device. Lengths that do not add up to the number of targets one after the other are a ShapeError on the CPU, such an IndexError on
-// CUDA. Differentiable once.
+// item(), ...): until then the loss of that sample is NaN and has no gradient. Nothing waits for the device. Of targets one after the other,
+// lengths that do not add up to their number are a ShapeError on the CPU, such an IndexError on CUDA. Differentiable once.
 Tensor ctc_loss(const Tensor& logits, const Tensor& targets, const Tensor& input_lengths, const Tensor& target_lengths, const CtcOptions& options = {});
 
 struct CtcCharacter {

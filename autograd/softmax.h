@@ -1,4 +1,4 @@
-// Softmax, its logarithm, and the cross-entropy between scores and labels. float32 or float64. Differentiable twice.
+// Softmax, its logarithm, and the cross-entropy between scores and labels. float32, float64 or a half type, whose sums are float32. Differentiable twice.
 #pragma once
 
 #include <fovea/autograd/tape.h>

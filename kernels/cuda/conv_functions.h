@@ -1,4 +1,4 @@
-// What conv.cu, conv_depthwise.cu and the tensor cores' files have in common.
+// What the convolutions' files (conv*.cu) have in common, and what they call in each other.
 #pragma once
 
 #include <numeric>
