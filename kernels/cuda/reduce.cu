@@ -390,7 +390,11 @@ Fold fold_of(const ConstView& x, const View& y, int most_packed, const IsReduced
 template <class Op, int most_packed = 1, class T>
 void run_fold(Queue queue, const char* name, Fold& fold, const T* x, const Packing& pack) {
   using Total = typename Op::Total;
-  const auto kernel = pack.column > 1 ? fold_columns_kernel<Op, most_packed, T> : pack.row > 1 ? fold_kernel<Op, most_packed, T> : fold_kernel<Op, 1, T>;
+  auto kernel = fold_kernel<Op, 1, T>;
+  if constexpr (most_packed > 1) {
+    if (pack.row > 1) kernel = fold_kernel<Op, most_packed, T>;
+    if (pack.column > 1) kernel = fold_columns_kernel<Op, most_packed, T>;
+  }
   const Grid grid = grid_of(fold, fold.splits, pack.column * sizeof(Scratch<Total>), pack.column);
   if (fold.splits == 1) return launch(queue, name, grid, kernel, fold, x, nullptr);
   const DeviceScratch partial(fold.splits * fold.outputs * static_cast<int64_t>(sizeof(Total)), queue);
