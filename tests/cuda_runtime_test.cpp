@@ -250,6 +250,33 @@ TEST_CASE("cuda: what was freed while a graph was recorded is nobody else's whil
   CHECK(cuda::allocator::stats().cached_bytes == 0);
 }
 
+TEST_CASE("cuda: pinned memory that a graph copies from is nobody else's while the graph lives, whenever it is freed") {
+  if (!has_device()) return;
+  const Tensor there = full({elements}, 0, gpu);
+  cuda::synchronize();
+  for (const bool is_freed_inside : {true, false}) {
+    cuda::allocator::clear_pinned();
+    float* const block = static_cast<float*>(cuda::allocate_pinned(there.nbytes()));
+    std::fill(block, block + elements, 5.0f);
+    std::optional<cuda::Graph> graph(std::in_place, [&] {
+      cuda::copy_bytes(there.mutable_view().data, gpu, block, cpu, there.nbytes(), true);
+      if (is_freed_inside) cuda::release_pinned(block, there.nbytes());
+    });
+    if (!is_freed_inside) cuda::release_pinned(block, there.nbytes());
+    cuda::allocator::clear_pinned();                         // gives back what is not the graph's
+    CHECK(cuda::allocator::pinned_stats().cached_bytes >= there.nbytes());
+    void* const other = cuda::allocate_pinned(there.nbytes());
+    CHECK(other != block);
+    cuda::release_pinned(other, there.nbytes());
+    fill_(there, 0);
+    graph->replay();
+    CHECK(is_all(there, 5));
+    graph.reset();
+    cuda::allocator::clear_pinned();
+    CHECK(cuda::allocator::pinned_stats().cached_bytes == 0);
+  }
+}
+
 TEST_CASE("cuda: a tensor made while a graph was recorded outlives the graph") {
   if (!has_device()) return;
   const RealAllocator real;

@@ -355,7 +355,7 @@ struct PinnedCache {
       cudaFreeHost(data);
       stats.cached_bytes -= kernels::bytes_of_size_class(size_class);
     };
-    free_blocks.clear(events, give_back, [](cudaStream_t) { return false; });
+    free_blocks.clear(events, give_back, [](cudaStream_t) { return true; });      // only graphs' have a home here
   }
 
   static PinnedCache& instance() {
@@ -370,6 +370,12 @@ std::map<const char*, Held>::iterator block_around(std::map<const char*, Held>& 
   if (after == held.begin()) return held.end();
   --after;
   return static_cast<const char*>(data) < after->first + after->second.bytes ? after : held.end();
+}
+
+bool is_of_graph(const Use& use) {
+  Cache& c = cache(use.device);
+  std::lock_guard lock(c.mutex);
+  return c.of_graphs.contains(use.stream);
 }
 
 void add_use(Held& block, Use use) {
@@ -393,6 +399,7 @@ void forget_stream(cudaStream_t stream, int device) noexcept {
   }
   PinnedCache& pinned = PinnedCache::instance();
   std::lock_guard lock(pinned.mutex);
+  pinned.free_blocks.forget(stream);
   for (auto& [data, block] : pinned.held) std::erase(block.uses, Use{stream, device});
 }
 
@@ -468,8 +475,14 @@ void release_pinned(void* block, int64_t bytes) {
   const auto found = pinned.held.find(static_cast<const char*>(block));
   if (found == pinned.held.end()) return;
   Free free{block, nullptr, false, {}};
-  for (const Use& use : found->second.uses) free.events.push_back(pinned.events.recorded(use.stream, use.device));
-  std::erase(free.events, nullptr);
+  const std::vector<Use>& uses = found->second.uses;
+  const auto of_graph = std::find_if(uses.begin(), uses.end(), [](const Use& use) { return is_of_graph(use); });
+  if (of_graph != uses.end()) {                            // every run copies again, from or to here: it stays there
+    free.home = of_graph->stream, free.has_home = true;
+  } else {
+    for (const Use& use : uses) free.events.push_back(pinned.events.recorded(use.stream, use.device));
+    std::erase(free.events, nullptr);
+  }
   pinned.stats.active_bytes -= found->second.bytes;
   pinned.stats.cached_bytes += found->second.bytes;
   pinned.held.erase(found);

@@ -28,7 +28,7 @@ void clear(int device = current_device());
 
 // The same of pinned host memory, which serves all devices.
 AllocatorStats pinned_stats();
-void clear_pinned();                                           // waits for the copies that use what is cached
+void clear_pinned();                                           // waits for the copies that use what is cached; what recorded graphs copy is kept
 
 // As for the CPU: poisons what it hands out and puts guards around it. Guards are looked at by damaged_blocks(), and when many freed blocks have gathered.
 void set_debug(bool is_on);
