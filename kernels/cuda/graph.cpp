@@ -73,6 +73,20 @@ class Recording {
   bool is_over_ = false;
 };
 
+// Of the thread's launches only those count that are recorded; where there are none, the latest before them is the latest again.
+class LaunchRecording {
+ public:
+  LaunchRecording() : before_(std::exchange(kernels::cuda::latest_launch(), {})) {}
+  ~LaunchRecording() {
+    if (!kernels::cuda::latest_launch().kernel) kernels::cuda::latest_launch() = before_;
+  }
+  LaunchRecording(const LaunchRecording&) = delete;
+  LaunchRecording& operator=(const LaunchRecording&) = delete;
+
+ private:
+  kernels::cuda::LaunchRecord before_;
+};
+
 // While recording, kernels take the default generator's state from device memory. Recording draws nothing, so the generator is put back at the end.
 class RandomRecording {
  public:
@@ -108,11 +122,10 @@ Graph::Graph(const std::function<void()>& work, int device) : state_(std::make_s
   detail::Recording recording(stream, device);
   {
     const detail::RandomRecording random(state_->random);
-    const kernels::cuda::LaunchRecord before = std::exchange(kernels::cuda::latest_launch(), {});
+    const detail::LaunchRecording launches;
     work();
     state_->draws = random.draws();
     state_->last_launch = kernels::cuda::latest_launch();
-    if (!state_->last_launch.kernel) kernels::cuda::latest_launch() = before;
   }
   cudaGraph_t graph = recording.end();
   const cudaError_t result = cudaGraphInstantiate(&state_->executable, graph, 0);
