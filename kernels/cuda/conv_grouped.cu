@@ -203,7 +203,7 @@ __global__ void __launch_bounds__(threads_per_block, 4)
 
 struct FragmentPack {
   int32_t count = 0;                                                            // threads: [group][step][tile][lane]
-  int32_t wide = 1, steps = 0, units = 0, quads = 1, taps_w = 1, c = 0, k = 0;  // c, k: as GroupedProduct's
+  int32_t wide = 1, steps = 0, units = 0, quads = 1, taps_w = 1, k = 0;  // k: as GroupedProduct's
   int64_t to_source = 0, to_result = 0, to_r = 0, to_s = 0;  // strides of the source's channel, the result's, and the taps
   int64_t group_source = 0,
           group_result = 0;  // of a group's first channels: one of them is 0, as [k,c/groups,r,s] counts c from the group's first
@@ -277,7 +277,6 @@ void run(Queue queue, const ConvGeometry& g, const ConvPlan& plan, ConvPass pass
   w.units = p.units;
   w.quads = p.c / 4;
   w.taps_w = static_cast<int32_t>(g.s);
-  w.c = p.c;
   w.k = p.k;
   w.count = static_cast<int32_t>(p.groups * p.steps * wide * warp_size);
   w.to_source = weight.stride(is_forward ? 1 : 0);
