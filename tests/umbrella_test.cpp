@@ -12,7 +12,7 @@
 namespace fs = std::filesystem;
 
 TEST_CASE("umbrella: every header of operations, layers and optimizers has its line") {
-  const fs::path root = testing::source_folder();
+  const fs::path root = fovea::testing::source_folder();
   std::stringstream text;
   text << std::ifstream(root / "cmake" / "fovea.h").rdbuf();
   for (const char* folder : {"autograd", "layers", "optim"}) {
