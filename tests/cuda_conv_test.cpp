@@ -17,6 +17,8 @@
 #include <fovea/kernels/cuda/runtime.h>
 
 #include "cuda_kernels.h"
+#include "cuda_layouts.h"
+#include "cuda_tf32.h"
 
 using namespace fovea;
 using namespace fovea::testing;
@@ -75,53 +77,14 @@ struct Names {
   std::string forward, data, weight;           // the kernels that ran
 };
 
-// How tensors of four axes lie on the device.
-enum class Layout { planar, channels_last };
-
-Strides strides_of(const Shape& shape, Layout layout) {
-  if (layout == Layout::planar) return contiguous_strides(shape);
-  return {shape[1] * shape[2] * shape[3], 1, shape[3] * shape[1], shape[1]};
-}
-
-// A contiguous host tensor [a,b,c,d] with its elements in the order in which `layout` has them, and back.
-Tensor as_it_lies(const Tensor& x, Layout layout) {
-  Tensor y = empty(x.shape(), x.dtype());
-  View view = y.mutable_view();
-  view.strides = strides_of(x.shape(), layout);
-  cpu().copy(nullptr, x.view(), view);
-  return y;
-}
-Tensor from_where_it_lies(const Tensor& y, Layout layout) {
-  Tensor x = empty(y.shape(), y.dtype());
-  ConstView view = y.view();
-  view.strides = strides_of(y.shape(), layout);
-  cpu().copy(nullptr, view, x.mutable_view());
-  return x;
-}
-
 struct Layouts {
   Layout x = Layout::planar, y = Layout::planar, weight = Layout::planar;         // of gradients as of what they belong to
 };
 
-class OneLayout {
- public:
-  OneLayout(const Tensor& host, Layout layout, int64_t offset) : layout_(layout), tensor_(as_it_lies(host, layout), offset) {}
-  OneLayout(const Shape& shape, DType dtype, Layout layout, int64_t offset) : layout_(layout), tensor_(DeviceTensor::poisoned(shape, dtype, offset)) {}
-  View view() const {
-    const View v = tensor_.view();
-    return tensor_.view(v.shape, strides_of(v.shape, layout_));
-  }
-  Tensor to_host() const { return from_where_it_lies(tensor_.to_host(), layout_); }
-
- private:
-  Layout layout_;
-  DeviceTensor tensor_;
-};
-
 // offset: elements by which everything is shifted from where packs may be read.
 Results on_device(const ConvGeometry& g, const Inputs& in, DType dtype, int64_t offset = 0, Names* names = nullptr, Layouts layouts = {}) {
-  const OneLayout x(in.x, layouts.x, offset), weight(in.weight, layouts.weight, offset), dy(in.dy, layouts.y, offset);
-  const OneLayout y(shape_of_y(g), dtype, layouts.y, offset), dx(shape_of_x(g), dtype, layouts.x, offset), dweight(shape_of_weight(g), dtype, layouts.weight, offset);
+  const LaidTensor x(in.x, layouts.x, offset), weight(in.weight, layouts.weight, offset), dy(in.dy, layouts.y, offset);
+  const LaidTensor y(shape_of_y(g), dtype, layouts.y, offset), dx(shape_of_x(g), dtype, layouts.x, offset), dweight(shape_of_weight(g), dtype, layouts.weight, offset);
   const DeviceTensor bias(in.bias, offset), dbias = DeviceTensor::poisoned({g.k}, dtype, offset);
   const int64_t bytes = testing::cuda().conv2d_workspace(g, dtype);
   const DeviceTensor scratch = DeviceTensor::poisoned({bytes}, DType::uint8);
@@ -148,15 +111,6 @@ struct Mode {
 const std::vector<Mode> plain_modes = {{DType::float64}, {DType::float32}};
 const std::vector<Mode> tensor_modes = {{DType::float16}, {DType::bfloat16}, {DType::float32, true}};
 const std::vector<Mode> all_modes = {{DType::float64}, {DType::float32}, {DType::float16}, {DType::bfloat16}, {DType::float32, true}};
-
-class Tf32Scope {
- public:
-  explicit Tf32Scope(bool is_on) : before_(fovea::cuda::allow_tf32()) { fovea::cuda::set_allow_tf32(is_on); }
-  ~Tf32Scope() { fovea::cuda::set_allow_tf32(before_); }
-
- private:
-  bool before_;
-};
 
 // The error that rounding the result makes, in units of it.
 double relative_tolerance(DType dtype) { return dtype == DType::bfloat16 ? 0x1p-8 : dtype == DType::float16 ? 0x1p-11 : 0; }

@@ -13,6 +13,7 @@
 #include <fovea/kernels/cuda/core/launch.h>
 
 #include "cuda_kernels.h"
+#include "cuda_layouts.h"
 
 using namespace fovea;
 using namespace fovea::testing;
@@ -87,45 +88,6 @@ Maxima maxima_on_cpu(const auto& g, const Tensor& x, auto entry) {
   return m;
 }
 
-// How tensors of four axes lie on the device.
-enum class Layout { planar, channels_last };
-
-Strides strides_of(const Shape& shape, Layout layout) {
-  if (layout == Layout::planar) return contiguous_strides(shape);
-  return {shape[1] * shape[2] * shape[3], 1, shape[3] * shape[1], shape[1]};
-}
-
-// A tensor on the device that lies so, `offset` elements from where packs may be read.
-class Laid {
- public:
-  Laid(const Tensor& host, Layout layout, int64_t offset) : layout_(layout), tensor_(as_it_lies(host, layout), offset) {}
-  Laid(const Shape& shape, DType dtype, Layout layout, int64_t offset) : layout_(layout), tensor_(DeviceTensor::poisoned(shape, dtype, offset)) {}
-  View view() const {
-    const View v = tensor_.view();
-    return tensor_.view(v.shape, strides_of(v.shape, layout_));
-  }
-  Tensor to_host() const {
-    const Tensor y = tensor_.to_host(), x = empty(y.shape(), y.dtype());
-    ConstView from = y.view();
-    from.strides = strides_of(y.shape(), layout_);
-    Tensor result = x;
-    cpu().copy(nullptr, from, result.mutable_view());
-    return result;
-  }
-
- private:
-  static Tensor as_it_lies(const Tensor& x, Layout layout) {
-    Tensor y = empty(x.shape(), x.dtype());
-    View to = y.mutable_view();
-    to.strides = strides_of(x.shape(), layout);
-    cpu().copy(nullptr, x.view(), to);
-    return y;
-  }
-
-  Layout layout_;
-  DeviceTensor tensor_;
-};
-
 // Max pooling where the windows are known, in both directions.
 void check_max_windows(const PoolGeometry& g, DType dtype, const std::vector<double>& specials, Layout layout, int64_t offset) {
   INFO(name_of(dtype), " n ", g.n, " c ", g.c, " h ", g.h, " w ", g.w, layout == Layout::planar ? " planar" : " channels-last", " offset ", offset);
@@ -133,7 +95,7 @@ void check_max_windows(const PoolGeometry& g, DType dtype, const std::vector<dou
   const Maxima want = maxima_on_cpu(g, as_computed(x), &kernels::KernelTable::max_pool);
   Tensor dx = empty(shape_of_x(g), wide_dy.dtype());
   cpu().max_pool_backward(nullptr, &g, wide_dy.view(), want.indices.view(), dx.mutable_view());
-  const Laid device_x(x, layout, offset), device_dy(dy, layout, offset), device_y(shape_of_y(g), dtype, layout, offset), indices(shape_of_y(g), DType::int64, layout, offset),
+  const LaidTensor device_x(x, layout, offset), device_dy(dy, layout, offset), device_y(shape_of_y(g), dtype, layout, offset), indices(shape_of_y(g), DType::int64, layout, offset),
       device_dx(shape_of_x(g), dtype, layout, offset);
   testing::cuda().max_pool(nullptr, g, device_x.view(), device_y.view(), indices.view());
   testing::cuda().max_pool_backward(nullptr, &g, device_dy.view(), indices.view(), device_dx.view());
@@ -170,7 +132,7 @@ void check_means(const G& g, Forward forward, Backward backward, DType dtype, La
   Tensor y = empty(shape_of_y(g), wide_x.dtype()), dx = empty(shape_of_x(g), wide_x.dtype());
   (cpu().*forward)(nullptr, g, wide_x.view(), y.mutable_view());
   (cpu().*backward)(nullptr, g, wide_dy.view(), dx.mutable_view());
-  const Laid device_x(x, layout, offset), device_dy(dy, layout, offset), device_y(shape_of_y(g), dtype, layout, offset), device_dx(shape_of_x(g), dtype, layout, offset);
+  const LaidTensor device_x(x, layout, offset), device_dy(dy, layout, offset), device_y(shape_of_y(g), dtype, layout, offset), device_dx(shape_of_x(g), dtype, layout, offset);
   (testing::cuda().*forward)(nullptr, g, device_x.view(), device_y.view());
   (testing::cuda().*backward)(nullptr, g, device_dy.view(), device_dx.view());
   CHECK(difference(device_y.to_host(), y, rounding(dtype), tolerance(dtype)) == "");
@@ -222,7 +184,7 @@ TEST_CASE("means of tensors that lie channels-last are the CPU's") {
 
 TEST_CASE("tensors that do not lie alike are refused") {
   const PoolGeometry g{.n = 1, .c = 2, .h = 4, .w = 4, .kernel_h = 2, .kernel_w = 2, .stride_h = 2, .stride_w = 2};
-  const Laid x(numbers(shape_of_x(g), DType::float32, 1), Layout::channels_last, 0), y(shape_of_y(g), DType::float32, Layout::planar, 0);
+  const LaidTensor x(numbers(shape_of_x(g), DType::float32, 1), Layout::channels_last, 0), y(shape_of_y(g), DType::float32, Layout::planar, 0);
   CHECK_THROWS_WITH_AS(testing::cuda().avg_pool(nullptr, g, x.view(), y.view()),
                        "avg_pool2d: tensors must be contiguous, or all of them channels-last; got one of shape [1,2,2,2] with strides [8,4,2,1]", ShapeError);
 }

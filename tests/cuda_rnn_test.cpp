@@ -13,6 +13,7 @@
 #include <fovea/kernels/cuda/runtime.h>
 
 #include "cuda_sequences.h"
+#include "cuda_tf32.h"
 
 using namespace fovea;
 using namespace fovea::testing;
@@ -34,15 +35,6 @@ struct Mode {
 };
 constexpr Mode all_modes[] = {{DType::float32}, {DType::float64}, {DType::float16}, {DType::bfloat16}, {DType::float32, true}};
 constexpr RnnCell all_cells[] = {RnnCell::lstm, RnnCell::gru, RnnCell::rnn_tanh, RnnCell::rnn_relu};
-
-class Tf32Scope {
- public:
-  explicit Tf32Scope(bool is_on) : before_(fovea::cuda::allow_tf32()) { fovea::cuda::set_allow_tf32(is_on); }
-  ~Tf32Scope() { fovea::cuda::set_allow_tf32(before_); }
-
- private:
-  bool before_;
-};
 
 std::string name_for(const RnnGeometry& g, DType dtype, RnnPass pass, bool has_tf32 = false) {
   return choose_rnn_kernel(g, dtype, pass, has_tf32).name;

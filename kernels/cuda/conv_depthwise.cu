@@ -151,7 +151,6 @@ void forward(Queue queue, const ConvGeometry& g, const T* x, const T* weight, co
   run_planes(queue, true, false, p, g.n, g.k / g.c, x, weight, bias, y);
 }
 
-// With unit strides dx is the forward convolution of dy with the mirrored kernel, padded by what the kernel reaches beyond the old padding.
 template <class T>
 void backward_data(Queue queue, const ConvGeometry& g, const T* dy, const T* weight, T* dx) {
   PlaneProduct p;
@@ -162,8 +161,8 @@ void backward_data(Queue queue, const ConvGeometry& g, const T* dy, const T* wei
   p.source_channels = static_cast<int32_t>(g.k);
   p.sources = static_cast<int32_t>(g.k / g.c);
   p.kernel_size = static_cast<int32_t>(g.r * g.s);
-  p.vertical = {static_cast<int32_t>(g.r), 1, static_cast<int32_t>(g.pad_h - (g.r - 1) * g.dilation_h), static_cast<int32_t>(g.dilation_h), static_cast<int32_t>(g.out_h())};
-  p.horizontal = {static_cast<int32_t>(g.s), 1, static_cast<int32_t>(g.pad_w - (g.s - 1) * g.dilation_w), static_cast<int32_t>(g.dilation_w), static_cast<int32_t>(g.out_w())};
+  p.vertical = mirrored_vertical_of(g);
+  p.horizontal = mirrored_horizontal_of(g);
   p.weight_r = static_cast<int32_t>(-g.s);
   p.weight_s = -1;
   p.weight_first = p.kernel_size - 1;

@@ -353,13 +353,10 @@ void depthwise_last_forward(Queue queue, const ConvGeometry& g, const ConstView&
   });
 }
 
-// With unit strides dx is the forward convolution of dy with the mirrored kernel, padded by what the kernel reaches beyond the old padding.
 void depthwise_last_backward_data(Queue queue, const ConvGeometry& g, const ConstView& dy, const ConstView& weight, const View& dx) {
   ChannelProduct p;
-  p.vertical = {static_cast<int32_t>(g.r), 1, static_cast<int32_t>(g.pad_h - (g.r - 1) * g.dilation_h), static_cast<int32_t>(g.dilation_h),
-                static_cast<int32_t>(g.out_h())};
-  p.horizontal = {static_cast<int32_t>(g.s), 1, static_cast<int32_t>(g.pad_w - (g.s - 1) * g.dilation_w),
-                  static_cast<int32_t>(g.dilation_w), static_cast<int32_t>(g.out_w())};
+  p.vertical = mirrored_vertical_of(g);
+  p.horizontal = mirrored_horizontal_of(g);
   p.rows = static_cast<int32_t>(g.h);
   p.columns = static_cast<int32_t>(g.w);
   p.channels = static_cast<int32_t>(g.c);

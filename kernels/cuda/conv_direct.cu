@@ -197,16 +197,13 @@ void direct_forward(Queue queue, const ConvGeometry& g, const ConvPlan& plan, co
   run(queue, plan, p, g.n, x, weight, bias, y);
 }
 
-// With unit strides dx is the forward convolution of dy with the mirrored kernel, padded by what the kernel reaches beyond the old padding.
 void direct_backward_data(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const float* dy, const float* weight, float* dx) {
   DirectProduct p;
   p.groups = static_cast<int32_t>(g.groups);
   p.c = static_cast<int32_t>(g.group_k());
   p.k = static_cast<int32_t>(g.group_c());
-  p.vertical = {static_cast<int32_t>(g.r), 1, static_cast<int32_t>(g.pad_h - (g.r - 1) * g.dilation_h), static_cast<int32_t>(g.dilation_h),
-                static_cast<int32_t>(g.out_h())};
-  p.horizontal = {static_cast<int32_t>(g.s), 1, static_cast<int32_t>(g.pad_w - (g.s - 1) * g.dilation_w),
-                  static_cast<int32_t>(g.dilation_w), static_cast<int32_t>(g.out_w())};
+  p.vertical = mirrored_vertical_of(g);
+  p.horizontal = mirrored_horizontal_of(g);
   p.rows = static_cast<int32_t>(g.h);
   p.columns = static_cast<int32_t>(g.w);
   p.is_mirrored = true;

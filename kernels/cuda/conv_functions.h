@@ -20,6 +20,13 @@ inline WindowAxis vertical_of(const ConvGeometry& g) {
 inline WindowAxis horizontal_of(const ConvGeometry& g) {
   return {static_cast<int32_t>(g.s), static_cast<int32_t>(g.stride_w), static_cast<int32_t>(-g.pad_w), static_cast<int32_t>(g.dilation_w), static_cast<int32_t>(g.w)};
 }
+// With unit strides dx is the forward convolution of dy with the mirrored kernel, padded by what the kernel reaches beyond the old padding: its axes.
+inline WindowAxis mirrored_vertical_of(const ConvGeometry& g) {
+  return {static_cast<int32_t>(g.r), 1, static_cast<int32_t>(g.pad_h - (g.r - 1) * g.dilation_h), static_cast<int32_t>(g.dilation_h), static_cast<int32_t>(g.out_h())};
+}
+inline WindowAxis mirrored_horizontal_of(const ConvGeometry& g) {
+  return {static_cast<int32_t>(g.s), 1, static_cast<int32_t>(g.pad_w - (g.s - 1) * g.dilation_w), static_cast<int32_t>(g.dilation_w), static_cast<int32_t>(g.out_w())};
+}
 
 constexpr int32_t far_outside = -(1 << 30);  // a position that stays outside of any image whatever is added to it
 
