@@ -12,7 +12,7 @@ struct RunningUpdate {
   View mean, variance;                       // [channels] with any stride, of the dtype of the batch's statistics; absent: none are kept
   double momentum = 0;
   bool is_cumulative = false;                // instead of `momentum`, 1 / batches: the mean over all batches so far
-  View batches;                              // int64, one element: grows by one. May be absent, unless is_cumulative
+  View batches;                              // int64, one element: grows by one when all else is done. May be absent, unless is_cumulative
 };
 
 // The same as a kernel sees it, T being the type of the statistics. Computed in float64 and rounded once.
@@ -21,7 +21,7 @@ struct Running {
   T *mean, *variance;                        // null where nothing is kept
   int64_t mean_step, variance_step;
   double momentum, unbiased;                 // unbiased: what makes the unbiased variance of the biased one
-  const int64_t* batches;                    // of a cumulative mean, this batch among them; null otherwise
+  const int64_t* batches;                    // of a cumulative mean: how many came before this one; null otherwise
 
   // Of statistics over `count` elements a channel; a batch without elements moves nothing.
   Running(const RunningUpdate& update, int64_t count)
@@ -30,7 +30,7 @@ struct Running {
         batches(update.is_cumulative ? update.batches.as<int64_t>() : nullptr) {}
 
   constexpr void update(int64_t channel, double batch_mean, double batch_variance) const {
-    const double weight = batches ? 1.0 / static_cast<double>(*batches) : momentum;
+    const double weight = batches ? 1.0 / static_cast<double>(*batches + 1) : momentum;
     if (mean) move(mean[channel * mean_step], batch_mean, weight);
     if (variance) move(variance[channel * variance_step], batch_variance * unbiased, weight);
   }

@@ -283,6 +283,16 @@ TEST_CASE("normalisations refuse what does not fit, and leave the running statis
   CHECK(values(var) == std::vector<double>{1, 1, 1});
 }
 
+TEST_CASE("batch_norm: a batch is counted without channels too, and not by a call that fails") {
+  for (const std::optional<double> momentum : {std::optional<double>(), std::optional<double>(0.1)}) {
+    const Tensor batches = zeros({}, DType::int64);
+    batch_norm(ones({4, 0, 2, 2}), {}, {}, ones({0}), ones({0}), true, momentum, 1e-5, batches);
+    CHECK(batches.item<int64_t>() == 1);
+    CHECK_THROWS_AS(batch_norm(ones({4, 3}), {}, {}, ones({2}), ones({2}), true, momentum, 1e-5, batches), ShapeError);
+    CHECK(batches.item<int64_t>() == 1);
+  }
+}
+
 TEST_CASE("normalisations of empty tensors and on meta give the right shapes") {
   const Tensor mean = zeros({3}), var = ones({3});
   Tensor x = zeros({0, 3, 4});

@@ -274,7 +274,6 @@ void by_layout(const NormGeometry& g, const ConstView& x, const F& f) {
 
 void batch_norm_train(Queue, const NormGeometry& geometry, bool has_relu, const ConstView& x, const ConstView& residual, const ConstView& gamma, const ConstView& beta,
                       const View& y, const View& mean, const View& invstd, const RunningUpdate& update) {
-  if (update.batches) ++*update.batches.as<int64_t>();
   dispatch_real(x.dtype, "batch_norm", [&](auto zero) {
     using T = decltype(zero);
     const Running<T> running(update, geometry.n * geometry.spatial);
@@ -282,6 +281,7 @@ void batch_norm_train(Queue, const NormGeometry& geometry, bool has_relu, const 
       (is_columns ? train_columns<T> : train_planes<T>)(g, has_relu, x, residual, gamma, beta, y, mean, invstd, running);
     });
   });
+  if (update.batches) ++*update.batches.as<int64_t>();
 }
 
 void batch_norm_eval(Queue, const NormGeometry& geometry, bool has_relu, const ConstView& x, const ConstView& residual, const ConstView& gamma, const ConstView& beta,

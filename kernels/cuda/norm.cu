@@ -104,12 +104,10 @@ Walk walk_of(const NormGeometry& g, int pack) { return {g.channels, g.n, g.spati
 // Whether neighbours in memory belong to different channels.
 bool is_by_columns(const NormGeometry& g, const ConstView& x) { return g.channels > 1 && (g.spatial == 1 || !x.is_contiguous()); }
 
-// Apart from the kernels that move a cumulative mean: all of their threads want the number with this batch in it.
 __global__ __launch_bounds__(1) void count_batch_kernel(int64_t* batches) { ++*batches; }
 
-void batch_norm_train(Queue queue, const NormGeometry& g, bool has_relu, const ConstView& x, const ConstView& residual, const ConstView& gamma,
-                      const ConstView& beta, const View& y, const View& mean, const View& invstd, const RunningUpdate& update) {
-  if (update.is_cumulative) launch(queue, "count_batch", Grid{dim3(1), dim3(1)}, count_batch_kernel, update.batches.as<int64_t>());
+void train(Queue queue, const NormGeometry& g, bool has_relu, const ConstView& x, const ConstView& residual, const ConstView& gamma, const ConstView& beta, const View& y,
+           const View& mean, const View& invstd, const RunningUpdate& update) {
   if (is_by_columns(g, x)) return batch_norm_train_columns(queue, g, has_relu, x, residual, gamma, beta, y, mean, invstd, update);
   with_pack("batch_norm", x.dtype, g.spatial, [&](auto zero, auto pack) {
     using T = decltype(zero);
@@ -120,6 +118,14 @@ void batch_norm_train(Queue queue, const NormGeometry& g, bool has_relu, const C
       launch(queue, "batch_norm", walk.template grid<Moments>(), batch_norm_kernel<pack.value, T>, walk, f, statistics, partial);
     });
   }, x.data, residual.data, y.data);
+}
+
+void batch_norm_train(Queue queue, const NormGeometry& g, bool has_relu, const ConstView& x, const ConstView& residual, const ConstView& gamma,
+                      const ConstView& beta, const View& y, const View& mean, const View& invstd, const RunningUpdate& update) {
+  train(queue, g, has_relu, x, residual, gamma, beta, y, mean, invstd, update);
+  // By a kernel of its own where all threads read the number before, and where no channel's keeper can count. Last: what fails has counted nothing.
+  if (update.batches && (update.is_cumulative || g.channels == 0))
+    launch(queue, "count_batch", Grid{dim3(1), dim3(1)}, count_batch_kernel, update.batches.as<int64_t>());
 }
 
 void batch_norm_eval(Queue queue, const NormGeometry& g, bool has_relu, const ConstView& x, const ConstView& residual, const ConstView& gamma,
