@@ -1,4 +1,4 @@
-// Convolutions (cross-correlations, as in every network library) of float32 or float64 tensors, with PyTorch's layouts and defaults. Options are filled by name:
+// Convolutions (cross-correlations, as in every network library) of float32, float64 or half tensors, with PyTorch's layouts and defaults. Options are filled by name:
 //     conv2d(x, weight, bias, {.stride = 2, .padding = {1, 0}})
 // Of inputs beyond about FLT_MAX / 8 a 3x3 convolution may give infinities and NaN even where the weights would make the result small (Winograd's sums overflow first).
 // All are differentiable as often as you like. A single image without the batch axis may be given; the result then lacks it too.

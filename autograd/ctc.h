@@ -14,7 +14,7 @@ struct CtcOptions {
 };
 
 // -ln of the probability that the scores spell the targets.   Source: Graves et al. 2006, "Connectionist temporal classification".
-// logits: [time, batch, classes], float32 or float64; log-probabilities are as good, normalising them again changes nothing.
+// logits: [time, batch, classes], float32, float64 or a half type; log-probabilities are as good, normalising them again changes nothing.
 // targets: integers, [batch, longest target] (what stands past a target's length does not matter) or all targets one after the other, [sum of lengths].
 // input_lengths, target_lengths: integers, [batch]. A sample needs as many steps as it has labels, and one more for each label that equals the one before.
 // A sample with too few steps has an infinite loss and no gradient; a very long target among short ones costs no memory for that.

@@ -1,4 +1,4 @@
-// Resizing images and sampling them at arbitrary points. float32 or float64; x [n, channels, h, w].
+// Resizing images and sampling them at arbitrary points. float32, float64 or a half type; x [n, channels, h, w].
 #pragma once
 
 #include <fovea/autograd/pair.h>

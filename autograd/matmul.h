@@ -1,4 +1,4 @@
-// Products of matrices. All take float32 or float64 tensors of one dtype on one device, and are differentiable as often as you like.
+// Products of matrices. All take float32, float64 or half tensors of one dtype on one device, and are differentiable as often as you like.
 // Transposed and strided operands are read where they lie.
 #pragma once
 

@@ -1,6 +1,6 @@
 // Normalisation: each takes out the mean and divides by the standard deviation of a set of elements, then scales and shifts by learned numbers.
 //     y = weight * (x - mean) / sqrt(var + eps) + bias        var: the biased variance
-// weight and bias may be left out (undefined). float32 or float64, all arguments of one dtype and device;
+// weight and bias may be left out (undefined). float32, float64 or a half type, all arguments of one dtype and device;
 // beside a half x, the others may be float32. Differentiable twice.
 #pragma once
 

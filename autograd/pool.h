@@ -1,4 +1,4 @@
-// Pooling: what remains of windows of an image: their maximum or their mean. float32 or float64.
+// Pooling: what remains of windows of an image: their maximum or their mean. float32, float64 or a half type.
 // The first derivative of max pooling and everything of average pooling is linear in the gradient, so all of it is differentiable twice.
 //
 // 2d: x [n, channels, h, w] or [channels, h, w]. 1d: x [n, channels, length] or [channels, length]. stride 0 means: as large as the kernel.

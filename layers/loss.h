@@ -50,7 +50,7 @@ struct NLLLossOptions {
   Reduction reduction = Reduction::mean;     // mean: divided by the sum of the samples' weights
 };
 
-// -log_probabilities[label], for what LogSoftmax gives.
+// nll_loss(): log_probabilities [n,classes], [n,classes,...] or [classes], as LogSoftmax gives them.
 class NLLLoss : public Loss {
  public:
   explicit NLLLoss(NLLLossOptions options = {});
