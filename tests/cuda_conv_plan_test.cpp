@@ -58,7 +58,7 @@ const std::vector<Row>& rows() {
       {"resnext 128", layer(64, 128, 56, 56, 128, 3, 1, 1, 1, 32), "tensor_grouped", "tensor_grouped", "tensor_few_channels_slim", "direct", "grouped"},
       {"resnext 256", layer(64, 256, 28, 28, 256, 3, 1, 1, 1, 32), "tensor_grouped", "tensor_grouped", "tensor_slim", "direct", "grouped"},
       {"resnext 512", layer(64, 512, 14, 14, 512, 3, 1, 1, 1, 32), "tensor_grouped", "tensor_grouped", "tensor_slim", "direct", "grouped"},
-      {"resnext 1024/2", layer(64, 1024, 14, 14, 1024, 3, 2, 1, 1, 32), "tensor_grouped", "tensor_narrow", "tensor_small", "narrow", "broad"},
+      {"resnext 1024/2", layer(64, 1024, 14, 14, 1024, 3, 2, 1, 1, 32), "tensor_grouped", "tensor_grouped", "tensor_small", "narrow", "broad"},
       {"groups of 64", layer(64, 512, 14, 14, 512, 3, 1, 1, 1, 8), "tensor_medium", "tensor_medium", "tensor_small", "broad", "broad"},
       // DeepLabV3 (Chen et al. 2017)
       {"dilation 2", layer(32, 512, 28, 28, 512, 3, 1, 2, 2), "tensor_wide", "tensor_wide", "tensor_wide", "wide", "wide"},

@@ -130,7 +130,7 @@ void plain_backward_weight(Queue queue, const ConvGeometry& g, const ConvPlan& p
 void direct_forward(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const float* x, const float* weight, const float* bias, float* y);
 void direct_backward_data(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const float* dy, const float* weight, float* dx);
 
-// --- conv_grouped.cu: the half types, small groups; backward_data with unit strides ---
+// --- conv_grouped.cu: the half types, small groups; backward_data with strides of up to four phases ---
 
 void grouped_forward(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const ConstView& x, const ConstView& weight, const ConstView& bias, const View& y, Workspace);
 void grouped_backward_data(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const ConstView& dy, const ConstView& weight, const View& dx, Workspace);

@@ -216,17 +216,41 @@ ConvSource source_of(const ConvGeometry& g, int64_t size, ConvPass pass) {
   return is_pointwise(g) ? ConvSource::pointwise : ConvSource::windows;
 }
 
+// Of an axis: so many of the kernel's taps reach the pixels of a phase of dx.
+int64_t taps_of_phase(int64_t phase, int64_t stride, int64_t pad, int64_t dilation, int64_t taps) {
+  int64_t count = 0;
+  for (int64_t tap = 0; tap < taps; ++tap) count += (phase + pad - tap * dilation) % stride == 0;
+  return count;
+}
+
+// Steps of conv_grouped.cu's sum, of 16 products each. In the data gradient each phase has its own.
+int64_t grouped_steps(const ConvGeometry& g, ConvPass pass) {
+  if (pass == ConvPass::forward) return tiles(g.r * g.s * g.group_c(), 16);
+  int64_t steps = 0;
+  for (int64_t i = 0; i < g.stride_h; ++i)
+    for (int64_t j = 0; j < g.stride_w; ++j)
+      steps += tiles(taps_of_phase(i, g.stride_h, g.pad_h, g.dilation_h, g.r) * taps_of_phase(j, g.stride_w, g.pad_w, g.dilation_w, g.s) * g.group_k(), 16);
+  return steps;
+}
+
+bool is_small_group(int64_t channels) { return channels == 4 || channels == 8 || channels == 16 || channels == 32; }
+
 // Is a convolution one of small groups, for conv_grouped.cu? A block's patch of the image must leave room for others beside it.
 bool is_in_small_groups(const ConvGeometry& g, DType dtype, ConvPass pass) {
-  constexpr int64_t most_bytes = 72 << 10, pixel_bytes = 80;
+  constexpr int64_t most_bytes = 72 << 10, pixel_bytes = 80, most_phases = 4;
   if (size_of(dtype) != 2 || pass == ConvPass::backward_weight || g.groups == 1) return false;
-  if (pass == ConvPass::backward_data && (g.stride_h > 1 || g.stride_w > 1)) return false;
-  const auto is_small = [](int64_t channels) { return channels == 4 || channels == 8 || channels == 16 || channels == 32; };
-  const int64_t source_channels = pass == ConvPass::forward ? g.c : g.k;
-  if (!is_small(g.group_c()) || !is_small(g.group_k()) || source_channels % 8 != 0) return false;
-  const int64_t reach_h = (g.r - 1) * g.dilation_h + 1, reach_w = (g.s - 1) * g.dilation_w + 1, columns = pass == ConvPass::forward ? g.group_k() : g.group_c();
-  const auto patch = [&](int64_t height, int64_t width) { return ((height - 1) * g.stride_h + reach_h) * ((width - 1) * g.stride_w + reach_w) * pixel_bytes; };
-  const int64_t weights = 32 * g.r * g.s * round_up(columns, 8) * 2;           // of the block's 32 channels
+  const bool is_forward = pass == ConvPass::forward;
+  if (!is_forward && g.stride_h * g.stride_w > most_phases) return false;
+  if (!is_small_group(g.group_c()) || !is_small_group(g.group_k()) || (is_forward ? g.c : g.k) % 8 != 0) return false;
+  // The pixels of an axis of the source that a tile sees.
+  const auto side = [&](int64_t tile, int64_t taps, int64_t dilation, int64_t stride) {
+    const int64_t reach = (taps - 1) * dilation;
+    return is_forward ? (tile - 1) * stride + reach + 1 : tile + tiles(reach, stride);
+  };
+  const auto patch = [&](int64_t height, int64_t width) {
+    return side(height, g.r, g.dilation_h, g.stride_h) * side(width, g.s, g.dilation_w, g.stride_w) * pixel_bytes;
+  };
+  const int64_t weights = 32 * g.r * g.s * round_up(is_forward ? g.group_k() : g.group_c(), 8) * 2;           // of the block's 32 channels
   return std::max(patch(8, 16), patch(16, 8)) + weights <= most_bytes;
 }
 
@@ -234,9 +258,9 @@ ConvPlan tensor_plan(const ConvGeometry& g, DType dtype, ConvPass pass) {
   ConvPlan plan;
   plan.layout = layout_of(g, size_of(dtype), pass);
   if (is_in_small_groups(g, dtype, pass)) {
-    const int64_t units = g.r * g.s * (pass == ConvPass::forward ? g.group_c() : g.group_k()) / 4, columns = pass == ConvPass::forward ? g.group_k() : g.group_c();
+    const int64_t columns = pass == ConvPass::forward ? g.group_k() : g.group_c();
     plan.kernel = ConvKernel::tensor_grouped;
-    plan.layout.weight_bytes = piece(g.groups * tiles(units, 4) * tiles(columns, 8) * 32 * 8);       // a step's fragments of a tile: 8 bytes for each lane
+    plan.layout.weight_bytes = piece(g.groups * grouped_steps(g, pass) * tiles(columns, 8) * 32 * 8);       // a step's fragments of a tile: 8 bytes for each lane
     return plan;
   }
   plan.source = source_of(g, size_of(dtype), pass);
