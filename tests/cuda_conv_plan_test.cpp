@@ -55,10 +55,10 @@ const std::vector<Row>& rows() {
       {"mobilenet depthwise", layer(128, 96, 112, 112, 96, 3, 2, 1, 1, 96), "depthwise", "depthwise", "depthwise", "depthwise", "depthwise"},
       {"mobilenet 1x1 96-24", layer(128, 96, 56, 56, 24, 1, 1, 0), "tensor_pointwise_narrow", "tensor_pointwise_wide", "tensor_pointwise_small", "narrow", "broad"},
       // ResNeXt-50 32x4d (Xie et al. 2017)
-      {"resnext 128", layer(64, 128, 56, 56, 128, 3, 1, 1, 1, 32), "tensor_grouped", "tensor_grouped", "tensor_few_channels_slim", "direct", "grouped"},
-      {"resnext 256", layer(64, 256, 28, 28, 256, 3, 1, 1, 1, 32), "tensor_grouped", "tensor_grouped", "tensor_slim", "direct", "grouped"},
-      {"resnext 512", layer(64, 512, 14, 14, 512, 3, 1, 1, 1, 32), "tensor_grouped", "tensor_grouped", "tensor_slim", "direct", "grouped"},
-      {"resnext 1024/2", layer(64, 1024, 14, 14, 1024, 3, 2, 1, 1, 32), "tensor_grouped", "tensor_grouped", "tensor_small", "narrow", "broad"},
+      {"resnext 128", layer(64, 128, 56, 56, 128, 3, 1, 1, 1, 32), "tensor_grouped", "tensor_grouped", "tensor_grouped", "direct", "grouped"},
+      {"resnext 256", layer(64, 256, 28, 28, 256, 3, 1, 1, 1, 32), "tensor_grouped", "tensor_grouped", "tensor_grouped", "direct", "grouped"},
+      {"resnext 512", layer(64, 512, 14, 14, 512, 3, 1, 1, 1, 32), "tensor_grouped", "tensor_grouped", "tensor_grouped", "direct", "grouped"},
+      {"resnext 1024/2", layer(64, 1024, 14, 14, 1024, 3, 2, 1, 1, 32), "tensor_grouped", "tensor_grouped", "tensor_grouped", "narrow", "broad"},
       {"groups of 64", layer(64, 512, 14, 14, 512, 3, 1, 1, 1, 8), "tensor_medium", "tensor_medium", "tensor_small", "broad", "broad"},
       // DeepLabV3 (Chen et al. 2017)
       {"dilation 2", layer(32, 512, 28, 28, 512, 3, 1, 2, 2), "tensor_wide", "tensor_wide", "tensor_wide", "wide", "wide"},
@@ -128,7 +128,10 @@ TEST_CASE("a sum over pixels is cut into parts that give every multiprocessor ab
     const ConvPlan plan = choose_conv_kernel(row.g, DType::bfloat16, ConvPass::backward_weight);
     if (!plan.uses_tensor_cores() || row.g.n < 32) continue;
     const auto tiles = [](int64_t size, int64_t tile) { return (size + tile - 1) / tile; };
-    const int64_t blocks = row.g.groups * tiles(row.g.group_k(), plan.tile_rows) * tiles(plan.layout.weight_row, plan.tile_columns) * plan.splits;
+    const bool is_grouped = plan.kernel == ConvKernel::tensor_grouped;           // a block has all taps of 32 channels
+    const int64_t tile_count = is_grouped ? tiles(row.g.c, 32) : row.g.groups * tiles(row.g.group_k(), plan.tile_rows) * tiles(plan.layout.weight_row, plan.tile_columns);
+    const int64_t blocks = tile_count * plan.splits;
+    if (is_grouped) CHECK(plan.splits <= row.g.n * tiles(row.g.out_h(), plan.tile_h) * tiles(row.g.out_w(), plan.tile_w));
     CHECK(blocks >= 240);                                 // two for nearly every one of 132
     CHECK(static_cast<double>(blocks) / static_cast<double>(132 * tiles(blocks, 132)) > 0.75);
   }

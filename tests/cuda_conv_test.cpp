@@ -270,11 +270,54 @@ TEST_CASE("small groups of half types are multiplied beside each other, and give
           if (g.n == 0) continue;
           CHECK(names.forward == "conv2d_forward_tensor_grouped");
           CHECK((names.data == "conv2d_backward_data_tensor_grouped") == (g.stride_h * g.stride_w <= 4));
+          const bool is_weight = choose_conv_kernel(g, mode.dtype, ConvPass::backward_weight).kernel == ConvKernel::tensor_grouped;
+          CHECK(is_weight == (g.group_c() == g.group_k() && g.c % 8 == 0));
           if (!first.y) first = got;
           CHECK(same_bits(first.y, got.y));                                      // how tensors lie changes no bit
           CHECK(same_bits(first.dx, got.dx));
+          CHECK(same_bits(first.dweight, got.dweight));
         }
     }
+}
+
+TEST_CASE("the weight gradient of small groups: more taps than a block has, several chunks of channels, images in slices, many parts") {
+  const std::vector<ConvGeometry> cases = {
+      {.n = 2, .c = 80, .h = 9, .w = 7, .k = 80, .r = 5, .s = 5, .pad_h = 2, .pad_w = 2, .groups = 20},
+      {.n = 1, .c = 48, .h = 11, .w = 30, .k = 48, .r = 7, .s = 4, .stride_h = 2, .stride_w = 3, .pad_h = 3, .pad_w = 2, .groups = 6},
+      {.n = 3, .c = 64, .h = 6, .w = 5, .k = 64, .r = 1, .s = 2, .pad_w = 1, .groups = 4},
+      {.n = 2, .c = 96, .h = 7, .w = 7, .k = 96, .stride_h = 2, .stride_w = 2, .groups = 3},
+      {.n = 130, .c = 8, .h = 3, .w = 4, .k = 8, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1, .groups = 2},
+      {.n = 3, .c = 16, .h = 220, .w = 1600, .k = 16, .stride_h = 60, .stride_w = 200, .pad_w = 1, .groups = 4},
+  };
+  for (const ConvGeometry& g : cases)
+    for (const DType dtype : {DType::float16, DType::bfloat16}) {
+      if (g.h * g.w > 100000 && dtype == DType::bfloat16) continue;              // the large one takes its time
+      INFO(std::string(name_of(dtype)), " c ", g.c, " groups ", g.groups, " r ", g.r, " s ", g.s);
+      const Inputs in(g, dtype);
+      std::vector<std::string> names;
+      kernels::cuda::log_launches(&names);
+      const Results planar = on_device(g, in, dtype);
+      kernels::cuda::log_launches(nullptr);
+      const int64_t per_slice = choose_conv_kernel(g, dtype, ConvPass::backward_weight).layout.images_per_slice;
+      CHECK(std::count(names.begin(), names.end(), "conv2d_backward_weight_tensor_grouped") == (g.n + per_slice - 1) / per_slice);
+      compare(g, planar, on_cpu(g, in), {dtype});
+      const Results last = on_device(g, in, dtype, 0, nullptr, {Layout::channels_last, Layout::channels_last, Layout::planar});
+      CHECK(same_bits(planar.dweight, last.dweight));                            // where nothing is copied, all images go in one launch
+    }
+}
+
+TEST_CASE("the weight gradient of small groups: a NaN or an infinity in x reaches the weights of its group whose windows see it, and no others") {
+  // A tile reaches beyond y's last column: there the first taps of a window would see x's last columns. And groups lie beside each other in one multiplication.
+  const ConvGeometry g{.n = 1, .c = 16, .h = 25, .w = 39, .k = 16, .r = 3, .s = 3, .groups = 4};
+  for (const DType dtype : {DType::float16, DType::bfloat16}) {
+    REQUIRE(g.out_w() % choose_conv_kernel(g, dtype, ConvPass::backward_weight).tile_w != 0);
+    Inputs in(g, dtype);
+    Tensor x = as_double(in.x);
+    x.mutable_data<double>()[(5 * g.h + 12) * g.w + g.w - 1] = std::numeric_limits<double>::quiet_NaN();
+    x.mutable_data<double>()[(11 * g.h + 7) * g.w + g.w - 2] = std::numeric_limits<double>::infinity();
+    cpu().copy(nullptr, x.view(), in.x.mutable_view());
+    compare(g, on_device(g, in, dtype), on_cpu(g, in), {dtype});
+  }
 }
 
 TEST_CASE("small groups of float32 are computed out of patches, and give what the CPU gives") {

@@ -6,7 +6,7 @@
 //   conv_plain.cu, conv_plain_weight.cu      float32 and float64, products of matrices by multiplications and additions
 //   conv_tensor.cu, conv_tensor_weight.cu    the half types and, where it is allowed, TF32, on tensor cores
 //   conv_direct.cu                           float32 in small groups
-//   conv_grouped.cu                          the half types in small groups, on tensor cores
+//   conv_grouped.cu, conv_grouped_weight.cu  the half types in small groups, on tensor cores
 //   conv_depthwise.cu                        a channel of x for each group
 //   conv_depthwise_last.cu                   the same of tensors that lie channels-last, where y has as many channels
 //   conv_layout.cu                           copies into the layouts that these want
@@ -232,6 +232,7 @@ void conv2d_backward_weight(Queue queue, const ConvGeometry& g, const ConstView&
     if (dbias && g.k > 0) backward_bias(queue, g, dy, dbias.as<T>(), scratch);
     if (!dweight || dweight.numel() == 0) return;
     const ConvPlan plan = choose_conv_kernel(g, dy.dtype, ConvPass::backward_weight, math());
+    if (plan.kernel == ConvKernel::tensor_grouped) return grouped_backward_weight(queue, g, plan, x, dy, dweight, scratch);
     if (plan.uses_tensor_cores()) return tensor_backward_weight(queue, g, plan, x, dy, dweight, scratch);
     const bool is_last = plan.kernel == ConvKernel::depthwise && takes_depthwise_last(g, x, dy);
     const PlanarView from = is_last ? as_is(x) : planar(queue, x), gradient = is_last ? as_is(dy) : planar(queue, dy);

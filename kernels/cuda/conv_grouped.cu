@@ -150,7 +150,7 @@ __device__ void write_results(const GroupedProduct& p, const GroupedPhase& phase
 
 // wide: tiles of 8 channels that a group's result has.
 template <class T, int wide>
-__global__ void __launch_bounds__(threads_per_block, 4)
+__global__ void __launch_bounds__(threads_per_block, wide == 4 ? 5 : 7)
     grouped_product(GroupedProduct p, int staged_pitch, int patch_bytes, const T* source, const unsigned char* weights, const T* bias,
                     T* out) {
   constexpr int fragment_bytes = 8, tall = tile_pixels / threads_per_block * warp_size / 16;

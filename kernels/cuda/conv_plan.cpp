@@ -32,6 +32,7 @@ TileSize tile_of(ConvKernel kernel, ConvPass pass) {
       case ConvKernel::medium:
       case ConvKernel::tensor_small: return {64, 64};
       case ConvKernel::tensor_slim: return {16, 128};
+      case ConvKernel::tensor_grouped: return {32, 32};
       default: return {16, 64};
     }
   }
@@ -254,6 +255,62 @@ bool is_in_small_groups(const ConvGeometry& g, DType dtype, ConvPass pass) {
   return std::max(patch(8, 16), patch(16, 8)) + weights <= most_bytes;
 }
 
+// Pixels of an axis of x that a tile of y sees.
+int64_t seen(int64_t tile, int64_t taps, int64_t dilation, int64_t stride) { return (tile - 1) * stride + (taps - 1) * dilation + 1; }
+
+struct PixelTile {
+  int64_t height = 0, width = 0;
+};
+
+// The tile of conv_grouped_weight.cu with which a block copies and multiplies the least in all; none where every patch is too large for two stages of three blocks to lie
+// beside each other.
+PixelTile grouped_weight_tile(const ConvGeometry& g) {
+  constexpr int64_t most_pixels = 128, pixel_bytes = 80, most_bytes = 36 << 10;
+  constexpr int64_t start = 48;                        // pixels that could be copied in the time that a tile takes besides
+  PixelTile best;
+  int64_t least = std::numeric_limits<int64_t>::max();
+  for (int64_t width = 1; width <= std::min(g.out_w(), most_pixels); ++width)
+    for (int64_t height = 1; height <= std::min(g.out_h(), most_pixels / width); ++height) {
+      const int64_t patch = seen(height, g.r, g.dilation_h, g.stride_h) * seen(width, g.s, g.dilation_w, g.stride_w), pixels = round_up(height * width, 16);
+      if ((patch + pixels) * pixel_bytes > most_bytes) continue;
+      const int64_t cost = tiles(g.out_h(), height) * tiles(g.out_w(), width) * (patch + pixels + start);
+      if (cost < least) least = cost, best = {height, width};
+    }
+  return best;
+}
+
+// So many parts that the SM that has the most to copy is done first; the parts count as well, which are written and read.
+int64_t grouped_weight_splits(const ConvGeometry& g, const PixelTile& tile, int64_t part_bytes) {
+  constexpr double rate_of_blocks[] = {0.5, 0.8, 1};   // what an SM copies at once while it has one, two or more blocks
+  constexpr int64_t most_blocks = 6;                   // of an SM
+  const int64_t blocks = tiles(g.c, 32) * tiles(g.r * g.s, 10), tile_count = g.n * tiles(g.out_h(), tile.height) * tiles(g.out_w(), tile.width);
+  const int64_t tile_bytes = (seen(tile.height, g.r, g.dilation_h, g.stride_h) * seen(tile.width, g.s, g.dilation_w, g.stride_w) + tile.height * tile.width) * 64;
+  const int64_t most = std::min({most_splits, tile_count, tiles(most_blocks * full_gpu, blocks), most_partial_bytes / part_bytes});
+  int64_t best = 1;
+  double best_time = std::numeric_limits<double>::infinity();
+  for (int64_t splits = 1; splits <= most; ++splits) {
+    const int64_t of_sm = tiles(blocks * splits, full_gpu);
+    const double rate = rate_of_blocks[std::min<int64_t>(of_sm, 3) - 1];
+    const double time = static_cast<double>(of_sm * tiles(tile_count, splits) * tile_bytes) / rate + static_cast<double>(2 * splits * part_bytes) / full_gpu;
+    if (time < best_time) best = splits, best_time = time;
+  }
+  return best;
+}
+
+// The gradient of the weight in small groups, for conv_grouped_weight.cu. False where it is not for that.
+bool plan_grouped_weight(const ConvGeometry& g, DType dtype, ConvPlan& plan) {
+  if (size_of(dtype) != 2 || g.groups == 1 || g.group_c() != g.group_k() || !is_small_group(g.group_c()) || g.c % 8 != 0) return false;
+  const PixelTile tile = grouped_weight_tile(g);
+  if (tile.height == 0) return false;
+  const int64_t part_bytes = g.k * plan.layout.weight_row * int64_t{sizeof(float)};
+  plan.kernel = ConvKernel::tensor_grouped;
+  plan.tile_h = tile.height;
+  plan.tile_w = tile.width;
+  plan.splits = grouped_weight_splits(g, tile, part_bytes);
+  plan.layout.parts_bytes = piece(plan.splits * part_bytes);
+  return true;
+}
+
 ConvPlan tensor_plan(const ConvGeometry& g, DType dtype, ConvPass pass) {
   ConvPlan plan;
   plan.layout = layout_of(g, size_of(dtype), pass);
@@ -263,6 +320,7 @@ ConvPlan tensor_plan(const ConvGeometry& g, DType dtype, ConvPass pass) {
     plan.layout.weight_bytes = piece(g.groups * grouped_steps(g, pass) * tiles(columns, 8) * 32 * 8);       // a step's fragments of a tile: 8 bytes for each lane
     return plan;
   }
+  if (pass == ConvPass::backward_weight && plan_grouped_weight(g, dtype, plan)) return plan;
   plan.source = source_of(g, size_of(dtype), pass);
   ProductShape product = product_of(g, pass);
   if (pass == ConvPass::backward_weight) product.columns = plan.layout.weight_row;

@@ -22,7 +22,7 @@ enum class ConvKernel : uint8_t {
   tensor_small,
   tensor_narrow,
   tensor_slim,
-  tensor_grouped,                            // conv_grouped.cu, the half types in small groups: tiles of neighbouring pixels by several groups
+  tensor_grouped,                            // conv_grouped*.cu, the half types in small groups: tiles of neighbouring pixels by several groups
   // Kernels for Hopper's own instructions (wgmma fed by TMA) go here: a row of choose_tensor_tile, behind a field of ConvMath that says that the device has them.
 };
 
@@ -56,6 +56,7 @@ struct ConvPlan {
   ConvKernel kernel = ConvKernel::wide;
   const char* name = "";                     // what last_kernel() says, unless a kernel that adds up the parts follows
   int64_t tile_rows = 0, tile_columns = 0;   // of a block's tile of results: channels by pixels in conv_plain.cu, pixels by channels in conv_tensor.cu
+  int64_t tile_h = 0, tile_w = 0;            // pixels of y that conv_grouped_weight.cu looks at at once
   int64_t splits = 1;                        // into so many parts the sum is cut; they are added up in order by a second kernel
   ConvSource source = ConvSource::windows;   // of the tensor cores' kernels
   ConvLayout layout;                         // of conv_plain.cu: the weights and parts alone

@@ -211,15 +211,32 @@ struct AddedWeights {
 
 __device__ inline int32_t quotient(const FastDivide& by, int32_t n) { return static_cast<int32_t>(by.quotient(static_cast<uint32_t>(n))); }
 
-template <class T>
-__global__ void __launch_bounds__(256) add_tensor_parts(AddedWeights p, const float* parts, T* dweight) {
-  for (int64_t i = global_thread(); i < p.count; i += global_threads()) {
-    const int32_t line = quotient(p.by_c, static_cast<int32_t>(i)), c = static_cast<int32_t>(i) - line * static_cast<int32_t>(p.by_c.divisor);
-    const int32_t k = quotient(p.by_taps, line), tap = line - k * static_cast<int32_t>(p.by_taps.divisor);
-    const int32_t r = quotient(p.by_taps_w, tap), s = tap - r * static_cast<int32_t>(p.by_taps_w.divisor);
+constexpr int adding_threads = 256, most_adding_lines = 8;
+
+// `lines` threads have a weight: each adds up every so many-th part, and the first of them adds up the threads' sums, in order.
+template <class T, int lines>
+__global__ void __launch_bounds__(adding_threads) add_tensor_parts(AddedWeights p, const float* parts, T* dweight) {
+  constexpr int beside = adding_threads / lines;        // weights of a block
+  auto& sums = shared<float[lines][beside]>();
+  const int line = static_cast<int>(threadIdx.x) / beside, own = static_cast<int>(threadIdx.x) % beside;
+  for (int64_t first = static_cast<int64_t>(blockIdx.x) * beside; first < p.count; first += static_cast<int64_t>(gridDim.x) * beside) {
+    const bool is_weight = first + own < p.count;
+    const int32_t i = is_weight ? static_cast<int32_t>(first) + own : 0;
+    const int32_t row = quotient(p.by_c, i), c = i - row * static_cast<int32_t>(p.by_c.divisor);
+    const int32_t k = quotient(p.by_taps, row), tap = row - k * static_cast<int32_t>(p.by_taps.divisor);
     const float* const from = parts + static_cast<int64_t>(k) * p.columns + tap * p.padded + c;
     float sum = 0;
-    for (int32_t split = 0; split < p.splits; ++split) sum += from[split * p.part_split];
+#pragma unroll 4
+    for (int32_t split = line; split < p.splits; split += lines) sum += from[split * p.part_split];
+    if constexpr (lines > 1) {
+      sums[line][own] = sum;
+      __syncthreads();
+      if (line == 0)
+        for (int other = 1; other < lines; ++other) sum += sums[other][own];
+      __syncthreads();
+    }
+    if (line > 0 || !is_weight) continue;
+    const int32_t r = quotient(p.by_taps_w, tap), s = tap - r * static_cast<int32_t>(p.by_taps_w.divisor);
     dweight[k * p.to_k + c * p.to_c + r * p.to_r + s * p.to_s] = narrow<T>(sum);
   }
 }
@@ -239,7 +256,19 @@ void add_parts(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const f
   p.by_c = divide_by(g.group_c());
   p.by_taps = divide_by(g.r * g.s);
   p.by_taps_w = divide_by(g.s);
-  launch(queue, "conv2d_add_tensor_parts", grid_for(p.count), add_tensor_parts<T>, p, parts, dweight.as<T>());
+  const auto start = [&](auto kernel, int64_t lines) {
+    launch(queue, "conv2d_add_tensor_parts", grid_for(p.count * lines, adding_threads, adding_threads * sizeof(float)), kernel, p, parts, dweight.as<T>());
+  };
+  if (plan.splits >= 2 * most_adding_lines) start(add_tensor_parts<T, most_adding_lines>, most_adding_lines);  // many parts are of few weights
+  else start(add_tensor_parts<T, 1>, 1);
+}
+
+// Calls f with a zero of the dtype: a half type or float32.
+template <class F>
+void dispatch_tensor(DType dtype, F&& f) {
+  if (dtype == DType::float16) f(float16{});
+  else if (dtype == DType::bfloat16) f(bfloat16{});
+  else f(float{});
 }
 
 // --- launches ---
@@ -321,16 +350,17 @@ void backward_weight(Queue queue, const ConvGeometry& g, const ConvPlan& plan, c
     p.adds = n > 0;
     launch_product<T>(queue, plan, p, copies_x ? x_copy : x_slice.data, copies_dy ? dy_copy : dy_slice.data, parts);
   }
-  add_parts<T>(queue, g, plan, parts, dweight);
+  add_weight_parts(queue, g, plan, parts, dweight);
 }
 
 }  // namespace
 
+void add_weight_parts(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const float* parts, const View& dweight) {
+  dispatch_tensor(dweight.dtype, [&](auto zero) { add_parts<decltype(zero)>(queue, g, plan, parts, dweight); });
+}
+
 void tensor_backward_weight(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const ConstView& x, const ConstView& dy, const View& dweight, Workspace scratch) {
-  char* const memory = static_cast<char*>(scratch.data);
-  if (dweight.dtype == DType::float16) return backward_weight<float16>(queue, g, plan, x, dy, dweight, memory);
-  if (dweight.dtype == DType::bfloat16) return backward_weight<bfloat16>(queue, g, plan, x, dy, dweight, memory);
-  backward_weight<float>(queue, g, plan, x, dy, dweight, memory);
+  dispatch_tensor(dweight.dtype, [&](auto zero) { backward_weight<decltype(zero)>(queue, g, plan, x, dy, dweight, static_cast<char*>(scratch.data)); });
 }
 
 }  // namespace fovea::kernels::cuda
