@@ -160,7 +160,7 @@ struct GroupedWeightSums {
 
 // blockIdx: x the channels and, slower, the taps; y the part of the sum.
 template <class T, int pairs, int wide>
-__global__ void __launch_bounds__(threads_per_block, 3)
+__global__ void __launch_bounds__(threads_per_block, wide == 4 ? 3 : 4)
     grouped_weight_product(GroupedWeightProduct p, const T* x, const T* dy, float* parts) {
   unsigned char* const zeros = &shared<unsigned char>();
   if (threadIdx.x < copy_bytes / sizeof(uint32_t)) reinterpret_cast<uint32_t*>(zeros)[threadIdx.x] = 0;

@@ -262,10 +262,11 @@ struct PixelTile {
   int64_t height = 0, width = 0;
 };
 
-// The tile of conv_grouped_weight.cu with which a block copies and multiplies the least in all; none where every patch is too large for two stages of three blocks to lie
-// beside each other.
+// The tile of conv_grouped_weight.cu with which a block copies and multiplies the least in all; none where every patch is too large for two stages of three or four
+// blocks to lie beside each other.
 PixelTile grouped_weight_tile(const ConvGeometry& g) {
-  constexpr int64_t most_pixels = 128, pixel_bytes = 80, most_bytes = 36 << 10;
+  constexpr int64_t most_pixels = 128, pixel_bytes = 80;
+  const int64_t most_bytes = (g.group_c() == 32 ? 36 : 27) << 10;
   constexpr int64_t start = 48;                        // pixels that could be copied in the time that a tile takes besides
   PixelTile best;
   int64_t least = std::numeric_limits<int64_t>::max();
@@ -282,13 +283,13 @@ PixelTile grouped_weight_tile(const ConvGeometry& g) {
 // So many parts that the SM that has the most to copy is done first; the parts count as well, which are written and read.
 int64_t grouped_weight_splits(const ConvGeometry& g, const PixelTile& tile, int64_t part_bytes) {
   constexpr double rate_of_blocks[] = {0.5, 0.8, 1};   // what an SM copies at once while it has one, two or more blocks
-  constexpr int64_t most_blocks = 6;                   // of an SM
   const int64_t blocks = tiles(g.c, 32) * tiles(g.r * g.s, 10), tile_count = g.n * tiles(g.out_h(), tile.height) * tiles(g.out_w(), tile.width);
   const int64_t tile_bytes = (seen(tile.height, g.r, g.dilation_h, g.stride_h) * seen(tile.width, g.s, g.dilation_w, g.stride_w) + tile.height * tile.width) * 64;
-  const int64_t most = std::min({most_splits, tile_count, tiles(most_blocks * full_gpu, blocks), most_partial_bytes / part_bytes});
+  const int64_t most_blocks = g.group_c() == 32 ? 3 : 4;                       // of an SM: what the kernel's registers leave room for
+  const int64_t most = std::min({most_splits, tile_count, most_blocks * full_gpu / blocks, most_partial_bytes / part_bytes});
   int64_t best = 1;
   double best_time = std::numeric_limits<double>::infinity();
-  for (int64_t splits = 1; splits <= most; ++splits) {
+  for (int64_t splits = 1; splits <= std::max<int64_t>(most, 1); ++splits) {
     const int64_t of_sm = tiles(blocks * splits, full_gpu);
     const double rate = rate_of_blocks[std::min<int64_t>(of_sm, 3) - 1];
     const double time = static_cast<double>(of_sm * tiles(tile_count, splits) * tile_bytes) / rate + static_cast<double>(2 * splits * part_bytes) / full_gpu;
