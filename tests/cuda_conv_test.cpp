@@ -11,6 +11,7 @@
 #include <fovea/autograd/elementwise.h>
 #include <fovea/autograd/reduce.h>
 #include <fovea/autograd/shape.h>
+#include <fovea/kernels/cuda/conv_functions.h>
 #include <fovea/kernels/cuda/conv_plan.h>
 #include <fovea/kernels/cuda/core/launch.h>
 #include <fovea/kernels/cuda/core/launch_log.h>
@@ -390,6 +391,30 @@ TEST_CASE("each tile is taken where the plan says so, and gives what the CPU giv
   }
 }
 
+namespace {
+
+// y and dx of float32 or float64 with weights that are packed first, or read as they lie, whatever the plan says.
+template <class T>
+void check_weights(const ConvGeometry& g, const Inputs& in, const Results& want, int64_t offset, bool is_packed) {
+  const DeviceTensor x(in.x, offset), weight(in.weight, offset), bias(in.bias, offset), dy(in.dy, offset);
+  const DeviceTensor y = DeviceTensor::poisoned(shape_of_y(g), dtype_of<T>, offset), dx = DeviceTensor::poisoned(shape_of_x(g), dtype_of<T>, offset);
+  const auto plan_of = [&](ConvPass pass) {
+    kernels::cuda::ConvPlan plan = choose_conv_kernel(g, dtype_of<T>, pass);
+    plan.layout.weight_row = plan.layout.weight_bytes = 0;
+    if (is_packed) plan_packed_weights(g, dtype_of<T>, pass, plan);
+    return plan;
+  };
+  const kernels::cuda::ConvPlan forward = plan_of(ConvPass::forward), data = plan_of(ConvPass::backward_data);
+  const DeviceTensor scratch = DeviceTensor::poisoned({std::max(forward.layout.bytes(), data.layout.bytes())}, DType::uint8);
+  const Workspace workspace{scratch.view().data, scratch.view().numel()};
+  kernels::cuda::plain_forward<T>(nullptr, g, forward, x.view().template as<T>(), weight.view().template as<T>(), bias.view().template as<T>(), y.view().template as<T>(), workspace);
+  kernels::cuda::plain_backward_data<T>(nullptr, g, data, dy.view().template as<T>(), weight.view().template as<T>(), dx.view().template as<T>(), workspace);
+  CHECK(difference(as_double(y.to_host()), want.y, 0, tolerance({dtype_of<T>}, g.group_c() * g.r * g.s)) == "");
+  CHECK(difference(as_double(dx.to_host()), want.dx, 0, tolerance({dtype_of<T>}, g.group_k() * g.r * g.s)) == "");
+}
+
+}  // namespace
+
 TEST_CASE("float32 and float64: how operands are copied changes no result, whatever the number of channels and the size of planes") {
   const std::vector<ConvGeometry> cases = {
       {.n = 2, .c = 16, .h = 6, .w = 8, .k = 24},                                                              // 16 bytes of pixels at once
@@ -409,7 +434,29 @@ TEST_CASE("float32 and float64: how operands are copied changes no result, whate
       CHECK(same_bits(aligned.y, shifted.y));
       CHECK(same_bits(aligned.dx, shifted.dx));
       CHECK(same_bits(aligned.dweight, shifted.dweight));
+      for (const int64_t offset : {0, 1})
+        for (const bool is_packed : {false, true}) {
+          INFO("offset ", offset, is_packed ? ", packed weights" : ", weights as they lie");
+          if (mode.dtype == DType::float32) check_weights<float>(g, in, want, offset, is_packed);
+          else check_weights<double>(g, in, want, offset, is_packed);
+        }
     }
+}
+
+TEST_CASE("small products of float32 read their weights as they lie; larger ones pack them first") {
+  const ConvGeometry small{.n = 2, .c = 16, .h = 9, .w = 9, .k = 32, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1};
+  const ConvGeometry wide_row{.n = 64, .c = 64, .h = 20, .w = 20, .k = 64, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1};
+  const ConvGeometry resnet{.n = 256, .c = 128, .h = 28, .w = 28, .k = 128, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1};
+  const ConvGeometry few_pixels{.n = 1, .c = 512, .h = 7, .w = 7, .k = 512, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1};         // every weight is read once
+  for (const ConvPass pass : {ConvPass::forward, ConvPass::backward_data}) {
+    for (const ConvGeometry& g : {small, few_pixels}) CHECK(choose_conv_kernel(g, DType::float32, pass).layout.weight_bytes == 0);
+    for (const ConvGeometry& g : {wide_row, resnet}) CHECK(choose_conv_kernel(g, DType::float32, pass).layout.weight_bytes > 0);
+  }
+  std::vector<std::string> names;
+  kernels::cuda::log_launches(&names);
+  on_device(small, Inputs(small, DType::float32), DType::float32);
+  kernels::cuda::log_launches(nullptr);
+  CHECK(std::count(names.begin(), names.end(), "conv2d_pack_weights") == 0);
 }
 
 TEST_CASE("tensor cores: each tile is taken where the plan says so, and gives what the CPU gives") {
@@ -676,5 +723,5 @@ TEST_CASE("the plan: which kernel a shape gets, and into how many parts its sum 
   }
   CHECK(kernels::cuda::conv_pass_bytes(c3, DType::float32, ConvPass::backward_weight) == 29 * c3.weights() * 4);
   CHECK(kernels::cuda::conv_pass_bytes(c3, DType::float32, ConvPass::forward) == c3.weights() * 4);
-  CHECK(kernels::cuda::conv_pass_bytes(one_image, DType::float32, ConvPass::forward) == (one_image.weights() + 32 * one_image.outputs()) * 4);
+  CHECK(kernels::cuda::conv_pass_bytes(one_image, DType::float32, ConvPass::forward) == 32 * one_image.outputs() * 4);
 }

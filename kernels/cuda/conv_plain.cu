@@ -4,6 +4,8 @@
 // first, so that the channels of the result are neighbours (conv_layout.cu), and come 16 bytes at a time; the image's pixels are gathered
 // one by one from where their windows lie, or zeros from outside of the image, or 16 bytes at a time where a window is one pixel. All of it
 // by cp.async into a ring of four stages (core/copy_ring.h).
+// Small products are not worth a kernel that copies the weights. They read them as they lie, one by one, in an order in which neighbouring
+// threads find neighbours: the sum runs over channels and, innermost, taps.
 // With strides, the pixels of dx that see the same taps form a phase, which is a convolution of its own with unit stride over dy; all
 // phases go in one launch.
 // Where there are too few tiles for a GPU, the sum is cut into parts, which a second kernel adds up in order, with the bias.
@@ -19,7 +21,7 @@ namespace {
 // Pixels of the result that see the same taps: all of them in the forward direction.
 struct Phase {
   WindowAxis vertical, horizontal;
-  FastDivide by_taps_w, by_plane, by_width;              // a tap into r, s; a column into image, i, j
+  FastDivide by_taps, by_taps_w, by_plane, by_width;     // a step into channel and tap; a tap into r, s; a column into image, i, j
   int32_t depth = 0, columns = 0, first_block = 0;       // columns: pixels of all images of the launch
   int32_t weight_r = 0, weight_s = 0, weight_first = 0;  // from r, s to a tap of the kernel
   int32_t out_first = 0;
@@ -41,6 +43,7 @@ constexpr int most_phases = 16;  // of one launch: a kernel's parameters have 4 
 // steps through memory.
 struct GatherProduct {
   int32_t rows = 0, row_pitch = 0, channels = 0;  // of a group: the result's channels, as many as a row of weights has, and the source's
+  int32_t weight_row = 0, weight_channel = 0;     // of weights that are read as they lie: strides of the result's channel and the source's
   int32_t splits = 1;
   FastDivide by_channels;  // a step of the sum into tap and channel
   int32_t source_plane = 0;
@@ -58,11 +61,13 @@ struct GatherProduct {
 };
 
 // How the image is read: `packs` where a window is one pixel and pixels lie in whole packs; `channels` where a stage is all of one tap;
-// else step by step.
-enum class Gather { steps, channels, packs };
+// else step by step. `loose` goes by steps too, with weights as they lie, in the order of channel, r, s.
+enum class Gather { steps, channels, packs, loose };
 
-// Where a step of the sum lies relative to a pixel's first tap, and which row of the weights belongs to it; aligned, so that one access
-// reads it.
+constexpr bool goes_by_steps(Gather gather) { return gather == Gather::steps || gather == Gather::loose; }
+
+// Where a step of the sum lies relative to a pixel's first tap, and which row of the weights (`loose`: which element) belongs to it;
+// aligned, so that one access reads it.
 struct alignas(16) Tap {
   int32_t source, weight, down, right;
 };
@@ -70,7 +75,8 @@ struct alignas(16) Tap {
 template <class Tile>
 struct GatherShared {
   using T = typename Tile::Element;
-  alignas(16) T a[stages][Tile::depth][Tile::rows];
+  static constexpr int pitch = Tile::rows + Tile::pack;  // so that neighbouring steps begin in different banks
+  alignas(16) T a[stages][Tile::depth][pitch];
   alignas(16) T b[stages][Tile::depth][Tile::columns];
   Tap taps[2 * stages][Tile::depth];
 };
@@ -127,9 +133,19 @@ struct GatherLoader {
   }
   __device__ Tap tap_of_step(int32_t k) const {
     if (k >= phase.depth) return {0, -1, far_outside, 0};
+    if constexpr (gather == Gather::loose) return loose_tap(k);
     const int32_t number = static_cast<int32_t>(p.by_channels.quotient(static_cast<uint32_t>(k)));
     const int32_t tap_r = static_cast<int32_t>(phase.by_taps_w.quotient(static_cast<uint32_t>(number)));
     return tap(k - number * p.channels, tap_r, number - tap_r * static_cast<int32_t>(phase.by_taps_w.divisor));
+  }
+  __device__ Tap loose_tap(int32_t k) const {
+    const int32_t of_channel = static_cast<int32_t>(phase.by_taps.quotient(static_cast<uint32_t>(k))),
+                  number = k - of_channel * static_cast<int32_t>(phase.by_taps.divisor);
+    const int32_t tap_r = static_cast<int32_t>(phase.by_taps_w.quotient(static_cast<uint32_t>(number)));
+    const int32_t tap_s = number - tap_r * static_cast<int32_t>(phase.by_taps_w.divisor);
+    Tap result = tap(of_channel, tap_r, tap_s);
+    result.weight = of_channel * p.weight_channel + phase.weight_first + tap_r * phase.weight_r + tap_s * phase.weight_s;
+    return result;
   }
   __device__ bool is_inside(int own, const Tap& tap) const {
     return static_cast<uint32_t>(down[own] + tap.down) < static_cast<uint32_t>(phase.vertical.size) &&
@@ -150,14 +166,14 @@ struct GatherLoader {
 
   // The taps of stages 0 to 3, before the first copy; a barrier must follow.
   __device__ void start(Shared& shared_memory, int32_t first_step) const {
-    if constexpr (gather == Gather::steps)
+    if constexpr (goes_by_steps(gather))
       for (int i = static_cast<int>(threadIdx.x); i < stages * depth; i += threads)
         shared_memory.taps[i / depth][i % depth] = tap_of_step(first_step + i);
   }
 
   // Stage by stage, in order. A stage's taps were written four stages before, so that a barrier lies between.
   __device__ void copy(Shared& shared_memory, int stage, int t, int32_t first_step) {
-    if constexpr (gather == Gather::steps) copy_steps(shared_memory, stage, t, first_step);
+    if constexpr (goes_by_steps(gather)) copy_steps(shared_memory, stage, t, first_step);
     else copy_tap(shared_memory, stage);
   }
 
@@ -176,10 +192,24 @@ struct GatherLoader {
         copy_async<sizeof(T)>(&shared_memory.b[stage][step(i)][own_column(own)], is_there ? windows[own] + tap.source : source, is_there);
       }
     }
+    if constexpr (gather == Gather::loose) return copy_loose_weights(shared_memory, stage, taps);
     for_each_a([&](int step, int row) {
       const int32_t from = taps[step].weight;
       copy_async<16>(&shared_memory.a[stage][step][row], weight_of(row) + max(from, 0) * p.row_pitch, from >= 0);
     });
+  }
+
+  // Neighbouring threads take the steps of one row, which lie beside each other unless some of the taps are another phase's.
+  __device__ void copy_loose_weights(Shared& shared_memory, int stage, const Tap* taps) const {
+    constexpr int beside = threads / depth;
+    static_assert(threads % depth == 0 && Tile::rows % beside == 0, "threads share out whole steps");
+    const int step = static_cast<int>(threadIdx.x) % depth, first = static_cast<int>(threadIdx.x) / depth;
+    const int32_t from = taps[step].weight;
+    const T* const of_step = weight + max(from, 0);
+#pragma unroll
+    for (int row = first; row < Tile::rows; row += beside)
+      copy_async<sizeof(T)>(&shared_memory.a[stage][step][row],
+                            of_step + static_cast<int64_t>(first_row + row < p.rows ? first_row + row : 0) * p.weight_row, from >= 0);
   }
 
   __device__ void copy_tap(Shared& shared_memory, int stage) {
@@ -233,7 +263,7 @@ struct GatherSums {
   }
 
   // The operands of the next step are read while those of this one are multiplied.
-  __device__ static void multiply(const T (&a)[Tile::depth][Tile::rows], const T (&b)[Tile::depth][Tile::columns],
+  __device__ static void multiply(const T (&a)[Tile::depth][GatherShared<Tile>::pitch], const T (&b)[Tile::depth][Tile::columns],
                                   T (&sums)[Tile::tall][Tile::wide]) {
     T x[2][Tile::tall], y[2][Tile::wide];
     load_step(x[0], y[0], a[0], b[0]);
@@ -352,6 +382,7 @@ template <class Tile, class T = typename Tile::Element>
 void launch_tile(Queue queue, const ConvPlan& plan, Gather gather, GatherProduct& p, int64_t groups, const Operands<T>& o) {
   if (gather == Gather::packs) return launch_gather<Tile, Gather::packs>(queue, plan, p, groups, o);
   if (gather == Gather::channels) return launch_gather<Tile, Gather::channels>(queue, plan, p, groups, o);
+  if (gather == Gather::loose) return launch_gather<Tile, Gather::loose>(queue, plan, p, groups, o);
   launch_gather<Tile, Gather::steps>(queue, plan, p, groups, o);
 }
 
@@ -367,18 +398,19 @@ void launch_product(Queue queue, const ConvPlan& plan, Gather gather, GatherProd
 }
 
 // All phases over all images, whose pixels are numbered with 31 bits in a launch. What differs among phases is set, all else but the source
-// and the result's images.
+// and the result's images. is_loose: the weights are as they lie.
 template <class T>
-void run(Queue queue, const ConvGeometry& g, const ConvPlan& plan, GatherProduct p, const std::vector<Phase>& phases, bool is_pointwise,
+void run(Queue queue, const ConvGeometry& g, const ConvPlan& plan, GatherProduct p, const std::vector<Phase>& phases, bool is_loose,
          const Operands<T>& o, T* parts) {
   constexpr int pack = full_pack<T>;
   p.splits = static_cast<int32_t>(plan.splits);
   p.by_channels = divide_by(p.channels);
   p.row_pitch = static_cast<int32_t>(ceil_div(p.rows, pack) * pack);
-  p.weight_group = g.r * g.s * p.channels * p.row_pitch;
+  p.weight_group = g.r * g.s * p.channels * (is_loose ? p.rows : p.row_pitch);
   p.out_split = g.n * p.out_image;
   Gather gather = p.channels % PlainTile<T, 1, 1, pack, pack>::depth == 0 ? Gather::channels : Gather::steps;
-  if (gather == Gather::channels && is_pointwise && p.source_plane % pack == 0 && is_aligned(o.source)) gather = Gather::packs;
+  if (gather == Gather::channels && is_pointwise(g) && p.source_plane % pack == 0 && is_aligned(o.source)) gather = Gather::packs;
+  if (is_loose) gather = Gather::loose;
   const bool has_parts = plan.splits > 1, is_dense = phases.size() == 1;  // one phase has all pixels
   p.has_packs = is_dense && p.out_row % pack == 0 && is_aligned(has_parts ? parts : o.out);
   int64_t most_pixels = 1;
@@ -400,12 +432,23 @@ void run(Queue queue, const ConvGeometry& g, const ConvPlan& plan, GatherProduct
          divide_by(p.out_row), divide_by(channels), parts, o.bias, o.out);
 }
 
-// The weights as the product reads them, in the workspace unless they lie so already.
+// Do the weights lie as if they had been packed?
 template <class T>
-const T* packed_weights(Queue queue, const ConvGeometry& g, const ConvPlan& plan, ConvPass pass, const T* weight, void* memory) {
-  if (pass == ConvPass::backward_data && g.r * g.s == 1 && g.group_c() % full_pack<T> == 0 && is_aligned(weight)) return weight;
-  pack_weights(queue, g, pass, sizeof(T), plan.layout.weight_row, weight, memory);
-  return static_cast<const T*>(memory);
+bool are_packed(const ConvGeometry& g, ConvPass pass, const T* weight) {
+  return pass == ConvPass::backward_data && g.r * g.s == 1 && g.group_c() % full_pack<T> == 0 && is_aligned(weight);
+}
+
+// Packs the weights into the workspace unless they lie so already, or are read as they lie, and runs the product.
+template <class T>
+void pack_and_run(Queue queue, const ConvGeometry& g, const ConvPlan& plan, ConvPass pass, const GatherProduct& p,
+                  const std::vector<Phase>& phases, Operands<T> o, Workspace scratch) {
+  char* const memory = static_cast<char*>(scratch.data);
+  const bool is_loose = plan.layout.weight_row == 0 && !are_packed(g, pass, o.weight);
+  if (plan.layout.weight_row > 0 && !are_packed(g, pass, o.weight)) {
+    pack_weights(queue, g, pass, sizeof(T), plan.layout.weight_row, o.weight, memory);
+    o.weight = reinterpret_cast<const T*>(memory);
+  }
+  run(queue, g, plan, p, phases, is_loose, o, reinterpret_cast<T*>(memory + plan.layout.weight_bytes));
 }
 
 }  // namespace
@@ -414,10 +457,11 @@ template <class T>
 void plain_forward(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const T* x, const T* weight, const T* bias, T* y,
                    Workspace scratch) {
   const int64_t pixels = g.out_h() * g.out_w();
-  char* const memory = static_cast<char*>(scratch.data);
   GatherProduct p;
   p.rows = static_cast<int32_t>(g.group_k());
   p.channels = static_cast<int32_t>(g.group_c());
+  p.weight_row = static_cast<int32_t>(g.group_c() * g.r * g.s);
+  p.weight_channel = static_cast<int32_t>(g.r * g.s);
   p.source_plane = static_cast<int32_t>(g.h * g.w);
   p.source_image = g.c * g.h * g.w;
   p.source_group = g.group_c() * g.h * g.w;
@@ -430,21 +474,22 @@ void plain_forward(Queue queue, const ConvGeometry& g, const ConvPlan& plan, con
   phase.vertical = vertical_of(g);
   phase.horizontal = horizontal_of(g);
   phase.depth = static_cast<int32_t>(g.r * g.s * g.group_c());
+  phase.by_taps = divide_by(g.r * g.s);
   phase.by_taps_w = divide_by(g.s);
   phase.by_plane = divide_by(pixels);
   phase.by_width = divide_by(g.out_w());
   phase.weight_r = static_cast<int32_t>(g.s);
   phase.weight_s = 1;
-  const Operands<T> o{x, packed_weights(queue, g, plan, ConvPass::forward, weight, memory), bias, y};
-  run(queue, g, plan, p, {phase}, is_pointwise(g), o, reinterpret_cast<T*>(memory + plan.layout.weight_bytes));
+  pack_and_run<T>(queue, g, plan, ConvPass::forward, p, {phase}, {x, weight, bias, y}, scratch);
 }
 
 template <class T>
 void plain_backward_data(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const T* dy, const T* weight, T* dx, Workspace scratch) {
-  char* const memory = static_cast<char*>(scratch.data);
   GatherProduct p;
   p.rows = static_cast<int32_t>(g.group_c());
   p.channels = static_cast<int32_t>(g.group_k());
+  p.weight_row = static_cast<int32_t>(g.r * g.s);
+  p.weight_channel = static_cast<int32_t>(g.group_c() * g.r * g.s);
   p.source_plane = static_cast<int32_t>(g.out_h() * g.out_w());
   p.source_image = g.k * p.source_plane;
   p.source_group = g.group_k() * p.source_plane;
@@ -461,6 +506,7 @@ void plain_backward_data(Queue queue, const ConvGeometry& g, const ConvPlan& pla
       phase.vertical = down.window(g.out_h());
       phase.horizontal = right.window(g.out_w());
       phase.depth = static_cast<int32_t>(g.group_k() * down.taps * right.taps);
+      phase.by_taps = divide_by(down.taps * right.taps);
       phase.by_taps_w = divide_by(right.taps);
       phase.by_plane = divide_by(down.count * right.count);
       phase.by_width = divide_by(right.count);
@@ -470,8 +516,7 @@ void plain_backward_data(Queue queue, const ConvGeometry& g, const ConvPlan& pla
       phase.out_first = static_cast<int32_t>(i * g.w + j);
       phases.push_back(phase);
     }
-  const Operands<T> o{dy, packed_weights(queue, g, plan, ConvPass::backward_data, weight, memory), nullptr, dx};
-  run(queue, g, plan, p, phases, is_pointwise(g), o, reinterpret_cast<T*>(memory + plan.layout.weight_bytes));
+  pack_and_run<T>(queue, g, plan, ConvPass::backward_data, p, phases, {dy, weight, nullptr, dx}, scratch);
 }
 
 template void plain_forward(Queue, const ConvGeometry&, const ConvPlan&, const float*, const float*, const float*, float*, Workspace);

@@ -113,6 +113,7 @@ double rate_of(ConvKernel kernel) {
   }
 }
 constexpr double rate_of_one_tile = 0.6;              // of an SM that has nothing to do while its only tile waits
+constexpr double launch_time = 6e5, time_of_element = 0.21;        // of a second kernel, and of 4 bytes written or read by all SMs together, in multiplications of an SM
 
 // The tile with which the SM that gets the most tiles is done first.
 ConvKernel choose_tensor_tile(const ProductShape& p, ConvPass pass) {
@@ -141,7 +142,6 @@ struct TileAndSplits {
 // The tile, and for small results the number of parts of the sum, with which the SM that gets the most tiles is done first. Time is counted in multiplications of one SM, of
 // which it does 128 in a cycle: in units of 4.5 ps.
 TileAndSplits choose_tile(const ProductShape& p, int64_t depth, DType dtype, ConvPass pass) {
-  constexpr double launch_time = 6e5, time_of_element = 0.21;                // of a second kernel, and of 4 bytes written or read by all SMs together
   constexpr int64_t least_depth = 128, most_parts = 32;
   const int64_t results = p.rows * p.columns * p.blocks_beside, most_elements = most_partial_bytes / 4 / std::max<int64_t>(size_of(dtype), 1);
   const std::vector<ConvKernel> kernels = dtype == DType::float64
@@ -161,6 +161,15 @@ TileAndSplits choose_tile(const ProductShape& p, int64_t depth, DType dtype, Con
     }
   }
   return best;
+}
+
+// Does the product read the weights as they lie? Then it copies them one by one instead of four at once, and the pixels of pointwise windows as well; but no kernel has to
+// pack them first.
+bool reads_weights_as_they_lie(const ConvGeometry& g, const ProductShape& p, int64_t depth, DType dtype, ConvPass pass, const TileAndSplits& choice) {
+  constexpr double time_of_copy = 24;                  // an estimate: a warp's 32 copies take about 6 cycles, in which an SM multiplies 768 times
+  const TileSize tile = tile_of(choice.kernel, pass, dtype);
+  const int64_t most = tiles(count_tiles(p, tile) * choice.splits, full_gpu), copies = most * tiles(depth, choice.splits) * (tile.rows + (is_pointwise(g) ? tile.columns : 0));
+  return time_of_copy * static_cast<double>(copies) < launch_time + time_of_element * 2 * static_cast<double>(g.weights());
 }
 
 ConvKernel choose_weight_tile(const ProductShape& p, DType dtype) {
@@ -372,8 +381,7 @@ ConvPlan plain_plan(const ConvGeometry& g, DType dtype, ConvPass pass) {
   const TileAndSplits choice = choose_tile(product, depth, dtype, pass);
   plan.kernel = choice.kernel;
   plan.splits = choice.splits;
-  plan.layout.weight_row = round_up(product.rows, 16 / size);
-  plan.layout.weight_bytes = piece(g.groups * g.r * g.s * channels * plan.layout.weight_row * size);
+  if (!reads_weights_as_they_lie(g, product, depth, dtype, pass, choice)) plan_packed_weights(g, dtype, pass, plan);
   if (plan.splits > 1) plan.layout.parts_bytes = piece(plan.splits * (is_forward ? g.outputs() : g.inputs()) * size);
   return plan;
 }
@@ -387,6 +395,13 @@ ConvPlan choose_conv_kernel(const ConvGeometry& g, DType dtype, ConvPass pass, C
   if (plan.kernel != ConvKernel::depthwise) plan.tile_rows = tile.rows, plan.tile_columns = tile.columns;
   plan.name = name_of(pass, plan.kernel, plan.source);
   return plan;
+}
+
+void plan_packed_weights(const ConvGeometry& g, DType dtype, ConvPass pass, ConvPlan& plan) {
+  const bool is_forward = pass == ConvPass::forward;
+  const int64_t size = size_of(dtype), rows = is_forward ? g.group_k() : g.group_c(), channels = is_forward ? g.group_c() : g.group_k();
+  plan.layout.weight_row = round_up(rows, 16 / size);
+  plan.layout.weight_bytes = piece(g.groups * g.r * g.s * channels * plan.layout.weight_row * size);
 }
 
 int64_t conv_depthwise_last_splits(const ConvGeometry& g, DType dtype) {

@@ -47,7 +47,8 @@ struct ConvMath {
 struct ConvLayout {
   int64_t x_channels = 0, y_channels = 0;    // the channels of a group, padded
   int64_t images_per_slice = 1;
-  int64_t weight_row = 0;                    // elements of a padded row of weights; in backward_weight of a row of sums; in conv_plain.cu of a channel's rows
+  int64_t weight_row = 0;                    // elements of a padded row of weights; in backward_weight of a row of sums; in conv_plain.cu of a channel's rows,
+                                             // or 0 where it reads the weights as they lie
   int64_t x_bytes = 0, y_bytes = 0, weight_bytes = 0, parts_bytes = 0;         // of the workspace, in this order
   int64_t bytes() const { return x_bytes + y_bytes + weight_bytes + parts_bytes; }
 };
@@ -65,6 +66,9 @@ struct ConvPlan {
 };
 
 ConvPlan choose_conv_kernel(const ConvGeometry& geometry, DType dtype, ConvPass pass, ConvMath math = {});
+
+// Makes a plan for conv_plain.cu's forward or backward_data pack the weights. choose_conv_kernel has done so where that pays.
+void plan_packed_weights(const ConvGeometry& geometry, DType dtype, ConvPass pass, ConvPlan& plan);
 
 // Does a window see one pixel, the same in x and y?
 inline bool is_pointwise(const ConvGeometry& g) { return g.r == 1 && g.s == 1 && g.stride_h == 1 && g.stride_w == 1 && g.pad_h == 0 && g.pad_w == 0; }
