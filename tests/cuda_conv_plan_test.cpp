@@ -55,9 +55,9 @@ const std::vector<Row>& rows() {
       {"mobilenet depthwise", layer(128, 96, 112, 112, 96, 3, 2, 1, 1, 96), "depthwise", "depthwise", "depthwise", "depthwise", "depthwise"},
       {"mobilenet 1x1 96-24", layer(128, 96, 56, 56, 24, 1, 1, 0), "tensor_pointwise_narrow", "tensor_pointwise_wide", "tensor_pointwise_small", "narrow", "broad"},
       // ResNeXt-50 32x4d (Xie et al. 2017)
-      {"resnext 128", layer(64, 128, 56, 56, 128, 3, 1, 1, 1, 32), "tensor_grouped", "tensor_grouped", "tensor_grouped", "direct", "grouped"},
-      {"resnext 256", layer(64, 256, 28, 28, 256, 3, 1, 1, 1, 32), "tensor_grouped", "tensor_grouped", "tensor_grouped", "direct", "grouped"},
-      {"resnext 512", layer(64, 512, 14, 14, 512, 3, 1, 1, 1, 32), "tensor_grouped", "tensor_grouped", "tensor_grouped", "direct", "grouped"},
+      {"resnext 128", layer(64, 128, 56, 56, 128, 3, 1, 1, 1, 32), "tensor_grouped", "tensor_grouped", "tensor_grouped", "direct", "direct"},
+      {"resnext 256", layer(64, 256, 28, 28, 256, 3, 1, 1, 1, 32), "tensor_grouped", "tensor_grouped", "tensor_grouped", "direct", "direct"},
+      {"resnext 512", layer(64, 512, 14, 14, 512, 3, 1, 1, 1, 32), "tensor_grouped", "tensor_grouped", "tensor_grouped", "direct", "direct"},
       {"resnext 1024/2", layer(64, 1024, 14, 14, 1024, 3, 2, 1, 1, 32), "tensor_grouped", "tensor_grouped", "tensor_grouped", "narrow", "broad"},
       {"groups of 64", layer(64, 512, 14, 14, 512, 3, 1, 1, 1, 8), "tensor_medium", "tensor_medium", "tensor_small", "broad", "broad"},
       // DeepLabV3 (Chen et al. 2017)

@@ -361,6 +361,41 @@ TEST_CASE("small groups of float32 are computed out of patches, and give what th
   }
 }
 
+TEST_CASE("the weight gradient of small groups of float32 is computed out of patches, and gives what the CPU gives") {
+  const auto grouped = [](int64_t groups, int64_t c, int64_t k, ConvGeometry g) {
+    g.c = groups * c, g.k = groups * k, g.groups = groups, g.r = g.s = 3;
+    return g;
+  };
+  const ConvGeometry square{.n = 2, .h = 16, .w = 16, .pad_h = 1, .pad_w = 1};
+  const std::vector<ConvGeometry> cases = {
+      grouped(3, 4, 4, square),
+      grouped(2, 8, 8, square),
+      grouped(2, 16, 16, square),                                                                     // four blocks a group
+      grouped(2, 3, 7, square),                                                                       // channels that fill no thread
+      grouped(2, 13, 2, square),
+      grouped(2, 9, 11, {.n = 5, .h = 15, .w = 14}),                                                  // blocks that are not full; no padding, many parts
+      grouped(2, 4, 4, {.n = 3, .h = 30, .w = 61, .pad_h = 2, .pad_w = 1}),                           // several tiles, rows that are no whole packs
+      grouped(2, 2, 1, {.n = 1, .h = 48, .w = 60, .pad_h = 1, .pad_w = 1}),
+      grouped(2, 4, 4, {.n = 2, .h = 31, .w = 29, .stride_h = 2, .stride_w = 2, .pad_h = 1, .pad_w = 1}),
+      grouped(2, 8, 6, {.n = 2, .h = 34, .w = 32, .stride_h = 2, .stride_w = 2, .pad_h = 0, .pad_w = 3}),
+  };
+  const Layouts last{Layout::channels_last, Layout::channels_last, Layout::channels_last};
+  for (const ConvGeometry& g : cases) {
+    INFO("groups ", g.groups, " c ", g.group_c(), " k ", g.group_k(), " h ", g.h, " w ", g.w, " stride ", g.stride_h);
+    CHECK(choose_conv_kernel(g, DType::float32, ConvPass::backward_weight).name == std::string("conv2d_backward_weight_direct"));
+    Inputs in(g, DType::float32);
+    Results want = on_cpu(g, in), first = on_device(g, in, DType::float32);
+    compare(g, first, want, {DType::float32});
+    CHECK(same_bits(first.dweight, on_device(g, in, DType::float32, 1).dweight));
+    CHECK(same_bits(first.dweight, on_device(g, in, DType::float32, 0, nullptr, last).dweight));
+    // What is not a number at x's right edge reaches the taps that see it, and no others: not those of windows beyond the last column.
+    float* const x = in.x.mutable_data<float>();
+    x[(g.h / 2 + 1) * g.w - 1] = std::numeric_limits<float>::quiet_NaN();
+    x[(g.c * g.h - 1) * g.w - 2] = std::numeric_limits<float>::infinity();
+    compare(g, on_device(g, in, DType::float32), on_cpu(g, in), {DType::float32});
+  }
+}
+
 TEST_CASE("each tile is taken where the plan says so, and gives what the CPU gives") {
   struct Case {
     ConvGeometry g;
@@ -710,7 +745,8 @@ TEST_CASE("the plan: which kernel a shape gets, and into how many parts its sum 
       {one_image, DType::float32, ConvPass::backward_weight, ConvKernel::wide, 1},
       {resnext, DType::float32, ConvPass::forward, ConvKernel::direct, 1},
       {resnext, DType::float64, ConvPass::forward, ConvKernel::grouped, 1},
-      {resnext, DType::float32, ConvPass::backward_weight, ConvKernel::grouped, 8},
+      {resnext, DType::float32, ConvPass::backward_weight, ConvKernel::direct, 8},
+      {resnext, DType::float64, ConvPass::backward_weight, ConvKernel::grouped, 8},
       {mobile, DType::float32, ConvPass::forward, ConvKernel::depthwise, 1},
       {mobile, DType::float32, ConvPass::backward_data, ConvKernel::depthwise, 1},
       {mobile, DType::float32, ConvPass::backward_weight, ConvKernel::depthwise, 1},

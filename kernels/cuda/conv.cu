@@ -5,7 +5,7 @@
 // What is here: the table's entries, the choice among the kernels (conv_plan.h), and the gradient of the bias. The kernels:
 //   conv_plain.cu, conv_plain_weight.cu      float32 and float64, products of matrices by multiplications and additions
 //   conv_tensor.cu, conv_tensor_weight.cu    the half types and, where it is allowed, TF32, on tensor cores
-//   conv_direct.cu                           float32 in small groups
+//   conv_direct.cu, conv_direct_weight.cu    float32 in small groups
 //   conv_grouped.cu, conv_grouped_weight.cu  the half types in small groups, on tensor cores
 //   conv_depthwise.cu                        a channel of x for each group
 //   conv_depthwise_last.cu                   the same of tensors that lie channels-last, where y has as many channels
@@ -59,7 +59,13 @@ void backward_weight(Queue queue, const ConvGeometry& g, const ConvPlan& plan, c
   } else if (plan.kernel == ConvKernel::depthwise) {
     depthwise_backward_weight(queue, g, x, dy, dtype_of<T>, plan.splits, has_parts ? scratch.data : dweight);
   } else if constexpr (!is_half<T>) {
-    plain_backward_weight(queue, g, plan, x.as<T>(), dy.as<T>(), has_parts ? static_cast<T*>(scratch.data) : dweight);
+    T* const sums = has_parts ? static_cast<T*>(scratch.data) : dweight;
+    if constexpr (std::is_same_v<T, float>) {
+      if (plan.kernel == ConvKernel::direct) direct_backward_weight(queue, g, plan, x.as<T>(), dy.as<T>(), sums);
+      else plain_backward_weight(queue, g, plan, x.as<T>(), dy.as<T>(), sums);
+    } else {
+      plain_backward_weight(queue, g, plan, x.as<T>(), dy.as<T>(), sums);
+    }
   }
   if (has_parts) launch(queue, "conv2d_add_parts", grid_for(g.weights()), add_parts<Sum, T>, splits, g.weights(), static_cast<const Sum*>(scratch.data), dweight);
 }

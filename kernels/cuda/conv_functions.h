@@ -130,6 +130,11 @@ void plain_backward_weight(Queue queue, const ConvGeometry& g, const ConvPlan& p
 void direct_forward(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const float* x, const float* weight, const float* bias, float* y);
 void direct_backward_data(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const float* dy, const float* weight, float* dx);
 
+// --- conv_direct_weight.cu: the same of kernels of 3 x 3 with strides of one or two ---
+
+// Sums as plain_backward_weight's.
+void direct_backward_weight(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const float* x, const float* dy, float* sums);
+
 // --- conv_grouped.cu: the half types, small groups; backward_data with strides of up to four phases ---
 
 void grouped_forward(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const ConstView& x, const ConstView& weight, const ConstView& bias, const View& y, Workspace);

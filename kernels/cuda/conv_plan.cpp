@@ -289,22 +289,35 @@ PixelTile grouped_weight_tile(const ConvGeometry& g) {
   return best;
 }
 
-// So many parts that the SM that has the most to copy is done first; the parts count as well, which are written and read.
-int64_t grouped_weight_splits(const ConvGeometry& g, const PixelTile& tile, int64_t part_bytes) {
-  constexpr double rate_of_blocks[] = {0.5, 0.8, 1};   // what an SM copies at once while it has one, two or more blocks
-  const int64_t blocks = tiles(g.c, 32) * tiles(g.r * g.s, 10), tile_count = g.n * tiles(g.out_h(), tile.height) * tiles(g.out_w(), tile.width);
-  const int64_t tile_bytes = (seen(tile.height, g.r, g.dilation_h, g.stride_h) * seen(tile.width, g.s, g.dilation_w, g.stride_w) + tile.height * tile.width) * 64;
-  const int64_t most_blocks = g.group_c() == 32 ? 3 : 4;                       // of an SM: what the kernel's registers leave room for
-  const int64_t most = std::min({most_splits, tile_count, most_blocks * full_gpu / blocks, most_partial_bytes / part_bytes});
+// Into how many parts the weight gradient of small groups is cut. `blocks` make one part of all weights, and go through `tile_count` tiles of so much time each.
+struct PartedTiles {
+  int64_t blocks, tile_count, part_bytes;
+  double time_of_tile, time_of_part;
+  int64_t most_blocks;                       // of an SM: what the kernel's registers and shared memory leave room for
+};
+
+// So many parts that the SM that has the most to do is done first.
+int64_t splits_of(const PartedTiles& p) {
+  constexpr double rate_of_blocks[] = {0.5, 0.8, 1};   // of an SM's most, while it has one, two or more blocks
+  const int64_t most = std::min({most_splits, p.tile_count, p.most_blocks * full_gpu / p.blocks, most_partial_bytes / p.part_bytes});
   int64_t best = 1;
   double best_time = std::numeric_limits<double>::infinity();
   for (int64_t splits = 1; splits <= std::max<int64_t>(most, 1); ++splits) {
-    const int64_t of_sm = tiles(blocks * splits, full_gpu);
+    const int64_t of_sm = tiles(p.blocks * splits, full_gpu);
     const double rate = rate_of_blocks[std::min<int64_t>(of_sm, 3) - 1];
-    const double time = static_cast<double>(of_sm * tiles(tile_count, splits) * tile_bytes) / rate + static_cast<double>(2 * splits * part_bytes) / full_gpu;
+    const double time = static_cast<double>(of_sm * tiles(p.tile_count, splits)) * p.time_of_tile / rate + static_cast<double>(splits) * p.time_of_part;
     if (time < best_time) best = splits, best_time = time;
   }
   return best;
+}
+
+int64_t count_tiles(const ConvGeometry& g, const PixelTile& tile) { return g.n * tiles(g.out_h(), tile.height) * tiles(g.out_w(), tile.width); }
+
+// Time is what an SM copies meanwhile, in bytes; a part is written and read by all SMs.
+int64_t grouped_weight_splits(const ConvGeometry& g, const PixelTile& tile, int64_t part_bytes) {
+  const int64_t pixels = seen(tile.height, g.r, g.dilation_h, g.stride_h) * seen(tile.width, g.s, g.dilation_w, g.stride_w) + tile.height * tile.width;
+  return splits_of({tiles(g.c, 32) * tiles(g.r * g.s, 10), count_tiles(g, tile), part_bytes, static_cast<double>(pixels * 64), static_cast<double>(2 * part_bytes) / full_gpu,
+                    g.group_c() == 32 ? 3 : 4});
 }
 
 // The gradient of the weight in small groups, for conv_grouped_weight.cu. False where it is not for that.
@@ -357,6 +370,40 @@ bool is_direct(const ConvGeometry& g, DType dtype, ConvPass pass) {
   return c * (patch + g.r * g.s * most_channels) * int64_t{sizeof(float)} <= most_bytes;
 }
 
+// The tile of conv_direct_weight.cu that takes a GPU the least time, in instructions of its warps; none where the kernel, or the groups, are not for it, or where tiles
+// would be empty for the most part.
+struct DirectWeight {
+  PixelTile tile;
+  int64_t blocks = 0;                                  // of a part
+  double time_of_tile = 0;
+};
+
+DirectWeight direct_weight(const ConvGeometry& g, DType dtype) {
+  constexpr int64_t most_channels = 8, most_warps = 8, most_bytes = 54 << 10, warp = 32, strip = 4, strip_rows = 2;
+  DirectWeight best;
+  const bool is_kernel = g.r == 3 && g.s == 3 && g.dilation_h == 1 && g.dilation_w == 1 && g.stride_h == g.stride_w && g.stride_h <= 2;
+  if (dtype != DType::float32 || g.groups == 1 || g.is_depthwise() || !is_kernel || g.group_c() > 2 * most_channels || g.group_k() > 2 * most_channels) return best;
+  if (g.group_c() < 1 || g.group_k() < 1) return best;
+  const int64_t blocks_c = tiles(g.group_c(), most_channels), blocks_k = tiles(g.group_k(), most_channels);
+  const int64_t c = tiles(g.group_c(), blocks_c), k = tiles(g.group_k(), blocks_k), warps_c = tiles(c, 2), warps_k = tiles(k, 4);
+  best.blocks = g.groups * blocks_c * blocks_k;
+  const auto pixels = [&](int64_t tile, int64_t stride) { return seen(tile, 3, 1, stride); };
+  double least = std::numeric_limits<double>::infinity();
+  for (int64_t across = 1; across <= tiles(g.out_w(), strip); ++across)
+    for (int64_t down = 1; down <= tiles(g.out_h(), strip_rows); ++down) {
+      const int64_t height = down * strip_rows, width = across * strip, beside = tiles(across * down, warp), warps = warps_c * warps_k * beside;
+      const int64_t patch_h = pixels(height, g.stride_h), patch_w = pixels(width, g.stride_w), pitch = (tiles(patch_w, 4) | 1) * 4;
+      if (warps > most_warps || (warps_c * 2 * patch_h * pitch + warps_k * 4 * height * width) * int64_t{sizeof(float)} > most_bytes) break;
+      const int64_t count = tiles(g.out_h(), height) * tiles(g.out_w(), width);
+      const int64_t copies = c * patch_h * tiles(patch_w, warp) + k * height * tiles(width, g.out_w() % strip == 0 ? warp * strip : warp);
+      constexpr double of_warp = 760, of_copy = 14;    // instructions: 576 are multiplications
+      const double time = of_warp * static_cast<double>(warps) + of_copy * static_cast<double>(copies);
+      const bool is_full = 2 * g.out_h() * g.out_w() >= count * beside * warp * strip * strip_rows;
+      if (is_full && time * static_cast<double>(count) < least) least = time * static_cast<double>(count), best.tile = {height, width}, best.time_of_tile = time;
+    }
+  return best;
+}
+
 ConvPlan plain_plan(const ConvGeometry& g, DType dtype, ConvPass pass) {
   const int64_t pixels = g.n * g.out_h() * g.out_w(), bytes = g.weights() * std::max<int64_t>(size_of(dtype), 4);
   ConvPlan plan;
@@ -371,6 +418,14 @@ ConvPlan plain_plan(const ConvGeometry& g, DType dtype, ConvPass pass) {
   }
   const ProductShape product = product_of(g, pass);
   if (pass == ConvPass::backward_weight) {
+    if (const DirectWeight direct = direct_weight(g, dtype); direct.tile.height > 0) {
+      constexpr double time_of_byte = time_of_element / 4 / 32;              // an SM multiplies 32 times in the time of a warp's instruction
+      plan.kernel = ConvKernel::direct;
+      plan.tile_h = direct.tile.height;
+      plan.tile_w = direct.tile.width;
+      plan.splits = splits_of({direct.blocks, count_tiles(g, direct.tile), bytes, direct.time_of_tile, static_cast<double>(2 * bytes) * time_of_byte, 2});
+      return plan;
+    }
     plan.kernel = choose_weight_tile(product, dtype);
     plan.splits = weight_splits(bytes, count_tiles(product, tile_of(plan.kernel, pass)), pixels);
     return plan;

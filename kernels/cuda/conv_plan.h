@@ -16,7 +16,7 @@ enum class ConvKernel : uint8_t {
   medium,
   narrow,
   grouped,                                   // few channels
-  direct,                                    // conv_direct.cu, float32 in small groups: tiles of 16 x 16 pixels by a group
+  direct,                                    // conv_direct*.cu, float32 in small groups: tiles of neighbouring pixels by a group
   tensor_wide,                               // conv_tensor*.cu, the half types and TF32: tiles of many pixels by many channels
   tensor_medium,
   tensor_small,
@@ -57,7 +57,7 @@ struct ConvPlan {
   ConvKernel kernel = ConvKernel::wide;
   const char* name = "";                     // what last_kernel() says, unless a kernel that adds up the parts follows
   int64_t tile_rows = 0, tile_columns = 0;   // of a block's tile of results: channels by pixels in conv_plain.cu, pixels by channels in conv_tensor.cu
-  int64_t tile_h = 0, tile_w = 0;            // pixels of y that conv_grouped_weight.cu looks at at once
+  int64_t tile_h = 0, tile_w = 0;            // pixels of y that conv_grouped_weight.cu or conv_direct_weight.cu looks at at once
   int64_t splits = 1;                        // into so many parts the sum is cut; they are added up in order by a second kernel
   ConvSource source = ConvSource::windows;   // of the tensor cores' kernels
   ConvLayout layout;                         // of conv_plain.cu: the weights and parts alone
