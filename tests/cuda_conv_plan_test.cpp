@@ -26,7 +26,7 @@ struct Row {
   const char* layer_name;
   ConvGeometry g;
   // After "conv2d_forward_" and so on: of bfloat16, and of float32 without TF32.
-  std::string forward, data, weight, plain_forward, plain_weight;
+  std::string forward, data, weight, plain_forward, plain_weight, plain_data = "";         // the last where it is not a tile of conv_plain.cu
 };
 
 const std::vector<Row>& rows() {
@@ -55,7 +55,8 @@ const std::vector<Row>& rows() {
       {"mobilenet depthwise", layer(128, 96, 112, 112, 96, 3, 2, 1, 1, 96), "depthwise", "depthwise", "depthwise", "depthwise", "depthwise"},
       {"mobilenet 1x1 96-24", layer(128, 96, 56, 56, 24, 1, 1, 0), "tensor_pointwise_narrow", "tensor_pointwise_wide", "tensor_pointwise_small", "narrow", "broad"},
       // ResNeXt-50 32x4d (Xie et al. 2017)
-      {"resnext 128", layer(64, 128, 56, 56, 128, 3, 1, 1, 1, 32), "tensor_grouped", "tensor_grouped", "tensor_grouped", "direct", "direct"},
+      {"resnext 128", layer(64, 128, 56, 56, 128, 3, 1, 1, 1, 32), "tensor_grouped", "tensor_grouped", "tensor_grouped", "direct", "direct", "direct"},
+      {"resnext 256/2", layer(64, 256, 56, 56, 256, 3, 2, 1, 1, 32), "tensor_grouped", "tensor_grouped", "tensor_grouped", "grouped", "direct", "direct"},
       {"resnext 256", layer(64, 256, 28, 28, 256, 3, 1, 1, 1, 32), "tensor_grouped", "tensor_grouped", "tensor_grouped", "direct", "direct"},
       {"resnext 512", layer(64, 512, 14, 14, 512, 3, 1, 1, 1, 32), "tensor_grouped", "tensor_grouped", "tensor_grouped", "direct", "direct"},
       {"resnext 1024/2", layer(64, 1024, 14, 14, 1024, 3, 2, 1, 1, 32), "tensor_grouped", "tensor_grouped", "tensor_grouped", "narrow", "broad"},
@@ -81,14 +82,17 @@ TEST_CASE("the layers of well-known networks get the kernels that were meant for
     }
     CHECK(name(row.g, DType::float32, ConvPass::forward) == "conv2d_forward_" + row.plain_forward);
     CHECK(name(row.g, DType::float32, ConvPass::backward_weight) == "conv2d_backward_weight_" + row.plain_weight);
+    if (row.plain_data != "") CHECK(name(row.g, DType::float32, ConvPass::backward_data) == "conv2d_backward_data_" + row.plain_data);
   }
 }
 
-TEST_CASE("TF32 takes tensor cores for float32 alone, and for all but depthwise convolutions") {
+TEST_CASE("TF32 takes tensor cores for float32 alone, and for all but depthwise convolutions and groups of up to eight channels that are computed out of patches") {
   for (const Row& row : rows())
     for (const ConvPass pass : {ConvPass::forward, ConvPass::backward_data, ConvPass::backward_weight}) {
       INFO(std::string(row.layer_name));
-      CHECK(choose_conv_kernel(row.g, DType::float32, pass, {true}).uses_tensor_cores() == !row.g.is_depthwise());
+      const bool is_small = row.g.group_c() <= 8 && row.g.group_k() <= 8 && choose_conv_kernel(row.g, DType::float32, pass).kernel == ConvKernel::direct;
+      CHECK(choose_conv_kernel(row.g, DType::float32, pass, {true}).uses_tensor_cores() == !(row.g.is_depthwise() || is_small));
+      if (row.layer_name == std::string("resnext 128")) CHECK(is_small);
       CHECK_FALSE(choose_conv_kernel(row.g, DType::float32, pass).uses_tensor_cores());
       CHECK_FALSE(choose_conv_kernel(row.g, DType::float64, pass, {true}).uses_tensor_cores());
     }

@@ -125,7 +125,7 @@ void plain_backward_data(Queue queue, const ConvGeometry& g, const ConvPlan& pla
 template <class T>
 void plain_backward_weight(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const T* x, const T* dy, T* sums);
 
-// --- conv_direct.cu: float32 in small groups; backward_data with unit strides; everything contiguous [n,c,h,w] ---
+// --- conv_direct.cu: float32 in small groups; backward_data with strides of one or two; everything contiguous [n,c,h,w] ---
 
 void direct_forward(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const float* x, const float* weight, const float* bias, float* y);
 void direct_backward_data(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const float* dy, const float* weight, float* dx);

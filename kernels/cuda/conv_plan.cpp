@@ -361,12 +361,13 @@ ConvPlan tensor_plan(const ConvGeometry& g, DType dtype, ConvPass pass) {
 bool is_direct(const ConvGeometry& g, DType dtype, ConvPass pass) {
   constexpr int64_t tile = 16, most_channels = 16, most_bytes = 48 << 10;
   if (dtype != DType::float32 || pass == ConvPass::backward_weight || g.groups == 1) return false;
-  if (pass == ConvPass::backward_data && (g.stride_h > 1 || g.stride_w > 1)) return false;
   const bool is_forward = pass == ConvPass::forward;
+  if (!is_forward && (g.stride_h > 2 || g.stride_w > 2)) return false;
   const int64_t c = is_forward ? g.group_c() : g.group_k(), k = is_forward ? g.group_k() : g.group_c();
-  const int64_t height = is_forward ? g.out_h() : g.h, width = is_forward ? g.out_w() : g.w;
+  const int64_t height = is_forward ? g.out_h() : tiles(g.h, g.stride_h), width = is_forward ? g.out_w() : tiles(g.w, g.stride_w);       // of one phase
   if (c < 1 || k < 1 || c > most_channels || k > most_channels || height * width < tile * tile / 2) return false;
-  const int64_t patch = ((tile - 1) * g.stride_h + (g.r - 1) * g.dilation_h + 1) * round_up((tile - 1) * g.stride_w + (g.s - 1) * g.dilation_w + 15, 8);
+  const int64_t step_h = is_forward ? g.stride_h : 1, step_w = is_forward ? g.stride_w : 1;
+  const int64_t patch = ((tile - 1) * step_h + (g.r - 1) * g.dilation_h + 1) * round_up((tile - 1) * step_w + (g.s - 1) * g.dilation_w + 15, 8);
   return c * (patch + g.r * g.s * most_channels) * int64_t{sizeof(float)} <= most_bytes;
 }
 
@@ -441,10 +442,17 @@ ConvPlan plain_plan(const ConvGeometry& g, DType dtype, ConvPass pass) {
   return plan;
 }
 
+// Are groups so small that tensor cores would be busy with padding for the most part, and copies channels-last take longer than all of float32's multiplications?
+bool is_small_for_tf32(const ConvGeometry& g, ConvPass pass) {
+  constexpr int64_t most_channels = 8;
+  if (g.group_c() > most_channels || g.group_k() > most_channels) return false;
+  return pass == ConvPass::backward_weight ? direct_weight(g, DType::float32).tile.height > 0 : is_direct(g, DType::float32, pass);
+}
+
 }  // namespace
 
 ConvPlan choose_conv_kernel(const ConvGeometry& g, DType dtype, ConvPass pass, ConvMath math) {
-  const bool has_tensor_cores = size_of(dtype) == 2 || (dtype == DType::float32 && math.has_tf32);
+  const bool has_tensor_cores = size_of(dtype) == 2 || (dtype == DType::float32 && math.has_tf32 && !is_small_for_tf32(g, pass));
   ConvPlan plan = has_tensor_cores && !g.is_depthwise() ? tensor_plan(g, dtype, pass) : plain_plan(g, dtype, pass);
   const TileSize tile = tile_of(plan.kernel, pass, dtype);
   if (plan.kernel != ConvKernel::depthwise) plan.tile_rows = tile.rows, plan.tile_columns = tile.columns;
