@@ -45,16 +45,6 @@ struct JoinSums {
   __device__ GradientSums operator()(const GradientSums& a, const GradientSums& b) const { return {a.gradient + b.gradient, a.product + b.product}; }
 };
 
-// n / divisor for any n, quick for n < 2^31.
-struct Divide {
-  FastDivide quick;
-  int64_t divisor = 1;
-  bool is_wide = false;
-
-  Divide(int64_t d, int64_t largest) : quick(static_cast<uint32_t>(std::min<int64_t>(d, 1 << 30))), divisor(d), is_wide(largest >= (int64_t{1} << 31) || d > (1 << 30)) {}
-  __device__ int64_t quotient(int64_t n) const { return is_wide ? n / divisor : quick.quotient(static_cast<uint32_t>(n)); }
-};
-
 // An element's offset into the tensor, its plane and its position within that.
 struct Place {
   int64_t offset, plane, position;
