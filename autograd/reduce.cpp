@@ -45,13 +45,21 @@ struct Plan {
   }
 };
 
+// A contiguous y of plan.kept, without the reduced axes unless they are kept.
+Tensor shaped(const Tensor& y, const Plan& plan, bool keepdims) {
+  if (keepdims) return y;
+  const Shape shape = plan.result(false);
+  return Tensor(y.storage(), shape, contiguous_strides(shape), 0, y.dtype());
+}
+
 Tensor reduced(Reduce op, const Tensor& x, const Plan& plan, bool keepdims, DType result) {
   Tensor y = empty(plan.kept, {result, x.device()});
   table_of(x).reduce(queue_of(x), op, x.view(), y.mutable_view());
-  if (keepdims) return y;
-  const Shape shape = plan.result(false);
-  return Tensor(y.storage(), shape, contiguous_strides(shape), 0, result);
+  return shaped(y, plan, keepdims);
 }
+
+// The dtype of a result that is of `dtype` but where autocast wants it wider: kernels read x as it is.
+DType result_dtype(const char* op, const Tensor& x, DType dtype) { return detail::widens_result(op, {}, x) ? DType::float32 : dtype; }
 
 // A reduced tensor (a result, or its gradient) beside x again.
 Tensor restored(const Tensor& y, const Plan& plan) { return expand(reshape(y, plan.kept), plan.full); }
@@ -135,7 +143,7 @@ Tensor cumsum_along(const Tensor& x, int axis, bool is_reversed) {
 Tensor sum(const Tensor& x, const Axes& axes, bool keepdims) {
   const cuda::Range range("sum");
   const Plan plan("sum", x, axes);
-  const DType result = detail::widens_result("sum", {}, x) ? DType::float32 : sum_dtype(x);
+  const DType result = result_dtype("sum", x, sum_dtype(x));
   return record("sum", reduced(Reduce::sum, x, plan, keepdims, result), {x}, saving(),
                 [plan, source = x.dtype()](const Saved&, const Tensor& g) { return grads(restored(to(g, source), plan)); });
 }
@@ -144,7 +152,7 @@ Tensor mean(const Tensor& x, const Axes& axes, bool keepdims) {
   const cuda::Range range("mean");
   check_real("mean", x);
   const Plan plan("mean", x, axes);
-  const DType result = detail::widens_result("mean", {}, x) ? DType::float32 : x.dtype();
+  const DType result = result_dtype("mean", x, x.dtype());
   return record("mean", reduced(Reduce::mean, x, plan, keepdims, result), {x}, saving(), [plan, source = x.dtype()](const Saved&, const Tensor& g) {
     return grads(restored(to(div(g, static_cast<double>(plan.count)), source), plan));
   });
@@ -152,9 +160,9 @@ Tensor mean(const Tensor& x, const Axes& axes, bool keepdims) {
 
 Tensor prod(const Tensor& x_any, const Axes& axes, bool keepdims) {
   const cuda::Range range("prod");
+  const Plan plan("prod", x_any, axes);
+  if (!detail::needs_grad(x_any)) return reduced(Reduce::product, x_any, plan, keepdims, result_dtype("prod", x_any, sum_dtype(x_any)));
   const Tensor x = autocast("prod", x_any);
-  const Plan plan("prod", x, axes);
-  if (!detail::needs_grad(x)) return reduced(Reduce::product, x, plan, keepdims, sum_dtype(x));
   Tensor y = x;
   for (int i = 0; i < x.rank(); ++i)
     if (plan.is_reduced[i]) y = product_along(y, i);
@@ -172,21 +180,22 @@ Tensor argmin(const Tensor& x) { return arg_extreme("argmin", ArgReduce::argmin,
 Tensor argmax(const Tensor& x, int64_t axis, bool keepdims) { return arg_extreme("argmax", ArgReduce::argmax, check_defined("argmax", "x", x).detach(), axis, keepdims); }
 Tensor argmin(const Tensor& x, int64_t axis, bool keepdims) { return arg_extreme("argmin", ArgReduce::argmin, check_defined("argmin", "x", x).detach(), axis, keepdims); }
 
-Tensor var(const Tensor& x_any, const Axes& axes, bool keepdims, double correction) {
+Tensor var(const Tensor& x, const Axes& axes, bool keepdims, double correction) {
   const cuda::Range range("var");
-  const Tensor x = autocast("var", x_any);
   check_real("var", x);
   const Plan plan("var", x, axes);
-  const Tensor distance = sub(x, mean(x, axes, true));
+  Tensor y = empty(plan.kept, {result_dtype("var", x, x.dtype()), x.device()});
+  table_of(x).variance(queue_of(x), correction, x.view(), y.mutable_view());
   const double divisor = std::max(0.0, static_cast<double>(plan.count) - correction);
-  const Tensor squares = record("var", reduced(Reduce::sum_squares, distance, plan, keepdims, x.dtype()), {distance}, saving(distance),
-                                [plan](const Saved& s, const Tensor& g) { return grads(mul(mul(s[0], restored(g, plan)), 2)); });
-  return div(squares, divisor);
+  return record("var", shaped(y, plan, keepdims), {x}, saving(x), [plan, axes, divisor](const Saved& s, const Tensor& g) {
+    const Tensor x = detail::widened(s[0]), slope = div(mul(to(g, x.dtype()), 2), divisor);        // a mean in a half type would be off
+    return grads(to(mul(sub(x, mean(x, axes, true)), restored(slope, plan)), s[0].dtype()));
+  });
 }
 
 Tensor stddev(const Tensor& x, const Axes& axes, bool keepdims, double correction) {
   const cuda::Range range("stddev");
-  const Tensor variance = var(autocast("stddev", check_defined("stddev", "x", x)), axes, keepdims, correction);
+  const Tensor variance = var(check_defined("stddev", "x", x), axes, keepdims, correction);
   const Tensor y = detail::unary("stddev", kernels::Unary::sqrt, variance);
   return record("stddev", y, {variance}, saving(y), [](const Saved& s, const Tensor& g) {       // of equal numbers: 0, where the root's slope is infinite
     const Tensor y = s[0], is_zero = eq(y, 0);
@@ -194,35 +203,34 @@ Tensor stddev(const Tensor& x, const Axes& axes, bool keepdims, double correctio
   });
 }
 
-Tensor norm(const Tensor& x_any, double p, const Axes& axes, bool keepdims) {
+Tensor norm(const Tensor& x, double p, const Axes& axes, bool keepdims) {
   const cuda::Range range("norm");
-  const Tensor x = autocast("norm", x_any);
   check_real("norm", x);
   check<ValueError>(p > 0, "norm: p must be positive (or infinity), got ", p);
   if (p == 1) return sum(abs(x), axes, keepdims);
   const Plan plan("norm", x, axes);
   if (std::isinf(p)) check_not_empty("norm", plan);
-  if (std::isinf(p)) return amax(abs(x), axes, keepdims);
+  const DType result = result_dtype("norm", x, x.dtype());
+  if (std::isinf(p)) return to(amax(abs(x), axes, keepdims), result);
   if (p != 2) {
     const Tensor total = sum(pow(abs(x), p), axes, keepdims);
     return where(eq(total, 0), 0, pow(where(eq(total, 0), 1, total), 1 / p));      // the root's slope at 0 is infinite
   }
-  const Tensor y = detail::unary("norm", kernels::Unary::sqrt, reduced(Reduce::sum_squares, x, plan, keepdims, x.dtype()), x.dtype());
+  const Tensor y = detail::unary("norm", kernels::Unary::sqrt, reduced(Reduce::sum_squares, x, plan, keepdims, result), result);
   return record("norm", y, {x}, saving(x, y), [plan](const Saved& s, const Tensor& g) {
     const Tensor length = s[1];
-    return grads(mul(s[0], restored(div(g, where(eq(length, 0), 1, length)), plan)));
+    return grads(to(mul(to(s[0], length.dtype()), restored(div(g, where(eq(length, 0), 1, length)), plan)), s[0].dtype()));
   });
 }
 
-Tensor logsumexp(const Tensor& x_any, const Axes& axes, bool keepdims) {
+Tensor logsumexp(const Tensor& x, const Axes& axes, bool keepdims) {
   const cuda::Range range("logsumexp");
-  const Tensor x = autocast("logsumexp", x_any);
   check_real("logsumexp", x);
   const Plan plan("logsumexp", x, axes);
-  const Tensor y = reduced(Reduce::logsumexp, x, plan, keepdims, x.dtype());
+  const Tensor y = reduced(Reduce::logsumexp, x, plan, keepdims, result_dtype("logsumexp", x, x.dtype()));
   return record("logsumexp", y, {x}, saving(x, y), [plan](const Saved& s, const Tensor& g) {
     const Tensor y = s[1], finite = where(isfinite(y), y, 0);                        // of nothing but -infinity: e^(-inf) = 0, not NaN
-    return grads(mul(restored(g, plan), exp(sub(s[0], restored(finite, plan)))));
+    return grads(to(mul(restored(g, plan), exp(sub(to(s[0], y.dtype()), restored(finite, plan)))), s[0].dtype()));
   });
 }
 

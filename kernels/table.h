@@ -168,6 +168,8 @@ struct KernelTable {
   // --- reductions (reduce.cpp, scan.cpp): y has x's rank, reduced axes of size 1; any strides; float32 or wider accumulation ---
   void (*reduce)(Queue, Reduce, const ConstView& x, const View& y);
   void (*arg_reduce)(Queue, ArgReduce, int axis, const ConstView& x, const View& y);        // y int64
+  // x and y floating-point; y, over axes as in reduce, is the sum of squared deviations from the mean divided by max(0, count - correction): x is read once.
+  void (*variance)(Queue, double correction, const ConstView& x, const View& y);
   void (*cumsum)(Queue, int axis, bool is_reversed, const ConstView& x, const View& y);
 
   // --- order (sort.cpp): stable, NaN counts as the largest; values and indices (int64) along `axis`; any strides ---

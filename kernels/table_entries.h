@@ -14,7 +14,7 @@ void for_each_entry(Table& t, Visit&& visit) {
   FOVEA_ENTRY(unary); FOVEA_ENTRY(binary); FOVEA_ENTRY(ternary);
   FOVEA_ENTRY(copy); FOVEA_ENTRY(fill); FOVEA_ENTRY(arange);
   FOVEA_ENTRY(random); FOVEA_ENTRY(dropout);
-  FOVEA_ENTRY(reduce); FOVEA_ENTRY(arg_reduce); FOVEA_ENTRY(cumsum);
+  FOVEA_ENTRY(reduce); FOVEA_ENTRY(arg_reduce); FOVEA_ENTRY(variance); FOVEA_ENTRY(cumsum);
   FOVEA_ENTRY(sort); FOVEA_ENTRY(topk);
   FOVEA_ENTRY(gather); FOVEA_ENTRY(scatter_add); FOVEA_ENTRY(index_select); FOVEA_ENTRY(index_add); FOVEA_ENTRY(check_range);
   FOVEA_ENTRY(matmul_workspace); FOVEA_ENTRY(matmul);
@@ -33,7 +33,7 @@ void for_each_entry(Table& t, Visit&& visit) {
 #undef FOVEA_ENTRY
 }
 
-inline constexpr int num_entries = 62;
+inline constexpr int num_entries = 63;
 static_assert(sizeof(KernelTable) == offsetof(KernelTable, unary) + num_entries * sizeof(void (*)()), "an entry was added to KernelTable: add it to for_each_entry too");
 
 }  // namespace fovea::kernels

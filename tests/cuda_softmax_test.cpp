@@ -2,6 +2,8 @@
 #include <array>
 #include <cstdint>
 
+#include <fovea/kernels/cuda/core/launch_log.h>
+
 #include "cuda_kernels.h"
 
 using namespace fovea;
@@ -65,6 +67,29 @@ TEST_CASE("cuda softmax: rows of a few elements, of a warp, of a block, and long
       check_softmax(axis(5, size, 1), dtype, size % 2);
   for (const DType dtype : floating) check_softmax(axis(2, 9000, 1), dtype, 0);
   check_softmax(axis(300, 10, 1), DType::float32, 0);
+}
+
+TEST_CASE("cuda softmax: rows that begin anywhere between two packs, in tensors that begin at one or do not") {
+  for (const DType dtype : floating)
+    for (const int64_t size : {65, 66, 101, 259, 1001, 2047, 2500, 4099})
+      for (const int64_t offset : {0, 1}) check_softmax(axis(5, size, 1), dtype, offset);
+}
+
+TEST_CASE("cuda softmax: a long row is shared by a cluster of blocks, and what is too much for their memory is read again") {
+  const auto cluster_of = [](const AxisGeometry& g) {
+    const DeviceTensor x(sample({g.outer, g.size, g.inner}, DType::float32, 4)), y = DeviceTensor::poisoned(x.view().shape, DType::float32);
+    testing::cuda().softmax(nullptr, g, false, x.view(), y.view());
+    return kernels::cuda::latest_launch().cluster.x;
+  };
+  int device = 0, has_clusters = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&has_clusters, cudaDevAttrClusterLaunch, device);
+  CHECK(cluster_of(axis(3, 16000, 1)) == 1);
+  CHECK(cluster_of(axis(3, 32000, 1)) == (has_clusters ? 2u : 1u));
+  CHECK(cluster_of(axis(1, 128256, 1)) == (has_clusters ? 8u : 1u));
+  for (const DType dtype : floating)
+    for (const int64_t offset : {0, 1}) check_softmax(axis(2, 40003, 1), dtype, offset);
+  for (const DType dtype : floating) check_softmax(axis(1, 500001, 1), dtype, 0);
 }
 
 TEST_CASE("cuda softmax: along an axis that is not the last") {
@@ -163,11 +188,12 @@ struct LossCase {
 
 TEST_CASE("cuda cross_entropy: loss and gradient, with smoothing, weights, ignored rows and every reduction") {
   for (const DType dtype : floating)
-    for (const auto& [rows, classes] : {std::pair<int64_t, int64_t>{1, 1}, {7, 3}, {33, 40}, {5, 200}, {3, 512}, {3, 513}, {2, 5000}, {0, 4}})
+    for (const auto& [rows, classes] : {std::pair<int64_t, int64_t>{1, 1}, {7, 3}, {33, 40}, {5, 200}, {3, 512}, {3, 513}, {2, 2050}, {2, 5000}, {0, 4}})
       for (const double smoothing : {0.0, 0.1, 1.0})
         for (const bool has_weights : {false, true})
           for (const Reduction reduction : reductions)
             LossCase{{.rows = rows, .classes = classes, .label_smoothing = smoothing, .reduction = reduction}, dtype, has_weights}.run();
+  for (const DType dtype : floating) LossCase{{.rows = 4, .classes = 70001, .label_smoothing = 0.1, .reduction = Reduction::mean}, dtype, true}.run();      // a cluster a row
   LossCase{{.rows = 9000, .classes = 3, .reduction = Reduction::mean}, DType::float32, true}.run();            // more rows than the grid has warps
 }
 

@@ -160,3 +160,51 @@ TEST_CASE("reduce: results do not depend on the number of threads") {
   }
   set_num_threads(before);
 }
+
+TEST_CASE("variance: over every set of axes, of long rows and columns, whatever the mean and the number of threads") {
+  const auto reference = [](const std::vector<double>& values, double correction) {
+    double sum = 0, deviations = 0;
+    for (double v : values) sum += v;
+    for (double v : values) deviations += (v - sum / static_cast<double>(values.size())) * (v - sum / static_cast<double>(values.size()));
+    return deviations / std::max(0.0, static_cast<double>(values.size()) - correction);
+  };
+  // x [rows, columns] from both of its sides, in memory as it is and transposed.
+  const auto check_variance = [&](int64_t rows, int64_t columns, DType dtype, double mean, double tolerance) {
+    Tensor x = empty({rows, columns}, dtype);
+    const std::vector<double> noise = sample(rows * columns, DType::float64).to_vector<double>();
+    std::vector<double> shifted(noise);
+    for (double& v : shifted) v += mean;
+    cpu().copy(nullptr, from_vector(shifted, {rows, columns}).view(), x.mutable_view());
+    const std::vector<double> values = x.to_vector<double>();
+    for (const bool is_transposed : {false, true})
+      for (const bool over_rows : {false, true}) {
+        CAPTURE(str(x.shape(), " ", name_of(dtype), is_transposed ? " transposed" : "", over_rows ? " over rows" : ""));
+        ConstView view = x.view();
+        if (is_transposed) std::swap(view.shape[0], view.shape[1]), std::swap(view.strides[0], view.strides[1]);
+        const bool reduces_first = over_rows != is_transposed;                   // axis 0 of the view
+        const int64_t count = over_rows ? rows : columns, outputs = over_rows ? columns : rows;
+        Tensor y = empty(reduces_first ? Shape{1, outputs} : Shape{outputs, 1}, dtype == DType::bfloat16 ? DType::float32 : dtype);
+        cpu().variance(nullptr, 1, view, y.mutable_view());
+        const int before = num_threads();
+        set_num_threads(before == 1 ? 3 : 1);
+        Tensor again = empty(y.shape(), y.dtype());
+        cpu().variance(nullptr, 1, view, again.mutable_view());
+        set_num_threads(before);
+        const std::vector<double> got = y.to_vector<double>();
+        CHECK(got == again.to_vector<double>());
+        for (int64_t j = 0; j < outputs; ++j) {
+          std::vector<double> line(static_cast<size_t>(count));
+          for (int64_t i = 0; i < count; ++i) line[static_cast<size_t>(i)] = values[static_cast<size_t>(over_rows ? i * columns + j : j * columns + i)];
+          CHECK(got[static_cast<size_t>(j)] == doctest::Approx(reference(line, 1)).epsilon(tolerance));
+        }
+      }
+  };
+  for (const DType dtype : {DType::float32, DType::float64, DType::bfloat16}) {
+    check_variance(7, 33, dtype, 0, 1e-5);
+    check_variance(3, 9000, dtype, 0, 1e-5);
+    check_variance(2, 300000, dtype, 0, 1e-5);
+    check_variance(20000, 12, dtype, 0, 1e-5);
+  }
+  check_variance(5, 5000, DType::float32, 1e5, 1e-4);
+  check_variance(5, 5000, DType::float64, 1e8, 1e-6);
+}

@@ -1,4 +1,4 @@
-// reduce: sum, mean, product, max, min, sum of squares, logsumexp, any, all over any axes.
+// reduce: sum, mean, product, max, min, sum of squares, logsumexp, any, all over any axes; variance: squared deviations from the mean, over any axes.
 // Layout: any strides; y has x's rank with reduced axes of size 1. Overwrites y. float16, bfloat16 and float32 are added in float32 within
 // blocks of `row_block` elements (or `flush_rows` rows) and in float64 between blocks; integers in int64. Deterministic: blocks and their
 // order depend on the shape alone, never on the number of threads. Floor: one read of x.
@@ -8,9 +8,14 @@
 // row of accumulators ("columns"), so memory is still read in order. Rows of a few elements are not worth a call each: they too are folded by column, the
 // k-th elements of many rows gathered at a time. A fold too long for one thread is cut into fixed pieces whose results
 // are joined in order.
+//
+// Note [Variances]
+// E[x^2] - E[x]^2 loses everything when the mean is large beside the deviation. A block of a row gives its mean and the squared deviations from it while it is in the
+// cache, in two passes; blocks are combined by Chan, Golub & LeVeque 1979, eq. 2.1, in float64. Columns are read twice, once for their means.
 #include <fovea/kernels/table.h>
 
 #include <cmath>
+#include <optional>
 
 #include <fovea/kernels/cpu/convert.h>
 #include <fovea/kernels/cpu/elementwise_blocks.h>
@@ -75,13 +80,27 @@ Partial<A> combine(Reduce op, const Partial<A>& a, const Partial<A>& b) {
   }
 }
 
+// Rounding may have made a little less than nothing of a sum of squares; NaN stays.
+template <class A>
+A without_sign(A squares) { return squares < 0 ? A(0) : squares; }
+
+// Two results of squared deviations as one.
+template <class A>
+Partial<A> combine_deviations(const Partial<A>& a, const Partial<A>& b) {
+  if (a.count == 0 || b.count == 0) return a.count == 0 ? b : a;
+  const A count = a.count + b.count, delta = b.mean - a.mean;
+  return {a.value + b.value + delta * delta * (a.count * (b.count / count)), 0, count, a.mean + delta * (b.count / count)};
+}
+
+// With a correction it is a variance, and op is `mean`, which its first pass over columns finds.
 template <class T>
 class Reduction {
  public:
   using A = Accumulator<T>;
 
-  Reduction(Reduce op, const ConstView& x, const View& y)
+  Reduction(Reduce op, const ConstView& x, const View& y, std::optional<double> correction = {})
       : op_(op),
+        correction_(correction),
         x_bytes_(size_of(x.dtype)),
         is_direct_type_(x.dtype == dtype_of<T>),
         blocks_(reduce_blocks<T>()),
@@ -108,10 +127,20 @@ class Reduction {
   void run() const { is_by_column_ ? run_columns() : run_rows(); }
 
  private:
+  // What a mean or a variance is divided by.
+  double divisor() const { return correction_ ? std::max(0.0, static_cast<double>(reduced_.total) - *correction_) : static_cast<double>(reduced_.total); }
+
+  Partial<A> of_run(const T* run, int64_t n) const {
+    if (correction_) return blocks_.deviations(run, n);
+    return blocks_.row(op_, run, n);
+  }
+  Partial<A> joined(const Partial<A>& a, const Partial<A>& b) const { return correction_ ? combine_deviations(a, b) : combine(op_, a, b); }
+
   void store(char* y, const Partial<A>& p) const {
     if (op_ == Reduce::mean || op_ == Reduce::logsumexp || std::is_same_v<A, double>) {
       double value = static_cast<double>(p.value);
-      if (op_ == Reduce::mean) value /= static_cast<double>(reduced_.total);
+      if (correction_) value = without_sign(value);
+      if (op_ == Reduce::mean) value /= divisor();
       if (op_ == Reduce::logsumexp)
         value = static_cast<double>(p.maximum) + (std::isinf(static_cast<double>(p.maximum)) ? 0.0 : std::log(value));
       from_double_(&value, 0, y, 0, 1);
@@ -128,7 +157,7 @@ class Reduction {
     const int64_t inner = r.size[r.rank - 1], stride = r.x_stride[r.rank - 1];
     const bool is_direct = is_direct_type_ && stride == x_bytes_ && (inner >= 16 || r.rank == 1);
     if (is_direct && r.rank == 1 && end - begin <= row_block)
-      return blocks_.row(op_, reinterpret_cast<const T*>(x + begin * stride), end - begin);
+      return of_run(reinterpret_cast<const T*>(x + begin * stride), end - begin);
     Partial<A> result = identity_of<A>(op_);
     Cursor cursor(r.size, r.rank, begin);
     alignas(64) T buffer[gather_block];
@@ -138,12 +167,12 @@ class Reduction {
       const int64_t n = std::min(left, is_direct ? row_block : gather_block - filled);
       const char* source = x + cursor.offset(r.x_stride, r.rank);
       if (is_direct) {
-        result = combine(op_, result, blocks_.row(op_, reinterpret_cast<const T*>(source), n));
+        result = joined(result, of_run(reinterpret_cast<const T*>(source), n));
       } else {
         to_buffer_(source, stride, buffer + filled, sizeof(T), n);
         filled += n;
         if (filled == gather_block || begin + n == end) {
-          result = combine(op_, result, blocks_.row(op_, buffer, filled));
+          result = joined(result, of_run(buffer, filled));
           filled = 0;
         }
       }
@@ -175,7 +204,7 @@ class Reduction {
     Partial<A> partials[max_pieces];
     parallel_for(length, piece, [&](int64_t begin, int64_t end) { partials[begin / piece] = fold(x, begin, end); });
     Partial<A> result = identity_of<A>(op_);
-    for (int64_t k = 0; k * piece < length; ++k) result = combine(op_, result, partials[k]);
+    for (int64_t k = 0; k * piece < length; ++k) result = joined(result, partials[k]);
     store(y_ + cursor.offset(kept_.y_stride, kept_.rank), result);
   }
 
@@ -183,24 +212,48 @@ class Reduction {
 
   // Folds rows [begin, end) of the reduced axes into result[0, width); x points at the first of the columns.
   void fold_columns(const char* x, int64_t width, int64_t begin, int64_t end, A* result) const {
-    const Axes& r = reduced_;
-    const int64_t stride = kept_.x_stride[kept_.rank - 1];
-    const bool is_direct = is_direct_type_ && stride == x_bytes_;
     const A identity = identity_of<A>(op_).value;
     std::fill(result, result + width, identity);
     alignas(64) T accumulated[column_tile];
+    for_some_rows(
+        x, width, begin, end, [&] { std::fill(accumulated, accumulated + width, static_cast<T>(identity)); },
+        [&](const T* row) { blocks_.column(op_, row, accumulated, width); }, [&] { join(accumulated, result, width); });
+  }
+
+  // The same of deviations from centers [width], and of their squares.
+  void fold_deviations(const char* x, int64_t width, int64_t begin, int64_t end, const T* centers, A* deviations, A* squares) const {
+    std::fill(deviations, deviations + width, A(0));
+    std::fill(squares, squares + width, A(0));
+    alignas(64) T some[column_tile], some_squares[column_tile];
+    const auto clear = [&] {
+      std::fill(some, some + width, T(0));
+      std::fill(some_squares, some_squares + width, T(0));
+    };
+    const auto add_all = [&] {
+      join(some, deviations, width);
+      join(some_squares, squares, width);
+    };
+    for_some_rows(x, width, begin, end, clear, [&](const T* row) { blocks_.column_deviations(row, centers, some, some_squares, width); }, add_all);
+  }
+
+  // Takes rows [begin, end) in groups: start(), then use(row) for each row of a group, as T [width], then finish().
+  template <class Start, class Use, class Finish>
+  void for_some_rows(const char* x, int64_t width, int64_t begin, int64_t end, const Start& start, const Use& use, const Finish& finish) const {
+    const Axes& r = reduced_;
+    const int64_t stride = kept_.x_stride[kept_.rank - 1];
+    const bool is_direct = is_direct_type_ && stride == x_bytes_;
     alignas(64) T buffer[column_tile];
     Cursor cursor(r.size, r.rank, begin);
     while (begin < end) {
       const int64_t rows = std::min(flush_rows, end - begin);
-      std::fill(accumulated, accumulated + width, static_cast<T>(identity));
+      start();
       for (int64_t k = 0; k < rows; ++k) {
         const char* source = x + cursor.offset(r.x_stride, r.rank);
         if (!is_direct) to_buffer_(source, stride, buffer, sizeof(T), width);
-        blocks_.column(op_, is_direct ? reinterpret_cast<const T*>(source) : buffer, accumulated, width);
+        use(is_direct ? reinterpret_cast<const T*>(source) : buffer);
         cursor.advance(r.size, r.rank, 1);
       }
-      join(accumulated, result, width);
+      finish();
       begin += rows;
     }
   }
@@ -219,7 +272,7 @@ class Reduction {
     const int64_t stride = kept_.y_stride[kept_.rank - 1];
     if constexpr (std::is_same_v<A, double>) {
       if (op_ == Reduce::mean)
-        for (int64_t j = 0; j < width; ++j) result[j] /= static_cast<double>(reduced_.total);
+        for (int64_t j = 0; j < width; ++j) result[j] /= divisor();
       from_double_(result, sizeof(A), y, stride, width);
     } else if (op_ == Reduce::mean) {
       for (int64_t j = 0; j < width; ++j) store(y + j * stride, {result[j], 0});
@@ -250,7 +303,15 @@ class Reduction {
       for (; begin < end; ++begin) {
         const Cursor cursor(outer.size, outer.rank, begin);
         const int64_t width = width_of(cursor);
-        fold_columns(x_ + cursor.offset(outer.x_stride, outer.rank), width, 0, length, result);
+        const char* x = x_ + cursor.offset(outer.x_stride, outer.rank);
+        fold_columns(x, width, 0, length, result);
+        if (correction_) {
+          T centers[column_tile];
+          A squares[column_tile];
+          find_centers(result, width, centers);
+          fold_deviations(x, width, 0, length, centers, result, squares);
+          take_back(result, squares, width);
+        }
         store_columns(y_ + cursor.offset(outer.y_stride, outer.rank), result, width);
       }
     });
@@ -262,10 +323,31 @@ class Reduction {
     A partials[max_column_pieces][column_tile];
     parallel_for(length, piece, [&](int64_t begin, int64_t end) { fold_columns(x, width, begin, end, partials[begin / piece]); });
     for (int64_t k = 1; k * piece < length; ++k) join(partials[k], partials[0], width);
+    if (correction_) {
+      T centers[column_tile];
+      A squares[max_column_pieces][column_tile];
+      find_centers(partials[0], width, centers);
+      parallel_for(length, piece, [&](int64_t begin, int64_t end) { fold_deviations(x, width, begin, end, centers, partials[begin / piece], squares[begin / piece]); });
+      for (int64_t k = 1; k * piece < length; ++k) {
+        join(partials[k], partials[0], width);
+        join(squares[k], squares[0], width);
+      }
+      take_back(partials[0], squares[0], width);
+    }
     store_columns(y, partials[0], width);
   }
 
+  // Of columns' sums: their means, nearly.
+  void find_centers(const A* sums, int64_t width, T* centers) const {
+    for (int64_t j = 0; j < width; ++j) centers[j] = static_cast<T>(sums[j] / static_cast<A>(reduced_.total));
+  }
+  // Leaves squared deviations from the mean, where those from the centers are given and the sums say how far off these are.
+  void take_back(A* sums, const A* squares, int64_t width) const {
+    for (int64_t j = 0; j < width; ++j) sums[j] = without_sign(squares[j] - sums[j] * sums[j] / static_cast<A>(reduced_.total));
+  }
+
   Reduce op_;
+  std::optional<double> correction_;
   int64_t x_bytes_;
   bool is_direct_type_, is_by_column_ = false;
   const ReduceBlocks<T>& blocks_;
@@ -292,8 +374,18 @@ void reduce(Queue, Reduce op, const ConstView& x, const View& y) {
   }
 }
 
+void variance(Queue, double correction, const ConstView& x, const View& y) {
+  if (y.numel() == 0) return;
+  if (x.numel() == 0) return fill_with_identity(Reduce::mean, y);
+  if (compute_dtype(x.dtype) == DType::float64) Reduction<double>(Reduce::mean, x, y, correction).run();
+  else Reduction<float>(Reduce::mean, x, y, correction).run();
+}
+
 }  // namespace
 
-void add_reduce(KernelTable& t) { t.reduce = reduce; }
+void add_reduce(KernelTable& t) {
+  t.reduce = reduce;
+  t.variance = variance;
+}
 
 }  // namespace fovea::kernels

@@ -152,6 +152,40 @@ void column_real(Reduce op, const T* x, T* accumulated, int64_t n) {
   }
 }
 
+// In the second pass the mean that the first has found is only a number that all are near: how far it was off is found too, and taken back.
+template <class T>
+Partial<double> deviations_of(const T* x, int64_t n) {
+  const double count = static_cast<double>(n);
+  const T center = static_cast<T>(sum_of(x, n, [](auto, auto a, auto v) HWY_ATTR { return hn::Add(a, v); }) / count);
+  const double off = sum_of(x, n, [=](auto d, auto a, auto v) HWY_ATTR { return hn::Add(a, hn::Sub(v, hn::Set(d, center))); }) / count;
+  const double squares = sum_of(x, n, [=](auto d, auto a, auto v) HWY_ATTR {
+    const auto distance = hn::Sub(v, hn::Set(d, center));
+    return hn::MulAdd(distance, distance, a);
+  });
+  return {squares - count * off * off, 0, count, static_cast<double>(center) + off};
+}
+
+template <class T>
+void column_deviations_of(const T* HWY_RESTRICT x, const T* HWY_RESTRICT center, T* HWY_RESTRICT sum, T* HWY_RESTRICT squares, int64_t n) {
+  const hn::ScalableTag<T> d;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  int64_t j = 0;
+  for (; j + lanes <= n; j += lanes) {
+    const auto distance = hn::Sub(hn::LoadU(d, x + j), hn::LoadU(d, center + j));
+    hn::StoreU(hn::Add(hn::LoadU(d, sum + j), distance), d, sum + j);
+    hn::StoreU(hn::MulAdd(distance, distance, hn::LoadU(d, squares + j)), d, squares + j);
+  }
+  for (; j < n; ++j) {
+    sum[j] += x[j] - center[j];
+    squares[j] += (x[j] - center[j]) * (x[j] - center[j]);
+  }
+}
+
+Partial<double> deviations_float32(const float* x, int64_t n) { return deviations_of(x, n); }
+Partial<double> deviations_float64(const double* x, int64_t n) { return deviations_of(x, n); }
+void column_deviations_float32(const float* x, const float* center, float* sum, float* squares, int64_t n) { column_deviations_of(x, center, sum, squares, n); }
+void column_deviations_float64(const double* x, const double* center, double* sum, double* squares, int64_t n) { column_deviations_of(x, center, sum, squares, n); }
+
 Partial<double> row_float32(Reduce op, const float* x, int64_t n) { return row_real(op, x, n); }
 Partial<double> row_float64(Reduce op, const double* x, int64_t n) { return row_real(op, x, n); }
 void column_float32(Reduce op, const float* x, float* accumulated, int64_t n) { column_real(op, x, accumulated, n); }
@@ -166,19 +200,19 @@ namespace fovea::kernels {
 
 template <>
 const ReduceBlocks<float>& reduce_blocks<float>() {
-  static const ReduceBlocks<float> blocks = {FOVEA_BEST(row_float32), FOVEA_BEST(column_float32)};
+  static const ReduceBlocks<float> blocks = {FOVEA_BEST(row_float32), FOVEA_BEST(column_float32), FOVEA_BEST(deviations_float32), FOVEA_BEST(column_deviations_float32)};
   return blocks;
 }
 
 template <>
 const ReduceBlocks<double>& reduce_blocks<double>() {
-  static const ReduceBlocks<double> blocks = {FOVEA_BEST(row_float64), FOVEA_BEST(column_float64)};
+  static const ReduceBlocks<double> blocks = {FOVEA_BEST(row_float64), FOVEA_BEST(column_float64), FOVEA_BEST(deviations_float64), FOVEA_BEST(column_deviations_float64)};
   return blocks;
 }
 
 template <>
 const ReduceBlocks<int64_t>& reduce_blocks<int64_t>() {
-  static const ReduceBlocks<int64_t> blocks = {FOVEA_BEST(row_int64), FOVEA_BEST(column_int64)};
+  static const ReduceBlocks<int64_t> blocks = {FOVEA_BEST(row_int64), FOVEA_BEST(column_int64), nullptr, nullptr};
   return blocks;
 }
 

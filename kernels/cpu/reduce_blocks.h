@@ -7,10 +7,11 @@
 
 namespace fovea::kernels {
 
-// What a run was reduced to. For logsumexp: `value` is the sum of e^(x - maximum).
+// What a run was reduced to. For logsumexp: `value` is the sum of e^(x - maximum). For a variance: `value` is the sum of squared deviations from `mean` of `count` elements.
 template <class A>
 struct Partial {
   A value = 0, maximum = 0;
+  A count = 0, mean = 0;
 };
 
 // Sums are kept in float64 (int64 for integers) from one block to the next; within a block of float32 in float32.
@@ -44,6 +45,9 @@ template <class T>
 struct ReduceBlocks {
   Partial<Accumulator<T>> (*row)(Reduce, const T* x, int64_t n);                // one run; n at most a few thousand
   void (*column)(Reduce, const T* x, T* accumulated, int64_t n);                // accumulated[j] = combined with x[j]; not logsumexp
+  // Of squared deviations, for a variance; floating-point types only.
+  Partial<Accumulator<T>> (*deviations)(const T* x, int64_t n);                 // of one run
+  void (*column_deviations)(const T* x, const T* center, T* sum, T* squares, int64_t n);  // sum[j] += x[j] - center[j], squares[j] += its square
 };
 
 template <class T> const ReduceBlocks<T>& reduce_blocks();

@@ -14,14 +14,34 @@ namespace {
 // Where the parameters of a group's elements are: a group is `width` channels of `spatial` elements.
 struct Groups {
   int64_t groups, width, spatial;
+  bool has_aligned_parameters;               // gamma and beta, where they are there, can be read in packs
   Divide divide;
 
-  explicit Groups(const NormGeometry& g)
-      : groups(g.groups), width(g.channels / g.groups), spatial(g.spatial), divide(std::max<int64_t>(g.spatial, 1), g.channels / g.groups * g.spatial) {}
+  Groups(const NormGeometry& g, const ConstView& gamma, const ConstView& beta)
+      : groups(g.groups), width(g.channels / g.groups), spatial(g.spatial), has_aligned_parameters(is_aligned(gamma.data) && is_aligned(beta.data)),
+        divide(std::max<int64_t>(g.spatial, 1), g.channels / g.groups * g.spatial) {}
 
   // The channel of element j of a pack at `position` in group `group`: a pack lies within a channel, unless channels have one element.
   __device__ int64_t channel(int64_t group, int64_t position, int j) const {
     return group % groups * width + (spatial == 1 ? position + j : divide.quotient(position));
+  }
+  // Those of gamma or beta that belong to a pack; `otherwise` where there are none.
+  template <int pack, class A>
+  __device__ void load(A (&values)[pack], const A* parameters, int64_t group, int64_t position, A otherwise) const {
+    constexpr int together = full_pack<A>;
+    const int64_t first = channel(group, position, 0);
+    if (parameters && pack % together == 0 && spatial == 1 && has_aligned_parameters && first % together == 0) {
+#pragma unroll
+      for (int j = 0; j + together <= pack; j += together) {
+        const Pack<A, together> some = load_pack<A>(parameters + first + j, 0);
+#pragma unroll
+        for (int k = 0; k < together; ++k) values[j + k] = some[k];
+      }
+      return;
+    }
+    const A shared_value = parameters && spatial != 1 ? parameters[first] : otherwise;
+#pragma unroll
+    for (int j = 0; j < pack; ++j) values[j] = parameters && spatial == 1 ? parameters[first + j] : shared_value;
   }
 };
 
@@ -43,18 +63,24 @@ __global__ __launch_bounds__(team_threads, 2) void group_norm_kernel(Walk walk, 
     walk.for_each_pack<pack>(
         group, walk.begin(), walk.end(), [&](const Place& at) { return load_pack<T, pack>(x + at.offset, 0); },
         [&](Pack<T, pack> values, const Place& at) {
+          A slopes[pack], shifts[pack];
+          groups.load(slopes, gamma, group, at.position, A(1));
+          groups.load(shifts, beta, group, at.position, A(0));
 #pragma unroll
-          for (int j = 0; j < pack; ++j) {
-            const int64_t c = groups.channel(group, at.position, j);
-            const A normal = (widen(values[j]) - center) * scale + rest;
-            values[j] = narrow<T>(normal * value_or(gamma, c, A(1)) + value_or(beta, c, A(0)));
-          }
+          for (int j = 0; j < pack; ++j) values[j] = narrow<T>(((widen(values[j]) - center) * scale + rest) * slopes[j] + shifts[j]);
           store_pack<T, pack>(y + at.offset, 0, values);
         });
   });
 }
 
 // --- backward ---
+
+template <class T, int pack>
+struct ScaledPacks {
+  Pack<T, pack> dy, x;
+  Accumulate<T> gamma[pack];
+  __device__ Accumulate<T> gradient(int j) const { return widen(dy[j]) * gamma[j]; }
+};
 
 template <class T>
 struct Backward {
@@ -72,9 +98,13 @@ struct Backward {
     packs.x = load_pack<T, pack>(x + at.offset, 0);
     return packs;
   }
-  // dy * gamma
-  __device__ A scaled(T gradient, int64_t group, const Place& at, int j) const {
-    return gamma ? widen(gradient) * gamma[groups.channel(group, at.position, j)] : widen(gradient);
+  template <int pack>
+  __device__ ScaledPacks<T, pack> load_scaled(const Place& at, int64_t group) const {
+    ScaledPacks<T, pack> packs;
+    packs.dy = load_pack<T, pack>(dy + at.offset, 0);
+    packs.x = load_pack<T, pack>(x + at.offset, 0);
+    groups.load(packs.gamma, gamma, group, at.position, A(1));
+    return packs;
   }
 
   // Over a group, for dx: sums of g and of g * (x - mean).
@@ -82,9 +112,9 @@ struct Backward {
   __device__ GradientSums group_sums(const Walk& walk, int64_t group, int64_t begin, int64_t end) const {
     const A center = mean[group];
     return lane_sums<pack, A>(
-        walk, group, begin, end, [&](const Place& at) { return load<pack>(at); },
-        [&](const GradientPacks<T, pack>& packs, const Place& at, int j, A& sum, A& product) {
-          const A g = scaled(packs.dy[j], group, at, j);
+        walk, group, begin, end, [&](const Place& at) { return load_scaled<pack>(at, group); },
+        [&](const ScaledPacks<T, pack>& packs, const Place&, int j, A& sum, A& product) {
+          const A g = packs.gradient(j);
           sum += g;
           product += g * (widen(packs.x[j]) - center);
         });
@@ -130,11 +160,11 @@ __global__ __launch_bounds__(team_threads, 2) void group_norm_backward_kernel(Wa
     const A center = b.mean[group], scale = b.invstd[group], mean_g = static_cast<A>(sums.gradient / count);
     const A slope = static_cast<A>(sums.product * inverse * inverse / count);
     walk.for_each_pack<pack>(
-        group, walk.begin(), walk.end(), [&](const Place& at) { return b.template load<pack>(at); },
-        [&](const GradientPacks<T, pack>& packs, const Place& at) {
+        group, walk.begin(), walk.end(), [&](const Place& at) { return b.template load_scaled<pack>(at, group); },
+        [&](const ScaledPacks<T, pack>& packs, const Place& at) {
           Pack<T, pack> out;
 #pragma unroll
-          for (int j = 0; j < pack; ++j) out[j] = narrow<T>(scale * (b.scaled(packs.dy[j], group, at, j) - mean_g - (widen(packs.x[j]) - center) * slope));
+          for (int j = 0; j < pack; ++j) out[j] = narrow<T>(scale * (packs.gradient(j) - mean_g - (widen(packs.x[j]) - center) * slope));
           store_pack<T, pack>(b.dx + at.offset, 0, out);
         });
   });
@@ -175,7 +205,7 @@ void group_norm(Queue queue, const NormGeometry& g, const ConstView& x, const Co
     check_of_channels<T>("group_norm", {gamma, beta, mean, invstd});
     const Walk walk = walk_groups(g, pack.value);
     with_partials(queue, "group_norm_moments", walk, FindMoments<pack.value, T>{x.as<T>()}, [&](const Moments* partial) {
-      launch(queue, "group_norm", walk.template grid<Moments>(), group_norm_kernel<pack.value, T>, walk, Groups(g), g.eps, x.as<T>(), gamma.as<A>(), beta.as<A>(),
+      launch(queue, "group_norm", walk.template grid<Moments>(), group_norm_kernel<pack.value, T>, walk, Groups(g, gamma, beta), g.eps, x.as<T>(), gamma.as<A>(), beta.as<A>(),
              y.as<T>(), mean.as<A>(), invstd.as<A>(), partial);
     });
   }, x.data, y.data);
@@ -206,7 +236,7 @@ void group_norm_backward(Queue queue, const NormGeometry& g, const ConstView& dy
     using T = decltype(zero);
     using A = Accumulate<T>;
     check_of_channels<T>(op, {gamma, mean, invstd, dgamma, dbeta});
-    const Backward<T> b{Groups(g), dy.as<T>(), x.as<T>(), gamma.as<A>(), mean.as<A>(), invstd.as<A>(), dx.as<T>(), dgamma.as<A>(), dbeta.as<A>()};
+    const Backward<T> b{Groups(g, gamma, {}), dy.as<T>(), x.as<T>(), gamma.as<A>(), mean.as<A>(), invstd.as<A>(), dx.as<T>(), dgamma.as<A>(), dbeta.as<A>()};
     if (b.dx) backward_x<pack.value>(queue, g, b);
     if (!b.dgamma && !b.dbeta) return;
     if (g.spatial == 1) backward_affine<1>(queue, g, b);

@@ -4,10 +4,6 @@
 // A channel's elements, numbered through, lie in `planes` runs of `spatial` elements. Where a run is one element (rows of features), neighbouring threads take
 // neighbouring channels. With too few channels to fill a GPU, each is split over several blocks: a first kernel leaves partial results in memory, and every block of
 // the second joins all of its channel's, in the same order. Otherwise the second kernel does everything, reading x twice, the second time from the cache if it fits.
-//
-// Note [Variance without cancellation]
-// E[x^2] - E[x]^2 loses everything when the mean is large beside the deviation. A lane takes a batch of elements into registers, finds their mean and the squared
-// deviations from it, and combines batches by Chan, Golub & LeVeque 1979, eq. 2.1; lanes and blocks are combined the same way in float64.
 #pragma once
 
 #include <algorithm>
@@ -18,23 +14,10 @@
 #include <fovea/kernels/cuda/core/pack.h>
 #include <fovea/kernels/cuda/core/scratch.h>
 #include <fovea/kernels/cuda/core/strided.h>
+#include <fovea/kernels/cuda/moments.h>
 #include <fovea/kernels/cuda/team.h>
 
 namespace fovea::kernels::cuda {
-
-struct Moments {
-  double count = 0, mean = 0, m2 = 0;        // m2: sum of squared deviations from the mean
-
-  __device__ double variance() const { return count > 0 ? (m2 < 0 ? 0.0 : m2 / count) : 0.0; }
-};
-
-struct JoinMoments {
-  __device__ Moments operator()(const Moments& a, const Moments& b) const {
-    if (a.count == 0 || b.count == 0) return a.count == 0 ? b : a;
-    const double count = a.count + b.count, delta = b.mean - a.mean, share = b.count / count;
-    return {count, a.mean + delta * share, a.m2 + b.m2 + delta * delta * (a.count * share)};
-  }
-};
 
 // Sums over a channel of the gradient, and of the gradient times what goes with it (a deviation, or a normalised x).
 struct GradientSums {
@@ -43,16 +26,6 @@ struct GradientSums {
 
 struct JoinSums {
   __device__ GradientSums operator()(const GradientSums& a, const GradientSums& b) const { return {a.gradient + b.gradient, a.product + b.product}; }
-};
-
-// n / divisor for any n, quick for n < 2^31.
-struct Divide {
-  FastDivide quick;
-  int64_t divisor = 1;
-  bool is_wide = false;
-
-  Divide(int64_t d, int64_t largest) : quick(static_cast<uint32_t>(std::min<int64_t>(d, 1 << 30))), divisor(d), is_wide(largest >= (int64_t{1} << 31) || d > (1 << 30)) {}
-  __device__ int64_t quotient(int64_t n) const { return is_wide ? n / divisor : quick.quotient(static_cast<uint32_t>(n)); }
 };
 
 // An element's offset into the tensor, its plane and its position within that.
@@ -71,7 +44,7 @@ struct Walk {
   Walk(int64_t all_channels, int64_t all_planes, int64_t plane, int64_t step, int pack)
       : channels(all_channels), planes(all_planes), spatial(plane), plane_step(step), divide(std::max<int64_t>(plane, 1), all_planes * plane) {
     const int64_t count = elements();
-    team = spatial == 1 && channels > 1 && planes > 1 ? column_team(channels, planes) : row_team(ceil_div<int64_t>(count, pack));
+    team = spatial == 1 && channels > 1 && planes > 1 ? column_team(channels, planes) : row_team_of_packs(ceil_div<int64_t>(count, pack));
     const int64_t pass = static_cast<int64_t>(team.lanes) * pack;
     const int64_t wanted = splits_for(ceil_div<int64_t>(channels, team.width), count / pass);
     per_split = std::max<int64_t>(1, ceil_div(ceil_div(count, wanted), pass)) * pass;
@@ -133,7 +106,7 @@ __device__ Moments lane_moments(const Walk& walk, const T* x, int64_t channel, i
   using A = Accumulate<T>;
   constexpr int loads = pack == 1 ? 8 : 4, batch = loads * pack;
   const int64_t step = static_cast<int64_t>(walk.team.lanes) * pack;
-  A count = 0, mean = 0, m2 = 0;
+  LaneMoments<A> moments;
   for (int64_t e = begin + walk.team.lane() * pack; e < end; e += loads * step) {
     A values[batch];
     int filled = 0;
@@ -146,18 +119,9 @@ __device__ Moments lane_moments(const Walk& walk, const T* x, int64_t channel, i
       for (int j = 0; j < pack; ++j) values[u * pack + j] = exists ? widen(p[j]) : A(0);
       filled += exists ? pack : 0;
     }
-    A sum = 0, squares = 0;
-#pragma unroll
-    for (int k = 0; k < batch; ++k) sum += values[k];
-    const A size = static_cast<A>(filled), center = sum / size;
-#pragma unroll
-    for (int k = 0; k < batch; ++k) squares += k < filled ? (values[k] - center) * (values[k] - center) : A(0);
-    const A total = count + size, delta = center - mean, share = size / total;
-    mean += delta * share;
-    m2 += squares + delta * delta * (count * share);
-    count = total;
+    moments.add(values, filled);
   }
-  return {static_cast<double>(count), static_cast<double>(mean), static_cast<double>(m2)};
+  return moments.wide();
 }
 
 // What all lanes together found in their share of [begin, end): find(begin, end) is one lane's.

@@ -1,5 +1,5 @@
 // reduce: sum, mean, product, max, min, sum of squares, logsumexp, any, all over any axes; arg_reduce: the position of the largest or smallest element along an axis
-// (the first of equals; NaN wins).
+// (the first of equals; NaN wins); variance: over any axes, with a correction.
 // Layout: any strides, any dtypes. Overwrites y. A thread adds up to `run` accesses of float16, bfloat16 or float32 in float32 and goes on in float64; products and
 // float64 in float64, integers in int64. Deterministic: the shape alone decides who adds what. Floor: one read of x.
 //
@@ -18,6 +18,7 @@
 #include <fovea/kernels/cuda/core/pack.h>
 #include <fovea/kernels/cuda/core/scratch.h>
 #include <fovea/kernels/cuda/core/strided.h>
+#include <fovea/kernels/cuda/moments.h>
 #include <fovea/kernels/cuda/team.h>
 
 namespace fovea::kernels::cuda {
@@ -162,13 +163,30 @@ struct PositionOf {
 template <class V> using PositionOfMax = PositionOf<V, true>;
 template <class V> using PositionOfMin = PositionOf<V, false>;
 
+// Elements are added in batches: Note [Variance without cancellation].
+template <class V>
+struct DeviationsOf {
+  using Part = LaneMoments<V>;
+  using Total = Moments;
+  __device__ static Part part() { return {}; }
+  template <int n>
+  __device__ static void add_batch(Part& p, const V (&values)[n], int filled) { p.add(values, filled); }
+  __device__ static Total total(const Part& p) { return p.wide(); }
+  __device__ static Total join(const Total& a, const Total& b) { return JoinMoments{}(a, b); }
+  __device__ static double result(const Total& t) { return t.m2; }
+};
+
+template <class Op> inline constexpr bool is_batched = false;
+template <class V> inline constexpr bool is_batched<DeviationsOf<V>> = true;
+
 struct Fold {
   StridedIndex<1> reduced;                   // x
   StridedIndex<2> kept;                      // x, y
   Team team;
   int64_t length, outputs;                   // elements of a fold, folds
   int64_t splits, per_split;
-  double divisor = 0;                        // of a mean; 0: none
+  bool is_divided = false;                   // results are divided by divisor: means and variances
+  double divisor = 1;
   void* y;
   DType dtype;
 
@@ -176,10 +194,44 @@ struct Fold {
   template <class Result>
   __device__ void store(int64_t output, Result value) const {
     const int64_t at = kept.offsets(output).of[1];
-    if (divisor != 0) store_as(dtype, y, at, static_cast<double>(value) / divisor);
+    if (is_divided) store_as(dtype, y, at, static_cast<double>(value) / divisor);
     else store_as(dtype, y, at, value);
   }
 };
+
+// Adds packs whose elements are numbered from `first` on, one pack after the other or `step` elements apart.
+template <class Op, int n, int pack, class T>
+__device__ inline void add_packs(typename Op::Part& part, const Pack<T, pack> (&packs)[n], int64_t first, int64_t step) {
+  if constexpr (is_batched<Op>) {
+    Compute<T> values[n * pack];
+#pragma unroll
+    for (int i = 0; i < n * pack; ++i) values[i] = to_compute(packs[i / pack][i % pack]);
+    Op::add_batch(part, values, n * pack);
+  } else {
+#pragma unroll
+    for (int u = 0; u < n; ++u)
+#pragma unroll
+      for (int j = 0; j < pack; ++j) Op::add_element(part, to_compute(packs[u][j]), first + u * step + j);
+  }
+}
+
+// Adds element j of each of the first `filled` packs to part j.
+template <class Op, int n, int pack, class T>
+__device__ inline void add_columns(typename Op::Part (&parts)[pack], const Pack<T, pack> (&packs)[n], int filled, int64_t first, int64_t step) {
+#pragma unroll
+  for (int j = 0; j < pack; ++j) {
+    if constexpr (is_batched<Op>) {
+      Compute<T> values[n];
+#pragma unroll
+      for (int u = 0; u < n; ++u) values[u] = u < filled ? to_compute(packs[u][j]) : Compute<T>(0);
+      Op::add_batch(parts[j], values, filled);
+    } else {
+#pragma unroll
+      for (int u = 0; u < n; ++u)
+        if (u < filled) Op::add_element(parts[j], to_compute(packs[u][j]), first + u * step);
+    }
+  }
+}
 
 // A lane's share of the elements [begin, end) of a fold.
 template <class Op, int pack, class T>
@@ -194,15 +246,11 @@ __device__ typename Op::Total fold_lane(const Fold& fold, const T* x, int64_t be
       Pack<T, pack> values[unroll];
 #pragma unroll
       for (int u = 0; u < unroll; ++u) values[u] = load_pack<T, pack>(x + fold.offset(i + u * step), 0);
-#pragma unroll
-      for (int u = 0; u < unroll; ++u)
-#pragma unroll
-        for (int j = 0; j < pack; ++j) Op::add_element(part, to_compute(values[u][j]), i + u * step + j);
+      add_packs<Op>(part, values, i, step);
     }
     for (; i < stop; i += step) {
-      const Pack<T, pack> values = load_pack<T, pack>(x + fold.offset(i), 0);
-#pragma unroll
-      for (int j = 0; j < pack; ++j) Op::add_element(part, to_compute(values[j]), i + j);
+      const Pack<T, pack> values[1] = {load_pack<T, pack>(x + fold.offset(i), 0)};
+      add_packs<Op>(part, values, i, step);
     }
     total = Op::join(total, Op::total(part));
   }
@@ -261,15 +309,14 @@ __device__ PackTotal<Op, pack> fold_column_lane(const Fold& fold, const T* x, in
     const int64_t stop = min(end, i + step * run);
     for (; i < stop; i += unroll * step) {
       Pack<T, pack> values[unroll];
+      int filled = 0;
 #pragma unroll
-      for (int u = 0; u < unroll; ++u)
-        if (i + u * step < stop) values[u] = load_pack<T, pack>(x + fold.offset(i + u * step), 0);
-#pragma unroll
-      for (int u = 0; u < unroll; ++u)
-        if (i + u * step < stop) {
-#pragma unroll
-          for (int j = 0; j < pack; ++j) Op::add_element(part[j], to_compute(values[u][j]), i + u * step);
-        }
+      for (int u = 0; u < unroll; ++u) {
+        if (i + u * step >= stop) break;
+        values[u] = load_pack<T, pack>(x + fold.offset(i + u * step), 0);
+        ++filled;
+      }
+      add_columns<Op>(part, values, filled, i, step);
     }
 #pragma unroll
     for (int j = 0; j < pack; ++j) total.values[j] = Op::join(total.values[j], Op::total(part[j]));
@@ -373,15 +420,15 @@ Fold fold_of(const ConstView& x, const View& y, int most_packed, const IsReduced
     if (is_reduced(axis)) reduced.add(x.shape[axis], x.strides[axis], 0);
     else kept.add(x.shape[axis], x.strides[axis], y.strides[axis]);
   }
-  Fold fold{index_of_x(reduced), index_of_both(kept), {}, 0, 0, 1, 0, 0, y.data, y.dtype};
+  Fold fold{index_of_x(reduced), index_of_both(kept), {}, 0, 0, 1, 0, false, 1, y.data, y.dtype};
   fold.length = x.numel() > 0 ? fold.reduced.numel : 0;
   fold.outputs = fold.kept.numel;
   const bool is_row = inner_stride(reduced) <= inner_stride(kept) && fold.reduced.rank > 0;
   if (is_row && splits_into_packs(fold, x.data, most_packed, size_of(x.dtype))) pack.row = most_packed;
   if (!is_row && columns_split_into_packs(fold, x.data, most_packed, size_of(x.dtype))) pack.column = most_packed;
-  fold.team = is_row ? row_team(ceil_div<int64_t>(fold.length, pack.row)) : column_team(fold.outputs / pack.column, fold.length);
-  const int64_t per_pass = static_cast<int64_t>(fold.team.lanes) * pack.row;
-  const int64_t splits = splits_for(ceil_div<int64_t>(fold.outputs, static_cast<int64_t>(fold.team.width) * pack.column), fold.length / per_pass);
+  fold.team = is_row ? row_team_of_packs(ceil_div<int64_t>(fold.length, pack.row)) : column_team(fold.outputs / pack.column, fold.length);
+  const int64_t per_pass = static_cast<int64_t>(fold.team.lanes) * pack.row, groups = ceil_div<int64_t>(fold.outputs, static_cast<int64_t>(fold.team.width) * pack.column);
+  const int64_t splits = splits_for(groups, fold.length / per_pass, 1024, unroll);
   fold.per_split = std::max<int64_t>(1, ceil_div(ceil_div(fold.length, splits), per_pass)) * per_pass;
   fold.splits = std::max<int64_t>(1, ceil_div(fold.length, fold.per_split));
   return fold;
@@ -413,7 +460,7 @@ void reduce_as(Queue queue, Reduce op, const ConstView& x, const View& y) {
   switch (op) {
     case Reduce::sum: return run_fold<SumOf<V>, most_packed>(queue, "sum", fold, data, pack);
     case Reduce::mean:
-      fold.divisor = fold.length == 0 ? std::numeric_limits<double>::quiet_NaN() : static_cast<double>(fold.length);
+      fold.is_divided = true, fold.divisor = static_cast<double>(fold.length);
       return run_fold<SumOf<V>, most_packed>(queue, "mean", fold, data, pack);
     case Reduce::product: return run_fold<ProductOf<V>, most_packed>(queue, "product", fold, data, pack);
     case Reduce::max: return run_fold<MaxOf<V>, most_packed>(queue, "max", fold, data, pack);
@@ -434,13 +481,25 @@ void reduce(Queue queue, Reduce op, const ConstView& x, const View& y) {
 
 void arg_reduce(Queue queue, ArgReduce op, int axis, const ConstView& x, const View& y) {
   if (y.numel() == 0 || x.numel() == 0) return;
-  Packing pack;
-  Fold fold = fold_of(x, y, 1, [&](int i) { return i == axis; }, pack);
   dispatch(x.dtype, [&](auto zero) {
     using T = decltype(zero);
     using V = Compute<T>;
-    if (op == ArgReduce::argmax) run_fold<PositionOfMax<V>>(queue, "argmax", fold, x.as<T>(), pack);
-    else run_fold<PositionOfMin<V>>(queue, "argmin", fold, x.as<T>(), pack);
+    constexpr int most_packed = std::is_integral_v<T> ? 1 : full_pack<T>;
+    Packing pack;
+    Fold fold = fold_of(x, y, most_packed, [&](int i) { return i == axis; }, pack);
+    if (op == ArgReduce::argmax) run_fold<PositionOfMax<V>, most_packed>(queue, "argmax", fold, x.as<T>(), pack);
+    else run_fold<PositionOfMin<V>, most_packed>(queue, "argmin", fold, x.as<T>(), pack);
+  });
+}
+
+void variance(Queue queue, double correction, const ConstView& x, const View& y) {
+  if (y.numel() == 0) return;
+  dispatch_floating(x.dtype, "variance", [&](auto zero) {
+    using T = decltype(zero);
+    Packing pack;
+    Fold fold = fold_of(x, y, full_pack<T>, [&](int axis) { return y.shape[axis] == 1; }, pack);
+    fold.is_divided = true, fold.divisor = std::max(0.0, static_cast<double>(fold.length) - correction);
+    run_fold<DeviationsOf<Compute<T>>, full_pack<T>>(queue, "variance", fold, x.as<T>(), pack);
   });
 }
 
@@ -449,6 +508,7 @@ void arg_reduce(Queue queue, ArgReduce op, int axis, const ConstView& x, const V
 void add_reduce(KernelTable& t) {
   t.reduce = reduce;
   t.arg_reduce = arg_reduce;
+  t.variance = variance;
 }
 
 }  // namespace fovea::kernels::cuda

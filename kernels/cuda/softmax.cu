@@ -7,24 +7,22 @@
 //     A row whose label is out of range (check_range has reported it) has a loss of NaN and a gradient of zero.
 // Layout: contiguous. Overwrites its outputs. float32, float64, and the half types in float32 (class weights and losses of half logits are float32; y and dy of a half x may be). A lane adds up its share
 // in the type it computes in; lanes are joined in float64 in a fixed order: deterministic.
-// Floor: softmax one read and one write, backward two reads and one write; cross-entropy one read, its backward one read and one write. A warp or a block holds a row of up to `kept` elements a lane in registers; what goes
-// beyond is read again, from the second-level cache if it can.
+// Floor: softmax one read and one write, backward two reads and one write; cross-entropy one read, its backward one read and one write: reached where rows stay on chip
+// (Note [Rows]). Along another axis than the last, everything is read twice.
 #include <fovea/kernels/table.h>
 
 #include <algorithm>
 #include <limits>
 
-#include <fovea/kernels/cuda/core/launch.h>
-#include <fovea/kernels/cuda/core/numeric.h>
 #include <fovea/kernels/cuda/core/scratch.h>
-#include <fovea/kernels/cuda/core/warp.h>
+#include <fovea/kernels/cuda/core/strided.h>
+#include <fovea/kernels/cuda/rows.h>
 #include <fovea/kernels/cuda/team.h>
 
 namespace fovea::kernels::cuda {
 namespace {
 
-constexpr int row_threads = 512;             // of a block that has one row
-constexpr int warps_per_block = 4;           // with a row each, where rows are short
+constexpr int loss_threads = 256;
 
 __device__ inline float exp_of(float x) { return expf(x); }
 __device__ inline double exp_of(double x) { return exp(x); }
@@ -32,104 +30,81 @@ __device__ inline double exp_of(double x) { return exp(x); }
 template <class A>
 __device__ constexpr A lowest() { return -std::numeric_limits<A>::infinity(); }
 
-struct RowScratch {
-  double values[warp_size];
-};
+// The largest of some numbers and the sum of e^(x - maximum) over them, in one pass: what has been added up is rescaled where a larger number comes.
+template <class A>
+struct ShiftedSum {
+  A maximum = lowest<A>(), sum = 0;
 
-// The threads that share a row: a warp, or the whole block.
-template <bool is_block>
-struct RowTeam {
-  RowScratch* scratch;
-
-  __device__ static int lanes() { return is_block ? row_threads : warp_size; }
-  __device__ static int lane() { return static_cast<int>(threadIdx.x) % (is_block ? row_threads : warp_size); }
-  __device__ static int64_t first() { return is_block ? blockIdx.x : global_thread() / warp_size; }
-  __device__ static int64_t stride() { return is_block ? gridDim.x : global_threads() / warp_size; }
-
-  template <class V, class Op>
-  __device__ V reduce(V value, Op op, V identity) const {
-    if constexpr (is_block) return block_reduce(value, op, identity, reinterpret_cast<V*>(scratch->values));
-    else return warp_reduce(value, op);
+  template <int n>
+  __device__ void add(const A (&values)[n]) {
+    A top = maximum;
+#pragma unroll
+    for (int i = 0; i < n; ++i) top = Max{}(top, values[i]);
+    const A shift = top == lowest<A>() ? A(0) : top;       // of nothing but -infinity: no share, not NaN
+    A part = 0;
+#pragma unroll
+    for (int i = 0; i < n; ++i) part += exp_of(values[i] - shift);
+    sum = sum * exp_of(maximum - shift) + part;
+    maximum = top;
   }
-  template <class V>
-  __device__ double sum(V value) const { return reduce(static_cast<double>(value), Sum{}, 0.0); }
-  template <class V>
-  __device__ V max(V value) const { return reduce(value, Max{}, lowest<V>()); }
+  // The sum seen from a maximum of more numbers.
+  __device__ A below(A top) const { return sum * exp_of(maximum - top); }
 };
 
-template <bool is_block>
-Grid grid_of_rows(int64_t rows, int64_t most = 1 << 16) {
-  const int64_t blocks = is_block ? rows : ceil_div<int64_t>(rows, warps_per_block);
-  return {dim3(static_cast<unsigned>(blocks < most ? blocks : most)), dim3(is_block ? row_threads : warps_per_block * warp_size), sizeof(RowScratch)};
-}
+// What makes log-probabilities of a row's scores: x - max - log(sum).
+template <class A>
+struct Normalizer {
+  A max;
+  double sum;
+
+  template <class Team, class Row>
+  __device__ Normalizer(const Team& team, const Row& row) {
+    ShiftedSum<A> part;
+    row.for_each_batch([&](const auto& values) { part.add(values[0]); });
+    max = team.reduce(part.maximum, Max{}, lowest<A>());
+    sum = team.reduce(static_cast<double>(part.below(max)), Sum{}, 0.0);
+  }
+};
 
 // --- rows: inner == 1 ---
 
-// f(i, x[i]) for a lane's share of a row, from the registers as far as they go.
-template <bool is_block, int kept, class T>
-struct Row {
+template <class Layout, class T, class Y>
+__global__ __launch_bounds__(row_threads<Layout>, row_residents<Layout, T>) void softmax_rows_kernel(RowShape shape, bool is_log, const T* x, Y* y) {
   using A = Accumulate<T>;
-  const T* x;
-  int64_t size;
-  A values[kept];
-
-  __device__ Row(const T* from, int64_t n) : x(from), size(n) {
-#pragma unroll
-    for (int k = 0; k < kept; ++k) values[k] = at(k) < size ? widen(x[at(k)]) : A(0);
-  }
-  __device__ static int64_t at(int k) { return static_cast<int64_t>(k) * RowTeam<is_block>::lanes() + RowTeam<is_block>::lane(); }
-  template <class F>
-  __device__ void for_each(const F& f) const {
-#pragma unroll
-    for (int k = 0; k < kept; ++k)
-      if (at(k) < size) f(at(k), values[k]);
-    if constexpr (is_block)
-      for (int64_t i = at(kept); i < size; i += row_threads) f(i, widen(x[i]));
-  }
-};
-
-template <bool is_block, int kept, class T, class Y>
-__global__ __launch_bounds__(is_block ? row_threads : warps_per_block* warp_size, 1) void softmax_rows_kernel(int64_t rows, int64_t size, bool is_log, const T* x, Y* y) {
-  using A = Accumulate<T>;
-  const RowTeam<is_block> team{&shared<RowScratch>()};
-  for (int64_t r = team.first(); r < rows; r += team.stride()) {
-    const Row<is_block, kept, T> row(x + r * size, size);
-    Y* out = y + r * size;
-    A max = lowest<A>(), sum = 0;
-    row.for_each([&](int64_t, A v) { max = Max{}(max, v); });
-    max = team.max(max);
-    row.for_each([&](int64_t, A v) { sum += exp_of(v - max); });
-    const double total = team.sum(sum);
-    if (is_log) {                            // which costs a short row as much as its elements do
-      const A log_sum = static_cast<A>(log(total));
-      row.for_each([&](int64_t i, A v) { out[i] = narrow<Y>(v - max - log_sum); });
+  const typename Layout::Team team;
+  team.for_each_row(shape.rows, [&](int64_t r, bool exists) {
+    const typename Layout::template Row<1, T, Y> row(team, shape, {x}, r, exists, lowest<A>());
+    const Normalizer<A> n(team, row);
+    Y* const out = y + r * shape.size;
+    if (is_log) {
+      const A log_sum = static_cast<A>(log(n.sum));
+      store_row(out, row, [&](int64_t, const auto& v) { return v[0] - n.max - log_sum; });
     } else {
-      const A scale = static_cast<A>(1.0 / total);
-      row.for_each([&](int64_t i, A v) { out[i] = narrow<Y>(exp_of(v - max) * scale); });
+      const A scale = static_cast<A>(1.0 / n.sum);
+      store_row(out, row, [&](int64_t, const auto& v) { return exp_of(v[0] - n.max) * scale; });
     }
-  }
+  });
 }
 
-template <bool is_block, int kept, class T, class Y>
-__global__ __launch_bounds__(is_block ? row_threads : warps_per_block* warp_size, 1) void softmax_backward_rows_kernel(int64_t rows, int64_t size, bool is_log, const Y* dy, const Y* y,
-                                                                                                              T* dx) {
-  using A = Accumulate<T>;
-  const RowTeam<is_block> team{&shared<RowScratch>()};
-  for (int64_t r = team.first(); r < rows; r += team.stride()) {
-    const Row<is_block, kept, Y> gradient(dy + r * size, size);
-    const Y* out = y + r * size;
-    T* in = dx + r * size;
+template <class Layout, class T, class Y>
+__global__ __launch_bounds__(row_threads<Layout>, row_residents<Layout, T>) void softmax_backward_rows_kernel(RowShape shape, bool is_log, const Y* dy, const Y* y, T* dx) {
+  using A = Accumulate<Y>;
+  const typename Layout::Team team;
+  team.for_each_row(shape.rows, [&](int64_t r, bool exists) {
+    const typename Layout::template Row<2, Y, T> row(team, shape, {dy, y}, r, exists, A(0));
     A part = 0;
-    gradient.for_each([&](int64_t i, A g) { part += is_log ? g : g * widen(out[i]); });
-    const A sum = static_cast<A>(team.sum(part));
-    gradient.for_each([&](int64_t i, A g) {
-      const A v = widen(out[i]);
-      in[i] = narrow<T>(is_log ? g - exp_of(v) * sum : v * (g - sum));
+    row.for_each_batch([&]<int n>(const A (&values)[2][n]) {
+#pragma unroll
+      for (int i = 0; i < n; ++i) part += is_log ? values[0][i] : values[0][i] * values[1][i];
     });
-  }
+    const A sum = static_cast<A>(team.reduce(static_cast<double>(part), Sum{}, 0.0));
+    store_row(dx + r * shape.size, row, [&](int64_t, const auto& v) { return is_log ? v[0] - exp_of(v[1]) * sum : v[1] * (v[0] - sum); });
+  });
 }
 
 // --- columns: inner > 1, so that neighbouring threads take neighbouring columns ---
+
+constexpr int column_unroll = 4;             // elements of a thread that are under way at once
 
 template <class A>
 struct ColumnScratch {
@@ -147,18 +122,21 @@ __device__ void for_each_column(const AxisGeometry& g, const Team& team, const F
 }
 
 template <class T, class Y>
-__global__ __launch_bounds__(team_threads) void softmax_columns_kernel(AxisGeometry g, Team team, bool is_log, const T* x, Y* y) {
+__global__ __launch_bounds__(team_threads, 1) void softmax_columns_kernel(AxisGeometry g, Team team, bool is_log, const T* x, Y* y) {
   using A = Accumulate<T>;
   auto& scratch = shared<ColumnScratch<A>>();
   for_each_column(g, team, [&](int64_t offset, bool exists) {
     const int64_t size = exists ? g.size : 0;
     const T* in = x + offset;
     Y* out = y + offset;
-    A max = lowest<A>(), sum = 0;
-    for (int64_t k = team.lane(); k < size; k += team.lanes) max = Max{}(max, widen(in[k * g.inner]));
-    max = team_reduce(team, max, Max{}, scratch.values);
-    for (int64_t k = team.lane(); k < size; k += team.lanes) sum += exp_of(widen(in[k * g.inner]) - max);
-    sum = team_reduce(team, sum, Sum{}, scratch.values);
+    ShiftedSum<A> part;
+    for (int64_t k = team.lane(); k < size; k += column_unroll * team.lanes) {
+      A values[column_unroll];
+#pragma unroll
+      for (int u = 0; u < column_unroll; ++u) values[u] = k + u * team.lanes < size ? widen(in[(k + u * team.lanes) * g.inner]) : lowest<A>();
+      part.add(values);
+    }
+    const A max = team_reduce(team, part.maximum, Max{}, scratch.values), sum = team_reduce(team, part.below(max), Sum{}, scratch.values);
     const A log_sum = static_cast<A>(log(static_cast<double>(sum))), scale = A(1) / sum;
     for (int64_t k = team.lane(); k < size; k += team.lanes) {
       const A shifted = widen(in[k * g.inner]) - max;
@@ -168,7 +146,7 @@ __global__ __launch_bounds__(team_threads) void softmax_columns_kernel(AxisGeome
 }
 
 template <class T, class Y>
-__global__ __launch_bounds__(team_threads) void softmax_backward_columns_kernel(AxisGeometry g, Team team, bool is_log, const Y* dy, const Y* y, T* dx) {
+__global__ __launch_bounds__(team_threads, 1) void softmax_backward_columns_kernel(AxisGeometry g, Team team, bool is_log, const Y* dy, const Y* y, T* dx) {
   using A = Accumulate<T>;
   auto& scratch = shared<ColumnScratch<A>>();
   for_each_column(g, team, [&](int64_t offset, bool exists) {
@@ -185,17 +163,6 @@ __global__ __launch_bounds__(team_threads) void softmax_backward_columns_kernel(
       dx[at] = narrow<T>(is_log ? gradient - exp_of(out) * sum : out * (gradient - sum));
     }
   });
-}
-
-// Calls f with (is_block, kept) as types: how a row of this size is shared out. A warp has it as long as registers hold its share: what is
-// done once for each warp of a row, joining lanes above all, is as much as a dozen elements are.
-template <class F>
-void with_row_team(int64_t size, const F& f) {
-  if (size <= warp_size) f(std::false_type{}, std::integral_constant<int, 1>{});
-  else if (size <= 4 * warp_size) f(std::false_type{}, std::integral_constant<int, 4>{});
-  else if (size <= 16 * warp_size) f(std::false_type{}, std::integral_constant<int, 16>{});
-  else if (size <= 32 * warp_size) f(std::false_type{}, std::integral_constant<int, 32>{});
-  else f(std::true_type{}, std::integral_constant<int, 8>{});
 }
 
 struct ColumnPlan {
@@ -220,6 +187,12 @@ void with_types(const char* name, DType x, DType y, const F& f) {
   });
 }
 
+constexpr int64_t most_blocks = 1 << 16;
+
+// Whether rows of T beside rows of Y can be read in packs there.
+template <class T, class Y>
+bool is_row_aligned(const ConstView& x) { return is_aligned(x.data, row_pack<T, Y> * sizeof(T)); }
+
 void softmax(Queue queue, const AxisGeometry& g, bool is_log, const ConstView& x, const View& y) {
   const char* name = is_log ? "log_softmax" : "softmax";
   if (g.size == 0 || g.outer == 0 || g.inner == 0) return;
@@ -230,8 +203,9 @@ void softmax(Queue queue, const AxisGeometry& g, bool is_log, const ConstView& x
       const ColumnPlan plan = plan_columns<Accumulate<T>>(g);
       return launch(queue, name, plan.grid, softmax_columns_kernel<T, Y>, g, plan.team, is_log, x.as<T>(), y.as<Y>());
     }
-    with_row_team(g.size, [&](auto is_block, auto kept) {
-      launch(queue, name, grid_of_rows<is_block.value>(g.outer), softmax_rows_kernel<is_block.value, kept.value, T, Y>, g.outer, g.size, is_log, x.as<T>(), y.as<Y>());
+    const bool is_packed = is_row_aligned<T, Y>(x) && is_row_aligned<Y, T>(y);
+    with_rows<T, Y, 1>(g.outer, g.size, is_packed, most_blocks, [&](auto layout, const RowPlan& plan) {
+      launch(queue, name, plan.grid, softmax_rows_kernel<decltype(layout), T, Y>, plan.shape, is_log, x.as<T>(), y.as<Y>());
     });
   });
 }
@@ -246,9 +220,9 @@ void softmax_backward(Queue queue, const AxisGeometry& g, bool is_log, const Con
       const ColumnPlan plan = plan_columns<Accumulate<T>>(g);
       return launch(queue, name, plan.grid, softmax_backward_columns_kernel<T, Y>, g, plan.team, is_log, dy.as<Y>(), y.as<Y>(), dx.as<T>());
     }
-    with_row_team(g.size, [&](auto is_block, auto kept) {
-      launch(queue, name, grid_of_rows<is_block.value>(g.outer), softmax_backward_rows_kernel<is_block.value, kept.value, T, Y>, g.outer, g.size, is_log, dy.as<Y>(), y.as<Y>(),
-             dx.as<T>());
+    const bool is_packed = is_row_aligned<Y, T>(dy) && is_row_aligned<Y, T>(y) && is_row_aligned<T, Y>(dx);
+    with_rows<Y, T, 2>(g.outer, g.size, is_packed, most_blocks, [&](auto layout, const RowPlan& plan) {
+      launch(queue, name, plan.grid, softmax_backward_rows_kernel<decltype(layout), T, Y>, plan.shape, is_log, dy.as<Y>(), y.as<Y>(), dx.as<T>());
     });
   });
 }
@@ -273,22 +247,6 @@ struct CrossEntropy {
   __device__ double of_each() const { return g.label_smoothing / static_cast<double>(g.classes); }
 };
 
-// What makes log-probabilities of a row's scores: x - max - log(sum).
-template <class A>
-struct Normalizer {
-  A max;
-  double sum;
-
-  template <bool is_block, int kept, class T>
-  __device__ Normalizer(const RowTeam<is_block>& team, const Row<is_block, kept, T>& row) {
-    A top = lowest<A>(), part = 0;
-    row.for_each([&](int64_t, A v) { top = Max{}(top, v); });
-    max = team.max(top);
-    row.for_each([&](int64_t, A v) { part += exp_of(v - max); });
-    sum = team.sum(part);
-  }
-};
-
 // The losses of rows and their weights, added up.
 struct LossSums {
   double loss = 0, weight = 0;
@@ -296,52 +254,53 @@ struct LossSums {
 
 // The sums of all threads of a block. All of them call it.
 __device__ inline void keep_partial(const LossSums& sums, LossSums* partial) {
-  double* const scratch = shared<RowScratch>().values;
+  double* const scratch = shared<BlockScratch>().values;
   const double loss = block_reduce(sums.loss, Sum{}, 0.0, scratch), weight = block_reduce(sums.weight, Sum{}, 0.0, scratch);
   if (threadIdx.x == 0) partial[blockIdx.x] = {loss, weight};
 }
 
 // Writes losses [rows] unless null, and partial [blocks] unless null.
-template <bool is_block, int kept, class T>
-__global__ __launch_bounds__(is_block ? row_threads : warps_per_block* warp_size, 1) void cross_entropy_kernel(CrossEntropy<T> c, Accumulate<T>* losses, LossSums* partial) {
+template <class Layout, class T>
+__global__ __launch_bounds__(row_threads<Layout>, row_residents<Layout, T>) void cross_entropy_kernel(RowShape shape, CrossEntropy<T> c, Accumulate<T>* losses, LossSums* partial) {
   using A = Accumulate<T>;
-  const RowTeam<is_block> team{&shared<RowScratch>()};
+  const typename Layout::Team team;
   LossSums sums;                             // of the team's rows, in its first lane
-  for (int64_t r = team.first(); r < c.g.rows; r += team.stride()) {
-    const int64_t target = c.targets[r];
-    double loss = target == c.g.ignore_index ? 0.0 : std::numeric_limits<double>::quiet_NaN(), weight = 0;
-    if (c.counts(target)) {
-      const T* x = c.logits + r * c.g.classes;
-      const Row<is_block, kept, T> row(x, c.g.classes);
-      const Normalizer<A> n(team, row);
-      const double log_sum = log(n.sum), shift = static_cast<double>(n.max);
-      loss = c.of_target(target) * (log_sum - (static_cast<double>(widen(x[target])) - shift));
-      weight = static_cast<double>(c.weight(target));
-      if (c.g.label_smoothing > 0) {
-        double weights = 0, shifted = 0;     // sum_c w[c] and sum_c w[c] * (x[c] - max)
-        row.for_each([&](int64_t i, A v) {
-          const double w = static_cast<double>(c.weight(i));
-          weights += w;
-          shifted += w * (static_cast<double>(v) - shift);
-        });
-        weights = team.sum(weights);
-        loss += c.of_each() * (weights * log_sum - team.sum(shifted));
-      }
+  team.for_each_row(shape.rows, [&](int64_t r, bool exists) {
+    const int64_t target = exists ? c.targets[r] : c.g.ignore_index;
+    const bool counts = c.counts(target);
+    const typename Layout::template Row<1, T, T> row(team, shape, {c.logits}, r, counts, lowest<A>());
+    const Normalizer<A> n(team, row);
+    const double log_sum = log(n.sum), shift = static_cast<double>(n.max);
+    double weights = 0, shifted = 0;         // sum_c w[c] and sum_c w[c] * (x[c] - max)
+    if (c.g.label_smoothing > 0) {
+      for_each_element(row, [&](int64_t i, const auto& v) {
+        const double w = static_cast<double>(c.weight(i));
+        weights += w;
+        shifted += w * (static_cast<double>(v[0]) - shift);
+      });
+      weights = team.reduce(weights, Sum{}, 0.0), shifted = team.reduce(shifted, Sum{}, 0.0);
     }
-    if (team.lane() != 0) continue;
+    if (team.place() != 0 || !exists) return;
+    double loss = target == c.g.ignore_index ? 0.0 : std::numeric_limits<double>::quiet_NaN(), weight = 0;
+    if (counts) {
+      const double score = static_cast<double>(widen(c.logits[r * shape.size + target]));
+      loss = c.of_target(target) * (log_sum - (score - shift));
+      if (c.g.label_smoothing > 0) loss += c.of_each() * (weights * log_sum - shifted);
+      weight = static_cast<double>(c.weight(target));
+    }
     if (losses) losses[r] = static_cast<A>(loss);
     sums.loss += loss;
     sums.weight += weight;
-  }
+  });
   if (partial) keep_partial(sums, partial);
 }
 
 // divisor: null for a sum.
 template <class A>
-__global__ __launch_bounds__(row_threads, 1) void finish_losses_kernel(int64_t count, const LossSums* partial, A* result, A* divisor) {
-  double* const scratch = shared<RowScratch>().values;
+__global__ __launch_bounds__(loss_threads, 1) void finish_losses_kernel(int64_t count, const LossSums* partial, A* result, A* divisor) {
+  double* const scratch = shared<BlockScratch>().values;
   LossSums sums;
-  for (int64_t i = threadIdx.x; i < count; i += row_threads) {
+  for (int64_t i = threadIdx.x; i < count; i += loss_threads) {
     sums.loss += partial[i].loss;
     sums.weight += partial[i].weight;
   }
@@ -359,34 +318,37 @@ struct Upstream {
   __device__ A of(int64_t row) const { return divisor ? dlosses[row * step] / *divisor : dlosses[row * step]; }
 };
 
-template <bool is_block, int kept, class T>
-__global__ __launch_bounds__(is_block ? row_threads : warps_per_block* warp_size, 1) void cross_entropy_backward_kernel(CrossEntropy<T> c, Upstream<Accumulate<T>> upstream, T* dlogits) {
+template <class Layout, class T>
+__global__ __launch_bounds__(row_threads<Layout>, row_residents<Layout, T>) void cross_entropy_backward_kernel(RowShape shape, CrossEntropy<T> c, Upstream<Accumulate<T>> upstream, T* dlogits) {
   using A = Accumulate<T>;
-  const RowTeam<is_block> team{&shared<RowScratch>()};
-  for (int64_t r = team.first(); r < c.g.rows; r += team.stride()) {
-    const int64_t target = c.targets[r];
-    T* dx = dlogits + r * c.g.classes;
-    if (!c.counts(target)) {
-      for (int64_t i = team.lane(); i < c.g.classes; i += team.lanes()) dx[i] = narrow<T>(A(0));
-      continue;
-    }
-    const Row<is_block, kept, T> row(c.logits + r * c.g.classes, c.g.classes);
+  const typename Layout::Team team;
+  team.for_each_row(shape.rows, [&](int64_t r, bool exists) {
+    const int64_t target = exists ? c.targets[r] : c.g.ignore_index;
+    const bool counts = c.counts(target);
+    const typename Layout::template Row<1, T, T> row(team, shape, {c.logits}, r, counts, lowest<A>());
     const Normalizer<A> n(team, row);
     double weights = 0;
     if (c.g.label_smoothing > 0) {
-      row.for_each([&](int64_t i, A) { weights += static_cast<double>(c.weight(i)); });
-      weights = team.sum(weights);
+      for_each_element(row, [&](int64_t i, const auto&) { weights += static_cast<double>(c.weight(i)); });
+      weights = team.reduce(weights, Sum{}, 0.0);
+    }
+    if (!counts) {
+      if (exists) fill_row<Layout::template pack<T, T>>(team, dlogits, r, shape.size, narrow<T>(A(0)));
+      return;
     }
     const double of_target = c.of_target(target), of_each = c.of_each();
     const A scale = static_cast<A>((of_target + of_each * weights) / n.sum), each = static_cast<A>(of_each), label = static_cast<A>(of_target), dloss = upstream.of(r);
-    row.for_each([&](int64_t i, A v) { dx[i] = narrow<T>((exp_of(v - n.max) * scale - each * c.weight(i) - (i == target ? label : A(0))) * dloss); });
-  }
+    store_row(dlogits + r * shape.size, row, [&](int64_t i, const auto& v) {
+      const A share = each > 0 ? each * c.weight(i) : A(0);
+      return (exp_of(v[0] - n.max) * scale - share - (i == target ? label : A(0))) * dloss;
+    });
+  });
 }
 
 // --- of log-probabilities: a thread a row, and backward a thread an element ---
 
 template <class T>
-__global__ __launch_bounds__(row_threads, 1) void nll_kernel(CrossEntropy<T> c, Accumulate<T>* losses, LossSums* partial) {
+__global__ __launch_bounds__(loss_threads, 1) void nll_kernel(CrossEntropy<T> c, Accumulate<T>* losses, LossSums* partial) {
   using A = Accumulate<T>;
   LossSums sums;
   for (int64_t r = global_thread(); r < c.g.rows; r += global_threads()) {
@@ -403,12 +365,28 @@ __global__ __launch_bounds__(row_threads, 1) void nll_kernel(CrossEntropy<T> c, 
   if (partial) keep_partial(sums, partial);
 }
 
-template <class T>
-__global__ __launch_bounds__(row_threads, 1) void nll_backward_kernel(CrossEntropy<T> c, Upstream<Accumulate<T>> upstream, T* dx) {
+// Which row and which class an element of the scores [rows / inner, classes, inner] belongs to.
+struct Labelled {
+  Divide by_inner, by_classes;
+  int64_t classes, inner;
+
+  explicit Labelled(const CrossEntropyGeometry& g)
+      : by_inner(std::max<int64_t>(g.inner, 1), g.rows * g.classes), by_classes(std::max<int64_t>(g.classes, 1), g.rows * g.classes), classes(g.classes), inner(g.inner) {}
+};
+
+template <int pack, class T>
+__global__ __launch_bounds__(loss_threads, 1) void nll_backward_kernel(CrossEntropy<T> c, Labelled labelled, Upstream<Accumulate<T>> upstream, T* dx) {
   using A = Accumulate<T>;
-  for (int64_t i = global_thread(); i < c.g.rows * c.g.classes; i += global_threads()) {
-    const int64_t plane = i / c.g.inner, row = plane / c.g.classes * c.g.inner + i % c.g.inner, target = c.targets[row];
-    dx[i] = narrow<T>(target == plane % c.g.classes && target != c.g.ignore_index ? -c.weight(target) * upstream.of(row) : A(0));
+  for (int64_t k = global_thread(); k < c.g.rows * c.g.classes / pack; k += global_threads()) {
+    Pack<T, pack> gradients;
+#pragma unroll
+    for (int j = 0; j < pack; ++j) {
+      const int64_t i = k * pack + j, plane = labelled.by_inner.quotient(i), sample = labelled.by_classes.quotient(plane);
+      const int64_t row = sample * labelled.inner + i - plane * labelled.inner, target = c.targets[row];
+      const bool is_label = target == plane - sample * labelled.classes && target != c.g.ignore_index;
+      gradients[j] = narrow<T>(is_label ? -c.weight(target) * upstream.of(row) : A(0));
+    }
+    store_pack<T, pack>(dx, k, gradients);
   }
 }
 
@@ -416,11 +394,18 @@ __global__ __launch_bounds__(row_threads, 1) void nll_backward_kernel(CrossEntro
 
 constexpr int64_t most_partial_sums = 2048;
 
-// Calls f(grid, kernel) with the kernel for rows of this geometry and a grid of at most so many blocks.
+// Calls f(blocks, start): start(losses, partial) starts the kernel for this geometry in so many blocks, `most` at most.
 template <class T, class F>
-void with_loss_kernel(const CrossEntropyGeometry& g, int64_t most_blocks, const F& f) {
-  if (g.is_normalized) return f(Grid{dim3(static_cast<unsigned>(std::min(ceil_div<int64_t>(g.rows, row_threads), most_blocks))), dim3(row_threads), sizeof(RowScratch)}, nll_kernel<T>);
-  with_row_team(g.classes, [&](auto is_block, auto kept) { f(grid_of_rows<is_block.value>(g.rows, most_blocks), cross_entropy_kernel<is_block.value, kept.value, T>); });
+void with_losses(Queue queue, const char* name, const CrossEntropy<T>& c, int64_t most, const F& f) {
+  if (c.g.is_normalized) {
+    const Grid grid{blocks_of(std::min(ceil_div<int64_t>(c.g.rows, loss_threads), most)), dim3(loss_threads), sizeof(BlockScratch)};
+    return f(grid.blocks.x, [&](Accumulate<T>* losses, LossSums* partial) { launch(queue, name, grid, nll_kernel<T>, c, losses, partial); });
+  }
+  with_rows<T, T, 1>(c.g.rows, c.g.classes, is_aligned(c.logits), most, [&](auto layout, const RowPlan& plan) {
+    f(plan.grid.blocks.x, [&](Accumulate<T>* losses, LossSums* partial) {
+      launch(queue, name, plan.grid, cross_entropy_kernel<decltype(layout), T>, plan.shape, c, losses, partial);
+    });
+  });
 }
 
 void cross_entropy(Queue queue, const CrossEntropyGeometry& g, const ConstView& logits, const ConstView& targets, const ConstView& class_weights, const View& losses,
@@ -431,11 +416,11 @@ void cross_entropy(Queue queue, const CrossEntropyGeometry& g, const ConstView& 
     using A = Accumulate<T>;
     const CrossEntropy<T> c(g, logits, targets, class_weights);
     const bool is_each = g.reduction == Reduction::none;
-    with_loss_kernel<T>(g, is_each ? int64_t{1} << 16 : most_partial_sums, [&](const Grid& grid, auto kernel) {
-      if (is_each) return launch(queue, name, grid, kernel, c, losses.as<A>(), nullptr);
-      const DeviceScratch partial(std::max<int64_t>(1, grid.blocks.x) * static_cast<int64_t>(sizeof(LossSums)), queue);
-      launch(queue, name, grid, kernel, c, nullptr, partial.as<LossSums>());
-      launch(queue, "finish_losses", Grid{dim3(1), dim3(row_threads), sizeof(RowScratch)}, finish_losses_kernel<A>, grid.blocks.x, partial.as<LossSums>(), losses.as<A>(),
+    with_losses<T>(queue, name, c, is_each ? most_blocks : most_partial_sums, [&](unsigned blocks, const auto& start) {
+      if (is_each) return start(losses.as<A>(), nullptr);
+      const DeviceScratch partial(std::max<int64_t>(1, blocks) * static_cast<int64_t>(sizeof(LossSums)), queue);
+      start(nullptr, partial.as<LossSums>());
+      launch(queue, "finish_losses", Grid{dim3(1), dim3(loss_threads), sizeof(BlockScratch)}, finish_losses_kernel<A>, blocks, partial.as<LossSums>(), losses.as<A>(),
              g.reduction == Reduction::mean ? divisor.as<A>() : nullptr);
     });
   });
@@ -448,9 +433,14 @@ void cross_entropy_backward(Queue queue, const CrossEntropyGeometry& g, const Co
     using A = Accumulate<T>;
     const CrossEntropy<T> c(g, logits, targets, class_weights);
     const Upstream<A> upstream{dlosses.as<A>(), g.reduction == Reduction::mean ? divisor.as<A>() : nullptr, g.reduction == Reduction::none ? dlosses.strides[0] : 0};
-    if (g.is_normalized) return launch(queue, "nll_loss_backward", grid_for(g.rows * g.classes, row_threads), nll_backward_kernel<T>, c, upstream, dlogits.as<T>());
-    with_row_team(g.classes, [&](auto is_block, auto kept) {
-      launch(queue, "cross_entropy_backward", grid_of_rows<is_block.value>(g.rows), cross_entropy_backward_kernel<is_block.value, kept.value, T>, c, upstream, dlogits.as<T>());
+    if (g.is_normalized) {
+      const int64_t elements = g.rows * g.classes;
+      const bool is_packed = is_aligned(dlogits.data) && elements % full_pack<T> == 0;
+      const auto kernel = is_packed ? nll_backward_kernel<full_pack<T>, T> : nll_backward_kernel<1, T>;
+      return launch(queue, "nll_loss_backward", grid_for(elements / (is_packed ? full_pack<T> : 1), loss_threads), kernel, c, Labelled(g), upstream, dlogits.as<T>());
+    }
+    with_rows<T, T, 1>(g.rows, g.classes, is_aligned(logits.data) && is_aligned(dlogits.data), most_blocks, [&](auto layout, const RowPlan& plan) {
+      launch(queue, "cross_entropy_backward", plan.grid, cross_entropy_backward_kernel<decltype(layout), T>, plan.shape, c, upstream, dlogits.as<T>());
     });
   });
 }

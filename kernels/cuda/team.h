@@ -2,6 +2,7 @@
 // results lie beside each other in memory (then neighbouring threads belong to different teams, so that reads stay in order).
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cstdlib>
@@ -33,6 +34,9 @@ inline Team row_team(int64_t items) {
   const int lanes = power_of_two_from(items, team_threads);
   return {team_threads / lanes, lanes, true};
 }
+
+// The same, where a thread reads four packs of them at once: each lane has so many before more lanes help, but eight packs are always read side by side.
+inline Team row_team_of_packs(int64_t packs) { return row_team(std::max(ceil_div<int64_t>(packs, 4), std::min<int64_t>(packs, 8))); }
 
 // `results` lie beside each other, and each is folded over `items` far apart.
 inline Team column_team(int64_t results, int64_t items) {
@@ -70,12 +74,44 @@ struct TeamValues {
   }
 };
 
+// A value as shuffle(word) gives each of its words.
+template <class Value, class Shuffle>
+__device__ inline Value shuffle_words(const Value& value, const Shuffle& shuffle) {
+  using Word = typename TeamValues<Value>::Word;
+  auto all = std::bit_cast<std::array<Word, TeamValues<Value>::words>>(value);
+#pragma unroll
+  for (Word& word : all) word = shuffle(word);
+  return std::bit_cast<Value>(all);
+}
+
+// Joins the values of `width` neighbouring lanes (a power of two); the first of them has the result.
+template <class Value, class Join>
+__device__ inline Value join_lanes_of_warp(Value value, int width, const Join& join) {
+  for (int distance = width / 2; distance > 0; distance /= 2)
+    value = join(value, shuffle_words(value, [&](auto word) { return __shfl_down_sync(0xffffffffu, word, static_cast<unsigned>(distance), width); }));
+  return value;
+}
+
 // Joins the values of a team's lanes in a fixed order; every lane gets the result. scratch: one value a thread, free for reuse afterwards. All threads of the block call it.
 template <class Value, class Join>
 __device__ inline Value team_reduce(const Team& team, const Value& value, const Join& join, Value* scratch) {
   if (team.lanes == 1) return value;
+  if (team.is_row && team.lanes <= warp_size) {
+    const Value joined = join_lanes_of_warp(value, team.lanes, join);
+    return shuffle_words(joined, [&](auto word) { return __shfl_sync(0xffffffffu, word, 0, team.lanes); });
+  }
   const int thread = static_cast<int>(threadIdx.x), lane = team.lane(), step = team.step();
   const TeamValues<Value> values(scratch);
+  if (team.is_row) {                         // warp by warp, then in the order of the warps
+    const Value joined = join_lanes_of_warp(value, warp_size, join);
+    if (lane % warp_size == 0) values.put(thread / warp_size, joined);
+    __syncthreads();
+    const int first = (thread - lane) / warp_size, warps = team.lanes / warp_size;
+    Value result = values.get(first);
+    for (int warp = 1; warp < warps; ++warp) result = join(result, values.get(first + warp));
+    __syncthreads();
+    return result;
+  }
   values.put(thread, value);
   __syncthreads();
   for (int half = team.lanes / 2; half > 0; half /= 2) {

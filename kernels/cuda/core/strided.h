@@ -2,6 +2,7 @@
 // device divides as seldom as it can, and by multiplication (FastDivide).
 #pragma once
 
+#include <algorithm>
 #include <initializer_list>
 
 #include <fovea/kernels/cuda/core/device.h>
@@ -21,6 +22,16 @@ struct FastDivide {
     const uint32_t high = static_cast<uint32_t>((static_cast<uint64_t>(n) * multiplier) >> 32);
     return (high + n) >> shift;
   }
+};
+
+// n / divisor for any n, quick for n < 2^31.
+struct Divide {
+  FastDivide quick;
+  int64_t divisor = 1;
+  bool is_wide = false;
+
+  Divide(int64_t d, int64_t largest) : quick(static_cast<uint32_t>(std::min<int64_t>(d, 1 << 30))), divisor(d), is_wide(largest >= (int64_t{1} << 31) || d > (1 << 30)) {}
+  __device__ int64_t quotient(int64_t n) const { return is_wide ? n / divisor : quick.quotient(static_cast<uint32_t>(n)); }
 };
 
 // Axes of `views` pointers, innermost first.
