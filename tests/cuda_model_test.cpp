@@ -578,6 +578,9 @@ TEST_CASE("model: the device's memory has an end") {
   CHECK(cudaMalloc(&first, 3 << 20) == cudaSuccess);
   CHECK(cudaMalloc(&second, 2 << 20) == cudaErrorMemoryAllocation);
   CHECK(second == nullptr);
+  CHECK(cudaMalloc(&second, size_t{1} << 48) == cudaErrorInvalidValue);
+  CHECK(cudaMallocHost(&second, size_t{1} << 48) == cudaErrorInvalidValue);
+  CHECK(second == nullptr);
   CHECK(cudaMemGetInfo(&free, &total) == cudaSuccess);
   CHECK(free == 1 << 20);
   CHECK(cudaFree(first) == cudaSuccess);

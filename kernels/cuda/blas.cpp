@@ -4,6 +4,7 @@
 
 #include <fovea/kernels/cuda/core/check.h>
 #include <fovea/kernels/cuda/runtime.h>
+#include <fovea/kernels/cuda/streams.h>
 
 namespace fovea::kernels::cuda {
 namespace {
@@ -23,6 +24,16 @@ cublasHandle_t handle_of(int device) {
     check_blas(cublasSetMathMode(handle, CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION), "cuBLAS cannot be told to sum in float32");
   }
   return handle;
+}
+
+// Note [A workspace a stream]
+// By itself cuBLAS shares a workspace among the streams of a handle, and takes an algorithm that does with what is free of it: with several streams the bits of a product
+// would depend on what else runs. And in a recorded graph it would ask for memory in every run. So each stream has a workspace of its own, of the size that NVIDIA
+// recommends for compute capability 9.0 (cuBLAS library, "Results reproducibility", "cublasSetWorkspace"). To be called for each product: cublasSetStream() forgets it.
+void set_stream(cublasHandle_t handle, cudaStream_t stream, int device) {
+  constexpr int64_t bytes = int64_t{32} << 20;
+  check_blas(cublasSetStream(handle, stream), "cuBLAS takes no stream");
+  if (void* workspace = fovea::cuda::detail::scratch_of(stream, device, bytes)) check_blas(cublasSetWorkspace(handle, workspace, bytes), "cuBLAS takes no workspace");
 }
 
 cudaDataType_t type_of(DType dtype) {
@@ -49,7 +60,7 @@ void gemm_strided_batched(Queue queue, DType dtype, DType y_dtype, int64_t batch
   int device = 0;
   check_cuda(cudaGetDevice(&device), "cuda: asking for the current device");
   const cublasHandle_t handle = handle_of(device);
-  check_blas(cublasSetStream(handle, static_cast<cudaStream_t>(queue)), "cuBLAS takes no stream");
+  set_stream(handle, static_cast<cudaStream_t>(queue), device);
   const float alpha32 = static_cast<float>(alpha), beta32 = static_cast<float>(beta);
   const bool is_double = dtype == DType::float64;
   const void* scale = is_double ? static_cast<const void*>(&alpha) : &alpha32;
