@@ -172,7 +172,7 @@ TEST_CASE("launch: to ask whether work is done leaves no error behind") {
   fovea::cuda::Event end;
   for (int i = 0; i < 200; ++i) launch(fovea::cuda::queue_on(0), "number_blocks", {blocks_of(3), dim3(2)}, number_blocks, static_cast<float*>(y.view().data));
   end.record();
-  int asked = 0;
+  [[maybe_unused]] int asked = 0;
   for (; !fovea::cuda::current_stream().is_idle() && !end.has_passed(); ++asked) {
     CHECK(cudaPeekAtLastError() == cudaSuccess);
   }

@@ -8,6 +8,7 @@
 #include <fovea/kernels/cuda/core/check.h>
 #include <fovea/kernels/cuda/core/device.h>
 #include <fovea/kernels/cuda/core/numeric.h>
+#include <fovea/kernels/error.h>
 #include <fovea/kernels/cuda/streams.h>
 
 namespace fovea::kernels::cuda {
@@ -46,12 +47,22 @@ void multiply(const Sizes& s, double alpha, const BlasMatrix& a, const BlasMatri
     for (int64_t row = 0; row < s.m; ++row) multiply_row<T>(s, i, row, alpha, a, b, beta, static_cast<Y*>(y.data) + i * y.batch_stride + row * y.leading, sums);
 }
 
+// What cuBLAS asks of an operand of rows x columns, or, where that is stored column after column, the other way round.
+void check_matrix(const char* name, bool is_transposed, int64_t rows, int64_t columns, int64_t leading, int64_t batch_stride) {
+  const int64_t length = is_transposed ? rows : columns;
+  check<DeviceError>(leading >= length && leading >= 1, "matmul: cuBLAS refuses ", name, ": rows of ", length, " elements cannot begin every ", leading);
+  check<DeviceError>(batch_stride >= 0, "matmul: cuBLAS promises nothing for ", name, ", whose matrices lie ", batch_stride, " elements apart");
+}
+
 }  // namespace
 
 void gemm_strided_batched(Queue queue, DType dtype, DType y_dtype, int64_t batch, int64_t m, int64_t n, int64_t k, double alpha, const BlasMatrix& a, const BlasMatrix& b,
                           double beta, const BlasOutput& y) {
   constexpr size_t workspace_bytes = 4096;
   const Sizes sizes{batch, m, n, k};
+  check_matrix("a", a.is_transposed, m, k, a.leading, a.batch_stride);
+  check_matrix("b", b.is_transposed, k, n, b.leading, b.batch_stride);
+  check_matrix("y", false, m, n, y.leading, y.batch_stride);
   int device = 0;
   check_cuda(cudaGetDevice(&device), "cuda: asking for the current device");
   void* const workspace = fovea::cuda::detail::scratch_of(stream_of(queue), device, workspace_bytes);
