@@ -29,6 +29,21 @@ inline NamedTensors on_default_device(const NamedTensors& tensors) {
 // What tensors of the default device hold.
 inline AllocatorStats allocator_stats() { return default_device().kind == Device::Kind::cuda ? cuda::allocator::stats() : allocator::stats(); }
 
+// So much at most, while it is alive: a device may have room for what a test takes for too much.
+class MemoryLimit {
+ public:
+  explicit MemoryLimit(int64_t bytes) { set(bytes); }
+  ~MemoryLimit() { set(0); }
+  MemoryLimit(const MemoryLimit&) = delete;
+  MemoryLimit& operator=(const MemoryLimit&) = delete;
+
+ private:
+  static void set(int64_t bytes) {
+    if (default_device().kind == Device::Kind::cuda) cuda::allocator::set_limit(bytes);
+    else allocator::set_limit(bytes);
+  }
+};
+
 // value(i) for element i, counted in row-major order.
 template <class T, class Value>
 Tensor filled(const Shape& shape, const Value& value) {
