@@ -52,6 +52,9 @@ Tensor filled(const Shape& shape, const Value& value) {
   return from_vector(values, shape);
 }
 
+// How often to do something whose every part is a launch and a fresh allocation between guards: a device takes a hundred times as long for these as the CPU.
+inline int64_t less_on_a_device(int64_t on_the_cpu, int64_t on_a_device) { return default_device().kind == Device::Kind::cuda ? on_a_device : on_the_cpu; }
+
 // How often to do something, or how large to make it: less over the model of CUDA, which takes a thousand times as long.
 inline int64_t less_over_the_model([[maybe_unused]] int64_t elsewhere, [[maybe_unused]] int64_t over_the_model) {
 #ifdef FOVEA_HOST_CUDA
