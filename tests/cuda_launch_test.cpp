@@ -183,6 +183,13 @@ TEST_CASE("launch: to ask whether work is done leaves no error behind") {
 #endif
 }
 
+TEST_CASE("launch: where CUDA itself finds no memory it is a MemoryError that tells how to make room") {
+  const std::string message = testing::error_of<MemoryError>([] { check_cuda(cudaErrorMemoryAllocation, "kernel ", "k", " failed"); });
+  CHECK(testing::contains(message, "kernel k failed: "));
+  CHECK(testing::contains(message, "cuda::allocator::clear() gives back what is cached"));
+  CHECK_THROWS_AS(check_cuda(cudaErrorInvalidValue, "kernel"), DeviceError);
+}
+
 TEST_CASE("launch: what no device can run is an error that says so, and later launches work") {
   const testing::DeviceTensor y = testing::DeviceTensor::poisoned({2}, DType::float32);
   float* data = static_cast<float*>(y.view().data);

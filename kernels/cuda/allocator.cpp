@@ -177,11 +177,11 @@ struct Cache {
   void clear();
   void check_guards();
   void* scratch_of(cudaStream_t stream, int64_t bytes);
+  void make_room();
 
  private:
   void* from_cuda(int64_t bytes);
   void* fresh(int64_t bytes, SizeClass size, bool is_debug, cudaStream_t stream);
-  void make_room();
   std::string what_is_held() const;
 };
 
@@ -431,6 +431,13 @@ void keep_for_graph(cudaStream_t stream, int device) {
 }
 
 void* scratch_of(cudaStream_t stream, int device, int64_t bytes) { return cache(device).scratch_of(stream, bytes); }
+
+void make_room(int device) {
+  Cache& c = cache(device);
+  std::lock_guard lock(c.mutex);
+  DeviceScope scope(device);
+  c.make_room();
+}
 
 void begin_recording(int device) {
   Cache& c = cache(device);

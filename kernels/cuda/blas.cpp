@@ -11,7 +11,23 @@ namespace {
 
 void check_blas(cublasStatus_t status, const char* what) {
   if (status == CUBLAS_STATUS_SUCCESS) [[likely]] return;
-  fail<DeviceError>("cuda: ", what, ": ", cublasGetStatusString(status));
+  cudaGetLastError();                                      // as in fail_cuda()
+  const std::string message = str("cuda: ", what, ": ", cublasGetStatusString(status));
+  if (status == CUBLAS_STATUS_ALLOC_FAILED) fail<MemoryError>(message, "; cuda::allocator::clear() gives back what is cached");
+  fail<DeviceError>(message);
+}
+
+// cuBLAS takes memory of its own and loads its kernels, which our cache may have left no room for. It calls that "not initialized" too.
+cublasHandle_t new_handle(int device) {
+  cublasHandle_t handle = nullptr;
+  cublasStatus_t status = cublasCreate(&handle);
+  if (status == CUBLAS_STATUS_ALLOC_FAILED || status == CUBLAS_STATUS_NOT_INITIALIZED) {
+    cudaGetLastError();
+    fovea::cuda::detail::make_room(device);
+    status = cublasCreate(&handle);
+  }
+  check_blas(status, "cuBLAS cannot be started");
+  return handle;
 }
 
 // A handle a thread and device: cuBLAS' handles must not be shared. A thread keeps its own until the program ends, as cuBLAS waits for the device when one goes.
@@ -20,7 +36,7 @@ cublasHandle_t handle_of(int device) {
   thread_local cublasHandle_t handles[max_devices] = {};
   cublasHandle_t& handle = handles[device];
   if (!handle) {
-    check_blas(cublasCreate(&handle), "cuBLAS cannot be started");
+    handle = new_handle(device);
     check_blas(cublasSetMathMode(handle, CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION), "cuBLAS cannot be told to sum in float32");
   }
   return handle;

@@ -64,8 +64,10 @@ bool loses_device(cudaError_t error) {
 
 void fail_cuda(cudaError_t result, const std::string& what) {
   cudaGetLastError();                                      // an error that does not outlive its call is forgotten, so that later calls are not blamed for it
-  fail<DeviceError>(what, ": ", cudaGetErrorString(result), " (", cudaGetErrorName(result), ")",
-                    loses_device(result) ? "; with this error the device is lost to the process: every later call fails the same way, and the program must be started again" : "");
+  const std::string message = str(what, ": ", cudaGetErrorString(result), " (", cudaGetErrorName(result), ")");
+  if (result == cudaErrorMemoryAllocation)
+    fail<MemoryError>(message, "; CUDA needs memory of its own, for a kernel's code at its first launch say: cuda::allocator::clear() gives back what is cached");
+  fail<DeviceError>(message, loses_device(result) ? "; with this error the device is lost to the process: every later call fails the same way, and the program must be started again" : "");
 }
 
 void set_synchronous(bool is_on) { synchronous() = is_on; }
