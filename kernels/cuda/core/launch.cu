@@ -42,13 +42,6 @@ void prepare_cluster(const char* name, const Grid& g, const void* kernel) {
       fail_cuda(result, describe(name, g) + " wants larger clusters than the device has");
 }
 
-// Is the launch recorded for a graph, so that there is nothing to wait for yet?
-bool is_recorded(cudaStream_t stream) {
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  if (stream) check_cuda(cudaStreamIsCapturing(stream, &status), "cuda: looking whether a graph is recorded");
-  return status != cudaStreamCaptureStatusNone;
-}
-
 // Errors after which CUDA answers every call of the process with the same error.
 bool loses_device(cudaError_t error) {
   switch (static_cast<int>(error)) {
@@ -109,9 +102,19 @@ bool prepare_launch(const char* name, const Grid& g, const void* kernel) {
   return true;
 }
 
+namespace {
+
+// What is recorded runs later; there is nothing to wait for.
+bool is_recorded(Queue queue) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  return queue && cudaStreamIsCapturing(stream_of(queue), &status) == cudaSuccess && status != cudaStreamCaptureStatusNone;
+}
+
+}  // namespace
+
 void finish_launch(const char* name, const Grid& g, Queue queue, cudaError_t result) {
   if (launch_log) [[unlikely]] launch_log->push_back(name);
-  if (result == cudaSuccess && is_synchronous() && !is_recorded(stream_of(queue))) result = cudaStreamSynchronize(stream_of(queue));
+  if (result == cudaSuccess && is_synchronous() && !is_recorded(queue)) result = cudaStreamSynchronize(stream_of(queue));
   if (result != cudaSuccess) [[unlikely]] fail_cuda(result, describe(name, g) + " failed");
 }
 
