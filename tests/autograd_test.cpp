@@ -93,7 +93,7 @@ TEST_CASE("gradients of two tensors do not share memory after backward") {
 }
 
 TEST_CASE("a graph a million nodes deep is built, run and freed") {
-  const int64_t depth = less_over_the_model(1000000, 20000), before = allocator_stats().active_bytes;
+  const int64_t depth = less_on_a_device(1000000, 20000), before = allocator_stats().active_bytes;
   {
     const Tensor x = leaf({1});
     Tensor y = x;

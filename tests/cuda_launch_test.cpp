@@ -118,7 +118,7 @@ TEST_CASE("launch: the latest tells its shape, and what the kernel takes of a mu
   CHECK(small.name == "number_blocks");
   CHECK(small.blocks == std::array<int64_t, 3>{4, 1, 1});
   CHECK(small.threads == std::array<int64_t, 3>{1, 1, 1});
-  CHECK(small.shared_bytes == 0);
+  CHECK(small.shared_bytes <= 1024);                         // what a GPU of compute capability 9.0 keeps for itself in each block, if CUDA counts it
   CHECK(small.local_bytes == 0);
   CHECK(small.registers >= 1);
   CHECK(small.blocks_per_multiprocessor >= 16);              // as many blocks as a multiprocessor has, of one warp each
@@ -154,6 +154,40 @@ TEST_CASE("launch: shared memory beyond 48 KiB is asked for") {
   const testing::DeviceTensor y(x);
   launch(fovea::cuda::queue_on(0), "reverse", {blocks_of(1), dim3(4), sizeof(Large)}, reverse_through_shared, static_cast<float*>(y.view().data));
   CHECK(y.to_host().to_vector<float>() == std::vector<float>{4, 3, 2, 1});
+}
+
+TEST_CASE("launch: synchronous launches can be recorded, and run when the graph does") {
+  const testing::DeviceTensor y = testing::DeviceTensor::poisoned({6}, DType::float32);
+  float* data = static_cast<float*>(y.view().data);
+  fovea::cuda::set_synchronous(true);
+  fovea::cuda::Graph graph([&] { launch(fovea::cuda::queue_on(0), "number_blocks", {blocks_of(3), dim3(2)}, number_blocks, data); });
+  CHECK(std::isnan(y.to_host().to_vector<float>()[0]));      // recorded, not run
+  graph.replay();
+  fovea::cuda::set_synchronous(false);
+  CHECK(y.to_host().to_vector<float>() == std::vector<float>{0, 0, 1, 1, 2, 2});
+}
+
+TEST_CASE("launch: to ask whether work is done leaves no error behind") {
+  const testing::DeviceTensor y = testing::DeviceTensor::poisoned({6}, DType::float32);
+  fovea::cuda::Event end;
+  for (int i = 0; i < 200; ++i) launch(fovea::cuda::queue_on(0), "number_blocks", {blocks_of(3), dim3(2)}, number_blocks, static_cast<float*>(y.view().data));
+  end.record();
+  [[maybe_unused]] int asked = 0;
+  for (; !fovea::cuda::current_stream().is_idle() && !end.has_passed(); ++asked) {
+    CHECK(cudaPeekAtLastError() == cudaSuccess);
+  }
+  end.synchronize();
+  CHECK(cudaPeekAtLastError() == cudaSuccess);
+#ifdef FOVEA_HOST_CUDA
+  CHECK(asked > 0);                                          // a GPU may be faster than the host
+#endif
+}
+
+TEST_CASE("launch: where CUDA itself finds no memory it is a MemoryError that tells how to make room") {
+  const std::string message = testing::error_of<MemoryError>([] { check_cuda(cudaErrorMemoryAllocation, "kernel ", "k", " failed"); });
+  CHECK(testing::contains(message, "kernel k failed: "));
+  CHECK(testing::contains(message, "cuda::allocator::clear() gives back what is cached"));
+  CHECK_THROWS_AS(check_cuda(cudaErrorInvalidValue, "kernel"), DeviceError);
 }
 
 TEST_CASE("launch: what no device can run is an error that says so, and later launches work") {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include <fovea/kernels/cuda/core/launch.h>
+#include <fovea/kernels/cuda/core/pack.h>
 #include <fovea/kernels/cuda/core/ptx.h>
 
 #include "cuda_model.h"
@@ -509,6 +510,33 @@ TEST_CASE("model: instructions of a warp without half of its lanes, at two lines
   CHECK_CONTAINS(complaint({1, 16}, half_a_warp_multiplies, y.get()), "but its warp has only lanes 0x0000ffff");
 }
 
+namespace {
+
+struct Words {
+  alignas(16) float values[40];
+};
+// Four numbers from x[from] on, by way of memory[there], to y[to] on.
+__global__ void move_a_pack(const float* x, float* y, int from, int there, int to) {
+  Words& memory = shared<Words>();
+  cuda::store_pack(memory.values + there, 0, cuda::load_pack(x + from, 0));
+  cuda::store_pack(y + to, 0, cuda::load_pack(memory.values + there, 0));
+}
+
+}  // namespace
+
+TEST_CASE("model: packs at addresses that are not multiples of their size are errors") {
+  const Buffer<float> x(std::vector<float>(40, 1)), y(size_t{40});
+  const Grid grid{1, 1, sizeof(Words)};
+  const auto moved = [&](int from, int there, int to) { return complaint(grid, move_a_pack, static_cast<const float*>(x.get()), y.get(), from, there, to); };
+  CHECK(moved(4, 8, 16) == "");
+  CHECK_CONTAINS(moved(5, 8, 16), "reads or writes 16 bytes at once at byte 20 of an allocation of 160 bytes on device 0: an address that is not a multiple of 16");
+  CHECK_CONTAINS(moved(4, 10, 16), "at byte 40 of its 160 bytes of shared memory: an address that is not a multiple of 16");
+  CHECK_CONTAINS(moved(4, 8, 18), "at byte 72 of an allocation of 160 bytes on device 0: an address that is not a multiple of 16");
+  launch(nullptr, "misaligned", grid, move_a_pack, static_cast<const float*>(x.get()), y.get(), 1, 0, 0);
+  CHECK(cudaDeviceSynchronize() == cudaErrorMisalignedAddress);
+  cudaGetLastError();
+}
+
 TEST_CASE("model: device memory ends where the allocation does") {
   const Buffer<int> y(size_t{100}), x(size_t{100});
   if (!host_cuda::has_address_sanitizer()) {
@@ -549,6 +577,9 @@ TEST_CASE("model: the device's memory has an end") {
   void *first = nullptr, *second = nullptr;
   CHECK(cudaMalloc(&first, 3 << 20) == cudaSuccess);
   CHECK(cudaMalloc(&second, 2 << 20) == cudaErrorMemoryAllocation);
+  CHECK(second == nullptr);
+  CHECK(cudaMalloc(&second, size_t{1} << 48) == cudaErrorInvalidValue);
+  CHECK(cudaMallocHost(&second, size_t{1} << 48) == cudaErrorInvalidValue);
   CHECK(second == nullptr);
   CHECK(cudaMemGetInfo(&free, &total) == cudaSuccess);
   CHECK(free == 1 << 20);

@@ -1,6 +1,7 @@
 // The runtime where several streams, threads or recorded graphs share a device: who may have which memory when, and what is left after an error. On a GPU and over
 // the model of CUDA; cuda_test.cpp has what one stream does.
 #include <doctest/doctest.h>
+#include <fovea/kernels/cuda/streams.h>
 
 #include <algorithm>
 #include <atomic>
@@ -361,6 +362,22 @@ TEST_CASE("cuda: running out of memory while a graph is recorded is a MemoryErro
   CHECK_THROWS_AS(empty({8 << 20}, gpu), MemoryError);
   graph.replay();
   CHECK(is_all(y, 13));
+}
+
+TEST_CASE("cuda: room for somebody else is made of what is cached, but not while a graph is recorded") {
+  if (!has_device()) return;
+  const RealAllocator real;
+  { const Tensor cached = empty({1 << 20}, gpu); }
+  const int64_t before = cuda::allocator::stats().cached_bytes;
+  CHECK(before >= 4 << 20);
+  int64_t within = 0;
+  const cuda::Graph graph([&] {
+    cuda::detail::make_room(0);
+    within = cuda::allocator::stats().cached_bytes;
+  });
+  CHECK(within >= before);
+  cuda::detail::make_room(0);
+  CHECK(cuda::allocator::stats().cached_bytes < 4 << 20);
 }
 
 TEST_CASE("cuda: an error for want of memory tells what recorded graphs keep") {

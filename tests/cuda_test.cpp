@@ -414,6 +414,9 @@ TEST_CASE("cuda: matmul takes any strides, batches that are broadcast, a bias an
     product(random({4, 1, 5, 7}), random({6, 7, 3}));        // broadcast along different axes
     product(random({0, 7}), random({7, 3}));
     product(random({5, 0}), random({0, 3}));
+    const Tensor many = random({5, 3, 4, 7}), others = random({3, 7, 2});
+    for (const std::vector<int64_t>& axes : {std::vector<int64_t>{0}, {1}, {0, 1}})          // matrices in the opposite order
+      both([&](Device device) { return matmul(flip(to(many, device), axes), to(others, device)); });
     const Tensor a = random({6, 10}), b = random({10, 8});
     both([&](Device device) { return matmul(transpose(to(b, device)), transpose(to(a, device))); });
     both([&](Device device) { return matmul(slice(to(a, device), 0, 0, 6, 2), slice(to(b, device), 1, 0, 8, 3)); });

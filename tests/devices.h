@@ -29,6 +29,21 @@ inline NamedTensors on_default_device(const NamedTensors& tensors) {
 // What tensors of the default device hold.
 inline AllocatorStats allocator_stats() { return default_device().kind == Device::Kind::cuda ? cuda::allocator::stats() : allocator::stats(); }
 
+// So much at most, while it is alive: a device may have room for what a test takes for too much.
+class MemoryLimit {
+ public:
+  explicit MemoryLimit(int64_t bytes) { set(bytes); }
+  ~MemoryLimit() { set(0); }
+  MemoryLimit(const MemoryLimit&) = delete;
+  MemoryLimit& operator=(const MemoryLimit&) = delete;
+
+ private:
+  static void set(int64_t bytes) {
+    if (default_device().kind == Device::Kind::cuda) cuda::allocator::set_limit(bytes);
+    else allocator::set_limit(bytes);
+  }
+};
+
 // value(i) for element i, counted in row-major order.
 template <class T, class Value>
 Tensor filled(const Shape& shape, const Value& value) {
@@ -36,6 +51,9 @@ Tensor filled(const Shape& shape, const Value& value) {
   for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<T>(value(static_cast<int64_t>(i)));
   return from_vector(values, shape);
 }
+
+// How often to do something whose every part is a launch and a fresh allocation between guards: a device takes a hundred times as long for these as the CPU.
+inline int64_t less_on_a_device(int64_t on_the_cpu, int64_t on_a_device) { return default_device().kind == Device::Kind::cuda ? on_a_device : on_the_cpu; }
 
 // How often to do something, or how large to make it: less over the model of CUDA, which takes a thousand times as long.
 inline int64_t less_over_the_model([[maybe_unused]] int64_t elsewhere, [[maybe_unused]] int64_t over_the_model) {

@@ -7,6 +7,7 @@
 
 #include <fovea/fovea.h>
 
+#include "devices.h"
 #include "messages.h"
 #include "temporary_folder.h"
 
@@ -96,9 +97,10 @@ TEST_CASE("in place: a fraction of an integer tensor is refused") {
 TEST_CASE("index: masks of rank 0 and huge index tensors") {
   const Tensor x = ones({2, 2});
   CHECK_THROWS_AS(x[scalar(0, DType::boolean)], IndexError);
-  allocator::set_limit(int64_t{1} << 30);
-  CHECK_THROWS_AS((x[{zeros({100000, 1}, DType::int64), zeros({1, 100000}, DType::int64)}]), MemoryError);
-  allocator::set_limit(0);
+  {
+    const testing::MemoryLimit limit(int64_t{1} << 30);
+    CHECK_THROWS_AS((x[{zeros({100000, 1}, DType::int64), zeros({1, 100000}, DType::int64)}]), MemoryError);
+  }
 #if !defined(FOVEA_ADDRESS_SANITIZER)              // which ends the program instead of throwing std::bad_alloc
   CHECK(contains(error_of<MemoryError>([&] { expand(ones({1}), {int64_t{1} << 50}).to_vector<float>(); }), "out of memory"));
 #endif

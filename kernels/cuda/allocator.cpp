@@ -26,6 +26,9 @@ constexpr int64_t guard_bytes = 512;                       // on either side of 
 constexpr unsigned char guard_value = 0xb5;
 constexpr size_t most_unchecked = 64;                      // freed blocks whose guards have not been looked at
 
+// Does a request that failed like this ask for more than there is? To drivers, what no address space could hold is an invalid argument: the only one of these calls is the size.
+bool is_for_want_of_memory(cudaError_t result) { return result == cudaErrorMemoryAllocation || result == cudaErrorInvalidValue; }
+
 SizeClass class_of(int64_t bytes) { return kernels::size_class_of(bytes, smallest_block); }
 
 // Events without times, used again and again: making one is slow. One can only be recorded on the device that it was made on.
@@ -161,6 +164,7 @@ struct Cache {
   int64_t limit = 0;
   int64_t damaged = 0;
   std::set<cudaStream_t> of_graphs;                        // streams whose blocks stay with them
+  std::map<cudaStream_t, void*> scratch;                   // of streams, beside all blocks
   int recordings = 0;                                      // graphs that are being recorded: see note [Nothing waits for a device while a graph is recorded]
   struct Unchecked {
     char* raw;
@@ -172,12 +176,12 @@ struct Cache {
   void release(void* block, int64_t bytes) noexcept;
   void clear();
   void check_guards();
+  void* scratch_of(cudaStream_t stream, int64_t bytes);
+  void make_room();
 
  private:
-  void* cached(SizeClass size, cudaStream_t stream);
   void* from_cuda(int64_t bytes);
   void* fresh(int64_t bytes, SizeClass size, bool is_debug, cudaStream_t stream);
-  void make_room();
   std::string what_is_held() const;
 };
 
@@ -187,7 +191,7 @@ void* Cache::from_cuda(int64_t bytes) {
   const cudaError_t result = cudaMalloc(&block, static_cast<size_t>(bytes));
   if (result == cudaSuccess) return block;
   cudaGetLastError();
-  if (result != cudaErrorMemoryAllocation) check_cuda(result, "cuda:", device, ": allocating ", bytes, " bytes");
+  if (!is_for_want_of_memory(result)) check_cuda(result, "cuda:", device, ": allocating ", bytes, " bytes");
   return nullptr;
 }
 
@@ -297,6 +301,19 @@ void Cache::clear() {
   free_blocks.clear(events, give_back, [&](cudaStream_t home) { return of_graphs.contains(home); });
 }
 
+void* Cache::scratch_of(cudaStream_t stream, int64_t bytes) {
+  std::lock_guard lock(mutex);
+  void*& memory = scratch[stream];
+  if (memory) return memory;
+  detail::DeviceScope scope(device);
+  memory = from_cuda(bytes);
+  if (!memory) {
+    make_room();
+    memory = from_cuda(bytes);
+  }
+  return memory;
+}
+
 void Cache::check_guards() {
   if (unchecked.empty() || recordings) return;             // they can wait
   int active = device;
@@ -391,6 +408,10 @@ void forget_stream(cudaStream_t stream, int device) noexcept {
     Cache& c = cache(device);
     std::lock_guard lock(c.mutex);
     c.of_graphs.erase(stream);
+    if (const auto scratch = c.scratch.find(stream); scratch != c.scratch.end()) {
+      cudaFree(scratch->second);
+      c.scratch.erase(scratch);
+    }
     c.free_blocks.forget(stream);
     for (auto& [data, block] : c.held) {
       if (block.home == stream) block.has_home = false;
@@ -407,6 +428,15 @@ void keep_for_graph(cudaStream_t stream, int device) {
   Cache& c = cache(device);
   std::lock_guard lock(c.mutex);
   c.of_graphs.insert(stream);
+}
+
+void* scratch_of(cudaStream_t stream, int device, int64_t bytes) { return cache(device).scratch_of(stream, bytes); }
+
+void make_room(int device) {
+  Cache& c = cache(device);
+  std::lock_guard lock(c.mutex);
+  DeviceScope scope(device);
+  c.make_room();
 }
 
 void begin_recording(int device) {
@@ -450,12 +480,12 @@ void* allocate_pinned(int64_t bytes) {
     ++pinned.stats.cache_hits;
   } else {
     cudaError_t result = cudaMallocHost(&block, static_cast<size_t>(size.bytes));
-    if (result == cudaErrorMemoryAllocation) {
+    if (is_for_want_of_memory(result)) {
       cudaGetLastError();                                  // or the next launch would be blamed for it
       pinned.clear();
       result = cudaMallocHost(&block, static_cast<size_t>(size.bytes));
     }
-    if (result == cudaErrorMemoryAllocation) {
+    if (is_for_want_of_memory(result)) {
       cudaGetLastError();
       fail<MemoryError>("out of memory: the system has no ", readable(bytes), " that can be pinned, beside the ", readable(pinned.stats.active_bytes), " that are held in ",
                         pinned.held.size(), pinned.held.size() == 1 ? " block" : " blocks");

@@ -4,13 +4,30 @@
 
 #include <fovea/kernels/cuda/core/check.h>
 #include <fovea/kernels/cuda/runtime.h>
+#include <fovea/kernels/cuda/streams.h>
 
 namespace fovea::kernels::cuda {
 namespace {
 
 void check_blas(cublasStatus_t status, const char* what) {
   if (status == CUBLAS_STATUS_SUCCESS) [[likely]] return;
-  fail<DeviceError>("cuda: ", what, ": ", cublasGetStatusString(status));
+  cudaGetLastError();                                      // as in fail_cuda()
+  const std::string message = str("cuda: ", what, ": ", cublasGetStatusString(status));
+  if (status == CUBLAS_STATUS_ALLOC_FAILED) fail<MemoryError>(message, "; cuda::allocator::clear() gives back what is cached");
+  fail<DeviceError>(message);
+}
+
+// cuBLAS takes memory of its own and loads its kernels, which our cache may have left no room for. It calls that "not initialized" too.
+cublasHandle_t new_handle(int device) {
+  cublasHandle_t handle = nullptr;
+  cublasStatus_t status = cublasCreate(&handle);
+  if (status == CUBLAS_STATUS_ALLOC_FAILED || status == CUBLAS_STATUS_NOT_INITIALIZED) {
+    cudaGetLastError();
+    fovea::cuda::detail::make_room(device);
+    status = cublasCreate(&handle);
+  }
+  check_blas(status, "cuBLAS cannot be started");
+  return handle;
 }
 
 // A handle a thread and device: cuBLAS' handles must not be shared. A thread keeps its own until the program ends, as cuBLAS waits for the device when one goes.
@@ -19,10 +36,20 @@ cublasHandle_t handle_of(int device) {
   thread_local cublasHandle_t handles[max_devices] = {};
   cublasHandle_t& handle = handles[device];
   if (!handle) {
-    check_blas(cublasCreate(&handle), "cuBLAS cannot be started");
+    handle = new_handle(device);
     check_blas(cublasSetMathMode(handle, CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION), "cuBLAS cannot be told to sum in float32");
   }
   return handle;
+}
+
+// Note [A workspace a stream]
+// By itself cuBLAS shares a workspace among the streams of a handle, and takes an algorithm that does with what is free of it: with several streams the bits of a product
+// would depend on what else runs. And in a recorded graph it would ask for memory in every run. So each stream has a workspace of its own, of the size that NVIDIA
+// recommends for compute capability 9.0 (cuBLAS library, "Results reproducibility", "cublasSetWorkspace"). To be called for each product: cublasSetStream() forgets it.
+void set_stream(cublasHandle_t handle, cudaStream_t stream, int device) {
+  constexpr int64_t bytes = int64_t{32} << 20;
+  check_blas(cublasSetStream(handle, stream), "cuBLAS takes no stream");
+  if (void* workspace = fovea::cuda::detail::scratch_of(stream, device, bytes)) check_blas(cublasSetWorkspace(handle, workspace, bytes), "cuBLAS takes no workspace");
 }
 
 cudaDataType_t type_of(DType dtype) {
@@ -49,7 +76,7 @@ void gemm_strided_batched(Queue queue, DType dtype, DType y_dtype, int64_t batch
   int device = 0;
   check_cuda(cudaGetDevice(&device), "cuda: asking for the current device");
   const cublasHandle_t handle = handle_of(device);
-  check_blas(cublasSetStream(handle, static_cast<cudaStream_t>(queue)), "cuBLAS takes no stream");
+  set_stream(handle, static_cast<cudaStream_t>(queue), device);
   const float alpha32 = static_cast<float>(alpha), beta32 = static_cast<float>(beta);
   const bool is_double = dtype == DType::float64;
   const void* scale = is_double ? static_cast<const void*>(&alpha) : &alpha32;

@@ -10,7 +10,7 @@ struct BlasMatrix {
   const void* data = nullptr;
   bool is_transposed = false;
   int64_t leading = 0;                       // elements from one row (or, transposed, column) to the next; at least the length of one, and at least 1
-  int64_t batch_stride = 0;                  // elements from one matrix to the next; 0: all are the same
+  int64_t batch_stride = 0;                  // elements from one matrix to the next, not negative; 0: all are the same
 };
 
 struct BlasOutput {

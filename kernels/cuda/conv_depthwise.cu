@@ -195,9 +195,9 @@ __global__ void __launch_bounds__(threads_per_block) tap_sums(TapSums p, int32_t
   // Images are taken together while their pixels can be numbered.
   const int32_t at_once = static_cast<int32_t>((index_limit - 1) / plane);
   for (int32_t done = 0; done < images; done += at_once) {
-    const int32_t count = min(at_once, images - done) * plane;
-    for (int32_t number = static_cast<int32_t>(threadIdx.x); number < count; number += threads_per_block) {
-      const int32_t image = static_cast<int32_t>(p.by_plane.quotient(number)), pixel = number - image * plane;
+    const uint32_t count = static_cast<uint32_t>(min(at_once, images - done) * plane);       // close to 2^31, so that the last step would run over with a sign
+    for (uint32_t number = threadIdx.x; number < count; number += threads_per_block) {
+      const int32_t image = static_cast<int32_t>(p.by_plane.quotient(number)), pixel = static_cast<int32_t>(number) - image * plane;
       const int32_t i = static_cast<int32_t>(p.by_columns.quotient(pixel)), j = pixel - i * p.columns;
       const int32_t row = p.vertical.step * i + p.vertical.base + r * p.vertical.delta, first_column = p.horizontal.step * j + p.horizontal.base + first_tap * p.horizontal.delta;
       if (static_cast<uint32_t>(row) >= static_cast<uint32_t>(p.vertical.size)) continue;

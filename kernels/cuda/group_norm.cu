@@ -93,7 +93,7 @@ struct Backward {
 
   template <int pack>
   __device__ GradientPacks<T, pack> load(const Place& at) const {
-    GradientPacks<T, pack> packs;
+    GradientPacks<T, pack> packs = {};
     packs.dy = load_pack<T, pack>(dy + at.offset, 0);
     packs.x = load_pack<T, pack>(x + at.offset, 0);
     return packs;

@@ -102,9 +102,10 @@ void multiply(Queue queue, Scalars scale, const ConstView& a, const ConstView& b
   const int64_t m = y.shape.back(1), n = y.shape.back(0), k = a.shape.back(0);
   check<DeviceError>(m <= most && n <= most && k <= most, "matmul: cuBLAS takes sizes below 2^31, got m = ", m, ", n = ", n, ", k = ", k);
   std::vector<BatchAxis> axes = batch_axes(a, b, y);
-  BatchAxis together{1, 0, 0, 0};                      // the axis that goes into one call: the longest
-  if (!axes.empty()) {
-    const auto longest = std::max_element(axes.begin(), axes.end(), [](const BatchAxis& p, const BatchAxis& q) { return p.size < q.size; });
+  BatchAxis together{1, 0, 0, 0};                      // the axis that goes into one call: the longest of those that all walk forwards, as cuBLAS promises nothing else
+  const auto length = [](const BatchAxis& axis) { return axis.a >= 0 && axis.b >= 0 && axis.y >= 0 ? axis.size : 0; };
+  const auto longest = std::max_element(axes.begin(), axes.end(), [&](const BatchAxis& p, const BatchAxis& q) { return length(p) < length(q); });
+  if (longest != axes.end() && length(*longest) > 0) {
     together = *longest;
     axes.erase(longest);
   }

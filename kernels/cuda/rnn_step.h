@@ -130,10 +130,10 @@ struct PlainStepTile : StepTile<T, tall * down, wide, groups, splits, 8 * groups
       const int k = step * splits + split();
       Chunk b[wide];
 #pragma unroll
-      for (int j = 0; j < wide; ++j) b[j] = *reinterpret_cast<const Chunk*>(ring.b[stage] + place_of_chunk<step_chunks>(column(j), k));
+      for (int j = 0; j < wide; ++j) b[j] = *as_packs<const Chunk>(ring.b[stage] + place_of_chunk<step_chunks>(column(j), k));
 #pragma unroll
       for (int i = 0; i < tall; ++i) {
-        const Chunk a = *reinterpret_cast<const Chunk*>(ring.a[stage] + place_of_chunk<step_chunks>(row(i), k));
+        const Chunk a = *as_packs<const Chunk>(ring.a[stage] + place_of_chunk<step_chunks>(row(i), k));
 #pragma unroll
         for (int e = 0; e < chunk<T>; ++e)
 #pragma unroll

@@ -49,6 +49,12 @@ std::string latest_kernel_note() {
   return latest.kernel ? " (the latest that this thread launched is " + describe(latest) + ")" : "";
 }
 
+// Has what a query was about happened? "Not yet" is an error to CUDA, which the program's next cudaGetLastError() must not find.
+bool is_ready(cudaError_t result) {
+  if (result == cudaErrorNotReady) cudaGetLastError();
+  return result != cudaErrorNotReady;
+}
+
 // The result of a call that waited for the device, with what the device has found meanwhile.
 void check_waited(cudaError_t result, int device, const char* what) {
   if (result != cudaSuccess) [[unlikely]] kernels::cuda::fail_cuda(result, str("cuda:", device, ": while ", what, latest_kernel_note()));
@@ -172,7 +178,7 @@ void Stream::synchronize() const {
 bool Stream::is_idle() const {
   detail::DeviceScope scope(device());
   const cudaError_t result = cudaStreamQuery(state_->handle);
-  if (result == cudaErrorNotReady) return false;
+  if (!is_ready(result)) return false;
   check_waited(result, device(), "looking at a stream");
   return true;
 }
@@ -230,7 +236,7 @@ void Event::synchronize() const {
 
 bool Event::has_passed() const {
   const cudaError_t result = cudaEventQuery(state_->handle);
-  if (result == cudaErrorNotReady) return false;
+  if (!is_ready(result)) return false;
   check_waited(result, device(), "looking at an event");
   return true;
 }

@@ -29,6 +29,11 @@ void forget_stream(cudaStream_t stream, int device) noexcept;
 // Memory asked for or freed on `stream` from now on stays with that stream, whoever asks for more, because a recorded graph goes on using it; until the
 // stream goes.
 void keep_for_graph(cudaStream_t stream, int device);
+// Scratch memory of a stream, for whatever is put there: one piece of work after the other uses it. The same at every call, made at the first, and given back when the
+// stream goes. Not among the allocator's statistics. Null where the device has no more.
+void* scratch_of(cudaStream_t stream, int device, int64_t bytes);
+// Gives the cached blocks back for somebody else who needs the device's memory, unless a graph is recorded there.
+void make_room(int device);
 // Note [Nothing waits for a device while a graph is recorded]
 // Waiting for the whole device, as the allocator does before it gives memory back, spoils every recording that is under way there, whichever thread's it is. So the allocator
 // is told of recordings, and does without what it would have to wait for.

@@ -17,6 +17,7 @@ constexpr int sm_count = 4;                        // few, so that loops over a 
 constexpr int shared_default = 48 << 10, shared_most = 227 << 10, shared_of_sm = 228 << 10, shared_reserved = 1 << 10;
 constexpr int threads_of_sm = 2048, blocks_of_sm = 32;
 constexpr int portable_cluster_blocks = 8;         // more have to be asked for
+constexpr size_t address_space = size_t{1} << 47;  // to drivers more is no size at all
 
 thread_local const char* next_name = nullptr;
 
@@ -127,6 +128,7 @@ cudaError_t cudaMalloc(void** pointer, size_t bytes) {
   *pointer = nullptr;
   if (device_count() == 0) return remember(cudaErrorNoDevice);
   if (bytes == 0) return cudaSuccess;
+  if (bytes >= address_space) return remember(cudaErrorInvalidValue);
   *pointer = allocate_device(bytes, current_device());
   return *pointer ? cudaSuccess : remember(cudaErrorMemoryAllocation);
 }
@@ -141,6 +143,8 @@ cudaError_t cudaFree(void* pointer) {
 
 cudaError_t cudaMallocHost(void** pointer, size_t bytes) {
   HOST_CUDA_LOCK;
+  *pointer = nullptr;
+  if (bytes >= address_space) return remember(cudaErrorInvalidValue);
   *pointer = allocate_pinned(bytes);
   return *pointer ? cudaSuccess : remember(cudaErrorMemoryAllocation);
 }

@@ -594,6 +594,10 @@ void* shared_memory(size_t bytes) {
   return shared_of(here->number);
 }
 
+void refuse_address(const void* address, size_t bytes) {
+  fail_kernel(text("reads or writes ", bytes, " bytes at once at ", describe_address(address), ": an address that is not a multiple of ", bytes), cudaErrorMisalignedAddress);
+}
+
 void perhaps_yield() {
   if (in_kernel() && chance().one_in(8)) let_others_go();
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <bit>
+#include <cstddef>
 #include <cstdint>
 #include <type_traits>
 
@@ -36,6 +37,12 @@ uint32_t lanes_left();          // lanes of this warp that have not returned
 
 // Atomic operations call this: now and then another thread goes on first.
 void perhaps_yield();
+
+// Of an access of so many bytes: ends the kernel unless the address is a multiple of them.
+[[noreturn]] void refuse_address(const void* address, size_t bytes);
+inline void require_multiple(const void* address, size_t bytes) {
+  if (reinterpret_cast<uintptr_t>(address) % bytes != 0) [[unlikely]] refuse_address(address, bytes);
+}
 
 // For the thread sanitizer. A fence before an atomic operation publishes what was written before the fence, and one after it lets what others have published so be read.
 void fence_memory();

@@ -183,7 +183,7 @@ cudaError_t remember(cudaError_t error, const std::string& sentence) {
     failure_sentence = sentence;
     failure_of_sentence = error;
   }
-  if (error != cudaSuccess && error != cudaErrorNotReady) last_error = error;
+  if (error != cudaSuccess) last_error = error;
   return error;
 }
 
@@ -210,6 +210,7 @@ const char* cudaGetErrorName(cudaError_t error) {
     case cudaErrorNotReady: return "cudaErrorNotReady";
     case cudaErrorIllegalAddress: return "cudaErrorIllegalAddress";
     case cudaErrorLaunchOutOfResources: return "cudaErrorLaunchOutOfResources";
+    case cudaErrorMisalignedAddress: return "cudaErrorMisalignedAddress";
     case cudaErrorLaunchFailure: return "cudaErrorLaunchFailure";
     case cudaErrorNotSupported: return "cudaErrorNotSupported";
     case cudaErrorStreamCaptureUnsupported: return "cudaErrorStreamCaptureUnsupported";
@@ -302,7 +303,7 @@ cudaError_t cudaStreamQuery(cudaStream_t stream) {
   Stream* s = resolve(stream);
   if (!s) return remember(cudaErrorInvalidResourceHandle);
   if (const cudaError_t result = run_one()) return result;
-  return s->queue.empty() ? cudaSuccess : cudaErrorNotReady;
+  return s->queue.empty() ? cudaSuccess : remember(cudaErrorNotReady);
 }
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
@@ -359,7 +360,7 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
   const std::shared_ptr<Recording> recording = event->latest;
   if (!recording || recording->is_done) return cudaSuccess;
   if (const cudaError_t result = run_one()) return result;
-  return recording->is_done ? cudaSuccess : cudaErrorNotReady;
+  return recording->is_done ? cudaSuccess : remember(cudaErrorNotReady);
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
@@ -373,7 +374,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
   HOST_CUDA_LOCK;
   if (!is_event(begin) || !is_event(end) || !begin->latest || !end->latest || !begin->has_timing || !end->has_timing) return remember(cudaErrorInvalidResourceHandle);
-  if (!begin->latest->is_done || !end->latest->is_done) return cudaErrorNotReady;
+  if (!begin->latest->is_done || !end->latest->is_done) return remember(cudaErrorNotReady);
   *milliseconds = std::chrono::duration<float, std::milli>(end->latest->time - begin->latest->time).count();
   return cudaSuccess;
 }

@@ -11,7 +11,7 @@ namespace fovea::kernels::cuda {
 
 [[noreturn]] void fail_cuda(cudaError_t result, const std::string& what);
 
-// DeviceError with CUDA's own words when `result` is an error; the parts of `what` say what was being done. They become a text only then: this stands on the way of every launch.
+// DeviceError (MemoryError for want of memory) with CUDA's own words when `result` is an error; `what` says what was being done. It becomes a text only then: this stands on the way of every launch.
 template <class... What>
 void check_cuda(cudaError_t result, const What&... what) {
   if (result != cudaSuccess) [[unlikely]] fail_cuda(result, str(what...));

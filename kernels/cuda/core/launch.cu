@@ -57,8 +57,10 @@ bool loses_device(cudaError_t error) {
 
 void fail_cuda(cudaError_t result, const std::string& what) {
   cudaGetLastError();                                      // an error that does not outlive its call is forgotten, so that later calls are not blamed for it
-  fail<DeviceError>(what, ": ", cudaGetErrorString(result), " (", cudaGetErrorName(result), ")",
-                    loses_device(result) ? "; with this error the device is lost to the process: every later call fails the same way, and the program must be started again" : "");
+  const std::string message = str(what, ": ", cudaGetErrorString(result), " (", cudaGetErrorName(result), ")");
+  if (result == cudaErrorMemoryAllocation)
+    fail<MemoryError>(message, "; CUDA needs memory of its own, for a kernel's code at its first launch say: cuda::allocator::clear() gives back what is cached");
+  fail<DeviceError>(message, loses_device(result) ? "; with this error the device is lost to the process: every later call fails the same way, and the program must be started again" : "");
 }
 
 void set_synchronous(bool is_on) { synchronous() = is_on; }
@@ -100,9 +102,19 @@ bool prepare_launch(const char* name, const Grid& g, const void* kernel) {
   return true;
 }
 
+namespace {
+
+// What is recorded runs later; there is nothing to wait for.
+bool is_recorded(Queue queue) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  return queue && cudaStreamIsCapturing(stream_of(queue), &status) == cudaSuccess && status != cudaStreamCaptureStatusNone;
+}
+
+}  // namespace
+
 void finish_launch(const char* name, const Grid& g, Queue queue, cudaError_t result) {
   if (launch_log) [[unlikely]] launch_log->push_back(name);
-  if (result == cudaSuccess && is_synchronous()) result = cudaStreamSynchronize(stream_of(queue));
+  if (result == cudaSuccess && is_synchronous() && !is_recorded(queue)) result = cudaStreamSynchronize(stream_of(queue));
   if (result != cudaSuccess) [[unlikely]] fail_cuda(result, describe(name, g) + " failed");
 }
 
