@@ -71,6 +71,8 @@ std::vector<AdaptivePoolGeometry> divisions() {
       {.n = 1, .c = 3, .h = 40, .w = 50, .out_h = 2, .out_w = 3},
       {.n = 1, .c = 1, .h = 100, .w = 110, .out_h = 1, .out_w = 1},            // more than 4096 elements
       {.n = 0, .c = 3, .h = 4, .w = 4, .out_h = 2, .out_w = 2},
+      {.n = 2, .c = 3, .h = 4, .w = 5, .out_h = 0, .out_w = 2},                // nothing: the gradient is zero
+      {.n = 2, .c = 3, .h = 4, .w = 5, .out_h = 2, .out_w = 0},
   };
 }
 

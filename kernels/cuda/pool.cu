@@ -341,7 +341,7 @@ struct Division {
   __device__ int32_t end(int32_t i) const { return static_cast<int32_t>(by_out.quotient((i + 1) * in + out - 1)); }
   // The outputs [first_output, end_output) whose window an input lies in.
   __device__ int32_t first_output(int32_t input) const { return static_cast<int32_t>(by_in.quotient(input * out)); }
-  __device__ int32_t end_output(int32_t input) const { return static_cast<int32_t>(by_in.quotient((input + 1) * out - 1)) + 1; }
+  __device__ int32_t end_output(int32_t input) const { return static_cast<int32_t>(by_in.quotient((input + 1) * out + in - 1)); }
 };
 
 struct Window {
