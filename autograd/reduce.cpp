@@ -172,11 +172,13 @@ Tensor argmin(const Tensor& x) { return arg_extreme("argmin", ArgReduce::argmin,
 Tensor argmax(const Tensor& x, int64_t axis, bool keepdims) { return arg_extreme("argmax", ArgReduce::argmax, check_defined("argmax", "x", x).detach(), axis, keepdims); }
 Tensor argmin(const Tensor& x, int64_t axis, bool keepdims) { return arg_extreme("argmin", ArgReduce::argmin, check_defined("argmin", "x", x).detach(), axis, keepdims); }
 
-Tensor var(const Tensor& x_any, const Axes& axes, bool keepdims, double correction) {
-  const cuda::Range range("var");
-  const Tensor x = autocast("var", x_any);
-  check_real("var", x);
-  const Plan plan("var", x, axes);
+namespace {
+
+Tensor variance(const char* op, const Tensor& x_any, const Axes& axes, bool keepdims, double correction) {
+  const cuda::Range range(op);
+  const Tensor x = autocast(op, x_any);
+  check_real(op, x);
+  const Plan plan(op, x, axes);
   const Tensor distance = sub(x, mean(x, axes, true));
   const double divisor = std::max(0.0, static_cast<double>(plan.count) - correction);
   const Tensor squares = record("var", reduced(Reduce::sum_squares, distance, plan, keepdims, x.dtype()), {distance}, saving(distance),
@@ -184,11 +186,15 @@ Tensor var(const Tensor& x_any, const Axes& axes, bool keepdims, double correcti
   return div(squares, divisor);
 }
 
+}  // namespace
+
+Tensor var(const Tensor& x, const Axes& axes, bool keepdims, double correction) { return variance("var", x, axes, keepdims, correction); }
+
 Tensor stddev(const Tensor& x, const Axes& axes, bool keepdims, double correction) {
   const cuda::Range range("stddev");
-  const Tensor variance = var(autocast("stddev", check_defined("stddev", "x", x)), axes, keepdims, correction);
-  const Tensor y = detail::unary("stddev", kernels::Unary::sqrt, variance);
-  return record("stddev", y, {variance}, saving(y), [](const Saved& s, const Tensor& g) {       // of equal numbers: 0, where the root's slope is infinite
+  const Tensor squared = variance("stddev", x, axes, keepdims, correction);
+  const Tensor y = detail::unary("stddev", kernels::Unary::sqrt, squared);
+  return record("stddev", y, {squared}, saving(y), [](const Saved& s, const Tensor& g) {       // of equal numbers: 0, where the root's slope is infinite
     const Tensor y = s[0], is_zero = eq(y, 0);
     return grads(where(is_zero, 0, div(g, mul(where(is_zero, 1, y), 2))));
   });

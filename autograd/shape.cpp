@@ -321,7 +321,7 @@ std::vector<Tensor> split(const Tensor& x, const std::vector<int64_t>& sizes, in
 }
 
 std::vector<Tensor> split(const Tensor& x, int64_t size, int64_t axis) {
-  const int64_t total = check_defined("split", "x", x).size(axis);
+  const int64_t total = x.shape()[checked_axis("split", x, axis)];
   check<ValueError>(size > 0, "split: size must be positive, got ", size);
   std::vector<int64_t> sizes;
   size = std::min(size, std::max<int64_t>(total, 1));
@@ -332,7 +332,7 @@ std::vector<Tensor> split(const Tensor& x, int64_t size, int64_t axis) {
 
 std::vector<Tensor> chunk(const Tensor& x, int64_t chunks, int64_t axis) {
   check<ValueError>(chunks > 0, "chunk: takes a positive number of chunks, got ", chunks);
-  const int64_t size = check_defined("chunk", "x", x).size(axis);
+  const int64_t size = x.shape()[checked_axis("chunk", x, axis)];
   return split(x, size / chunks + (size % chunks > 0) + (size == 0), axis);
 }
 

@@ -78,6 +78,29 @@ TEST_CASE("an undefined tensor: the error names the operation and the argument")
   CHECK(error_of<ValueError>([&] { none.backward(); }) == "backward: output 0 is an undefined tensor");
 }
 
+TEST_CASE("an operation that is made of others gives its own name in errors") {
+  const Tensor x = ones({2, 3}), whole = ones({2, 3}, DType::int64);
+  CHECK(error_of<IndexError>([&] { split(x, 2, 5); }) == "split: axis 5 is out of range for a tensor of rank 2");
+  CHECK(error_of<IndexError>([&] { chunk(x, 2, 5); }) == "chunk: axis 5 is out of range for a tensor of rank 2");
+  CHECK(error_of<IndexError>([&] { argsort(x, 5); }) == "argsort: axis 5 is out of range for a tensor of rank 2");
+  CHECK(contains(error_of<DTypeError>([&] { stddev(whole); }), "stddev: takes a floating-point tensor"));
+  CHECK(contains(error_of<IndexError>([&] { stddev(x, 5); }), "stddev: axis 5"));
+  CHECK(contains(error_of<ShapeError>([&] { take_along(x, ones({3, 1}, DType::int64), 1); }), "take_along: "));
+  CHECK(contains(error_of<DTypeError>([&] { add_(whole, x, 2); }), "add_: the result is float32"));
+  CHECK(contains(error_of<DTypeError>([&] { sub_(whole, x, 2); }), "sub_: the result is float32"));
+  CHECK(contains(error_of<DTypeError>([&] { sub_(whole, whole, 0.5); }), "sub_: alpha is 0.5"));
+  CHECK(contains(error_of<ShapeError>([&] { add_(expand(ones({1}), {3}), ones({3}), -1); }), "add_: x [3] repeats elements"));
+}
+
+TEST_CASE("cells without hidden units have results without elements") {
+  const Tensor x = ones({2, 3}), h = ones({2, 0}), lstm_ih = ones({0, 3}), w_hh = ones({0, 0});
+  const LstmCellResult next = lstm_cell(x, h, h, lstm_ih, w_hh);
+  CHECK(next.h.shape() == Shape{2, 0});
+  CHECK(next.c.shape() == Shape{2, 0});
+  CHECK(gru_cell(x, h, lstm_ih, w_hh).shape() == Shape{2, 0});
+  CHECK(rnn_cell(x, h, lstm_ih, w_hh).shape() == Shape{2, 0});
+}
+
 TEST_CASE("a gradient cannot be put on another device than its tensor") {
   const Tensor x = ones({2}).set_requires_grad();
   CHECK(contains(error_of<DeviceError>([&] { x.set_grad(ones({2}, Device::meta())); }), "set_grad: the gradient is on meta"));
