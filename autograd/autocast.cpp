@@ -27,9 +27,10 @@ constexpr AutocastRule rules[] = {
     {"concat", widest},     {"stack", widest},         {"scatter_add", widest},    {"index_add", widest}, {"grid_sample", widest},
 };
 
-// A parameter's copy in a half type, good while the parameter has this version.
+// A parameter's copy in a half type, good while the parameter has this memory (Module::to gives it other) in this version.
 struct Copy {
   Tensor parameter, copy;                    // the parameter is held, so that its address is not given to another
+  std::shared_ptr<Storage> storage;          // held for the same reason
   uint32_t version = 0;
 };
 
@@ -71,8 +72,8 @@ std::optional<DType> Autocast::dtype() { return state.dtype; }
 Tensor detail::autocast_copy(const Tensor& x, DType dtype) {
   if (!x.requires_grad() || !x.is_leaf()) return to(x, dtype);
   Copy& kept = state.copies[&x.impl()];
-  if (!kept.copy || kept.copy.dtype() != dtype || kept.version != x.version() || kept.parameter.storage() != x.storage())
-    kept = {x, to(x.detach(), dtype), x.version()};
+  if (!kept.copy || kept.copy.dtype() != dtype || kept.version != x.version() || kept.storage != x.storage())
+    kept = {x, to(x.detach(), dtype), x.storage(), x.version()};
   return record("to", kept.copy.detach(), {x}, saving(), [source = x.dtype()](const Saved&, const Tensor& g) { return grads(to(g, source)); });
 }
 
