@@ -54,6 +54,13 @@ TEST_CASE("checkpoint puts the random state back when the function throws in the
   CHECK(default_generator().offset() == before);
 }
 
+TEST_CASE("checkpoint says so when the function does not do the same again") {
+  int calls = 0;
+  const Tensor x = ones({3}).set_requires_grad();
+  const Tensor y = checkpoint([&](const std::vector<Tensor>& in) { return calls++ == 0 ? in[0] * ones({2, 3}) : in[0] * 1.0; }, {x});
+  CHECK(contains(error_of<ValueError>([&] { sum(y).backward(); }), "checkpoint: run again, the function returned another shape"));
+}
+
 TEST_CASE("half-precision slices gather their gradients in float32") {
   const Tensor w = to(ones({2, 2}), DType::float16).set_requires_grad();
   const Tensor rows = index_select(w, 0, from_vector(std::vector<int64_t>{1, 1, 1}));

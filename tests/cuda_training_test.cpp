@@ -284,6 +284,35 @@ TEST_CASE("cuda: a label out of range that a graph meets is an error of the wait
   CHECK(equal(y, index_select(weight, 0, indices)));
 }
 
+TEST_CASE("cuda: work can be recorded while launches are synchronous, and a graph that was moved says so") {
+  if (!has_device()) return;
+  const Tensor x = full({10}, 2, gpu);
+  Tensor y;
+  cuda::set_synchronous(true);
+  std::unique_ptr<cuda::Graph> graph;
+  CHECK_NOTHROW(graph = std::make_unique<cuda::Graph>([&] { y = x * 3; }));
+  cuda::set_synchronous(false);
+  graph->replay();
+  CHECK(sum(y).item() == 60);
+  cuda::Graph moved = std::move(*graph);
+  CHECK_THROWS_WITH_AS(graph->replay(), doctest::Contains("this graph was moved to another"), ValueError);
+  CHECK_NOTHROW(moved.replay());
+}
+
+TEST_CASE("cuda: a module that moves to a device takes its gradients along, and a pass over the old memory is refused") {
+  if (!has_device()) return;
+  layers::Linear layer(2, 2);
+  layer.to(cpu);
+  const Tensor before = sum(layer(ones({1, 2}, cpu)));
+  sum(layer(ones({1, 2}, cpu))).backward();
+  layer.to(gpu);
+  CHECK(layer.weight.grad().device() == gpu);
+  CHECK_THROWS_WITH_AS(before.backward(), doctest::Contains("compute the output anew after moving a module"), AutogradError);
+  layer.zero_grad();
+  sum(layer(ones({1, 2}, gpu))).backward();
+  CHECK(sum(layer.weight.grad()).item() == 4);
+}
+
 TEST_CASE("cuda: work that waits for the device cannot be recorded, and work goes on afterwards") {
   if (!has_device()) return;
   const Tensor x = full({10}, 2, gpu);

@@ -134,6 +134,7 @@ Graph::Graph(const std::function<void()>& work, int device) : state_(std::make_s
 }
 
 void Graph::replay() {
+  check<ValueError>(state_ != nullptr, "cuda::Graph: this graph was moved to another, which replays it");
   const int device = state_->stream.device();
   const Range range("cuda::Graph");
   const Stream current = current_stream(device);

@@ -100,9 +100,19 @@ bool prepare_launch(const char* name, const Grid& g, const void* kernel) {
   return true;
 }
 
+namespace {
+
+// What is recorded runs later; there is nothing to wait for.
+bool is_recorded(Queue queue) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  return queue && cudaStreamIsCapturing(stream_of(queue), &status) == cudaSuccess && status != cudaStreamCaptureStatusNone;
+}
+
+}  // namespace
+
 void finish_launch(const char* name, const Grid& g, Queue queue, cudaError_t result) {
   if (launch_log) [[unlikely]] launch_log->push_back(name);
-  if (result == cudaSuccess && is_synchronous()) result = cudaStreamSynchronize(stream_of(queue));
+  if (result == cudaSuccess && is_synchronous() && !is_recorded(queue)) result = cudaStreamSynchronize(stream_of(queue));
   if (result != cudaSuccess) [[unlikely]] fail_cuda(result, describe(name, g) + " failed");
 }
 
