@@ -299,6 +299,28 @@ TEST_CASE("cuda: work can be recorded while launches are synchronous, and a grap
   CHECK_NOTHROW(moved.replay());
 }
 
+TEST_CASE("cuda: a graph converts parameters in each run, whatever an autocast scope around it kept, and leaves nothing in the scope") {
+  if (!has_device()) return;
+  layers::Linear layer(4, 2);
+  layer.to(gpu);
+  const Tensor x = ones({1, 4}, gpu);
+  const auto set_to = [&](double value) {
+    NoGrad no_grad;
+    fill_(layer.weight, value), fill_(layer.bias, 0);
+  };
+  set_to(1);
+  const Autocast scope(DType::bfloat16);
+  Tensor y = layer(x);                                       // the scope keeps a copy of the weight
+  cuda::Graph graph([&] { y = layer(x); });
+  CHECK(layer(x).to_vector<float>() == std::vector<float>{4, 4});            // nothing has run yet of what was recorded
+  set_to(2);
+  graph.replay();
+  CHECK(y.to_vector<float>() == std::vector<float>{8, 8});
+  set_to(3);
+  graph.replay();
+  CHECK(y.to_vector<float>() == std::vector<float>{12, 12});
+}
+
 TEST_CASE("cuda: a module that moves to a device takes its gradients along, and a pass over the old memory is refused") {
   if (!has_device()) return;
   layers::Linear layer(2, 2);
