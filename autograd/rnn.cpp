@@ -172,7 +172,8 @@ LayerWeights layer_weights(const RnnGeometry& g, const std::vector<Tensor>& weig
 
 // How many weights a layer has for each direction: four, or two without biases.
 size_t weights_per_direction(const char* op, const std::vector<Tensor>& weights, const RnnOptions& options) {
-  check<ValueError>(options.layers >= 1, op, ": layers must be at least 1, got ", options.layers);
+  constexpr int64_t most_layers = 1 << 20;   // products of it fit
+  check<ValueError>(options.layers >= 1 && options.layers <= most_layers, op, ": layers must be at least 1 and at most ", most_layers, ", got ", options.layers);
   const size_t units = static_cast<size_t>(options.layers) * (options.bidirectional ? 2 : 1);
   check<ValueError>(weights.size() == 4 * units || weights.size() == 2 * units, op, ": got ", weights.size(), " weights, expected ", 4 * units,
                     " (weight_ih, weight_hh, bias_ih, bias_hh for each of ", units, " layers and directions) or ", 2 * units, " without biases");

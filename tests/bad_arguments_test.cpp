@@ -21,6 +21,13 @@ TEST_CASE("sizes that overflow are refused before memory is asked for") {
   CHECK_THROWS_AS(layers::MultiheadAttention({.embed = huge, .heads = 1}), Error);
 }
 
+TEST_CASE("recurrent networks: numbers whose products overflow are refused") {
+  constexpr int64_t huge = int64_t{1} << 62;                   // four times that is 0
+  CHECK(contains(error_of<ValueError>([&] { lstm(ones({2, 1, 3}), {}, {.layers = huge}); }), "lstm: layers must be at least 1 and at most"));
+  CHECK(contains(error_of<ValueError>([&] { layers::LSTM({.input = 3, .hidden = huge}); }), "recurrent layer: input and hidden must be at most"));
+  CHECK(contains(error_of<ValueError>([&] { layers::GRUCell({.input = huge, .hidden = 3}); }), "recurrent cell: input and hidden must be at most"));
+}
+
 TEST_CASE("a step longer than the axis takes one element") {
   const Tensor x = arange(5);
   CHECK(slice(x, 0, 1, 5, int64_t{1} << 62).to_vector<int64_t>() == std::vector<int64_t>{1});

@@ -184,6 +184,12 @@ TEST_CASE("means of tensors that lie channels-last are the CPU's") {
       }
 }
 
+TEST_CASE("more outputs than 31 bits count are refused, of no images too") {
+  const LaidTensor x(Shape{0, 1, 4, 4}, DType::float32, Layout::planar, 0), y(Shape{0, 1, int64_t{1} << 33, 2}, DType::float32, Layout::planar, 0);
+  const AdaptivePoolGeometry g{.n = 0, .c = 1, .h = 4, .w = 4, .out_h = int64_t{1} << 33, .out_w = 2};
+  CHECK_THROWS_WITH_AS(testing::cuda().adaptive_avg_pool(nullptr, g, x.view(), y.view()), "adaptive_avg_pool2d: 4 elements to 8589934592 are too many for the CUDA kernels", ShapeError);
+}
+
 TEST_CASE("tensors that do not lie alike are refused") {
   const PoolGeometry g{.n = 1, .c = 2, .h = 4, .w = 4, .kernel_h = 2, .kernel_w = 2, .stride_h = 2, .stride_w = 2};
   const LaidTensor x(numbers(shape_of_x(g), DType::float32, 1), Layout::channels_last, 0), y(shape_of_y(g), DType::float32, Layout::planar, 0);
