@@ -5,6 +5,7 @@
 #include <fovea/autograd/arguments.h>
 #include <fovea/autograd/shape.h>
 #include <fovea/autograd/tape.h>
+#include <fovea/kernels/cuda/graph.h>
 
 namespace fovea {
 namespace {
@@ -27,10 +28,17 @@ constexpr AutocastRule rules[] = {
     {"concat", widest},     {"stack", widest},         {"scatter_add", widest},    {"index_add", widest}, {"grid_sample", widest},
 };
 
-// A parameter's copy in a half type, good while the parameter has this version.
+// A parameter's copy in a half type, good while the parameter has this memory (Module::to gives it other) in this version, for the stream that it is made on and the
+// recording of a graph that it is made in.
 struct Copy {
   Tensor parameter, copy;                    // the parameter is held, so that its address is not given to another
+  std::shared_ptr<Storage> storage;          // held for the same reason
   uint32_t version = 0;
+  kernels::Queue queue = nullptr;
+  uint64_t recording = 0;
+  bool is_good_for(const Tensor& x, DType dtype) const {
+    return copy && copy.dtype() == dtype && version == x.version() && storage == x.storage() && queue == queue_of(x) && recording == cuda::recording();
+  }
 };
 
 struct State {
@@ -71,8 +79,7 @@ std::optional<DType> Autocast::dtype() { return state.dtype; }
 Tensor detail::autocast_copy(const Tensor& x, DType dtype) {
   if (!x.requires_grad() || !x.is_leaf()) return to(x, dtype);
   Copy& kept = state.copies[&x.impl()];
-  if (!kept.copy || kept.copy.dtype() != dtype || kept.version != x.version() || kept.parameter.storage() != x.storage())
-    kept = {x, to(x.detach(), dtype), x.version()};
+  if (!kept.is_good_for(x, dtype)) kept = {x, to(x.detach(), dtype), x.storage(), x.version(), queue_of(x), cuda::recording()};
   return record("to", kept.copy.detach(), {x}, saving(), [source = x.dtype()](const Saved&, const Tensor& g) { return grads(to(g, source)); });
 }
 

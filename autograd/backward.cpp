@@ -42,6 +42,8 @@ Tensor hooked(const Hook& hook, Tensor gradient, const char* what) {
 void accumulate_into_leaf(const Tensor& leaf, Tensor gradient, bool create_graph) {
   const cuda::Range range("accumulate");
   AutogradMeta& meta = *autograd_meta(leaf);
+  check<AutogradError>(gradient.device() == leaf.device() && gradient.dtype() == leaf.dtype(), "backward: a leaf of shape ", leaf.shape(), " was ", gradient.dtype(), " on ",
+                       gradient.device(), " in the forward pass and is ", leaf.dtype(), " on ", leaf.device(), " now; compute the output anew after moving a module");
   std::unique_lock lock(meta.accumulating);
   if (create_graph) {
     meta.grad = meta.grad ? sum_of(meta.grad, gradient) : gradient;
@@ -160,6 +162,7 @@ class Engine {
     const OutputInfo& expected = edge.node->outputs[static_cast<size_t>(edge.output)];
     check<AutogradError>(g.shape() == expected.shape && g.dtype() == expected.dtype, "backward: '", node.name, "' returned a gradient ", g.dtype(), g.shape(), " for input ", i,
                          ", which is ", expected.dtype, expected.shape);
+    check<DeviceError>(g.device() == expected.device, "backward: '", node.name, "' returned a gradient on ", g.device(), " for input ", i, ", which is on ", expected.device);
     if (AnomalyMode::is_on())
       check<AutogradError>(!has_nan(g), "backward: the gradient of '", node.name, "' with respect to its input ", i, " of shape ", g.shape(), " has become NaN");
   }
@@ -290,6 +293,8 @@ Tensor checkpoint(std::function<Tensor(const std::vector<Tensor>&)> fn, const st
     GradMode recording(true);
     Autocast same_dtypes(autocast);
     const Tensor output = fn(again);
+    check<ValueError>(output.defined() && output.shape() == g[0].shape() && output.dtype() == g[0].dtype(),
+                      "checkpoint: run again, the function returned another shape or dtype than the first time; it must depend on its inputs alone");
     Grads result(count);
     if (!output.requires_grad()) return result;
     if (s.is_for_leaves()) {                   // the leaves that fn uses besides its inputs get their share too

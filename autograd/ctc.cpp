@@ -153,6 +153,7 @@ std::vector<int64_t> CtcReading::labels() const {
 
 std::vector<CtcReading> ctc_best_path(const Tensor& logits, const Tensor& input_lengths, int64_t blank) {
   const char* op = "ctc_best_path";
+  if (logits && detail::must_widen(logits, kernels::Family::ctc)) return ctc_best_path(detail::widened(logits.detach()), input_lengths, blank);
   check_logits(op, logits, blank);
   check<DeviceError>(!logits.is_meta(), op, ": logits are on meta, which holds shapes without data");
   const int64_t time = logits.size(0), batch = logits.size(1);

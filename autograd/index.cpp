@@ -140,6 +140,8 @@ Tensor take_along(const Tensor& x, const Tensor& index, int64_t axis) {
   check_defined("take_along", "index", index);
   check<ShapeError>(index.rank() == x.rank(), "take_along: index ", index.shape(), " must have as many axes as x ", x.shape());
   shape[at] = index.shape()[at];
+  check<ShapeError>(broadcast_shapes(index.shape(), shape, "take_along") == shape, "take_along: index ", index.shape(), " must have x's sizes, or 1, along all axes but ", at,
+                    "; x is ", x.shape());
   return gather_checked(x, at, checked_along("take_along", x, at, expand(index.detach(), shape)));
 }
 
@@ -239,21 +241,26 @@ Tensor masked_select(const Tensor& x, const Tensor& mask) {
   return index_select_checked(reshape(expand(x, shape), {shape.numel()}), 0, positions);
 }
 
-Ordered sort(const Tensor& x, int64_t axis, bool descending) {
-  const cuda::Range range("sort");
-  if (check_defined("sort", "x", x).rank() == 0) {
-    const Ordered line = sort(reshape(x, {1}), axis, descending);
+namespace {
+
+Ordered sorted(const char* op, const Tensor& x, int64_t axis, bool descending) {
+  const cuda::Range range(op);
+  if (check_defined(op, "x", x).rank() == 0) {
+    const Ordered line = sorted(op, reshape(x, {1}), axis, descending);
     return {reshape(line.values, {}), reshape(line.indices, {})};
   }
-  const int at = checked_axis("sort", x, axis);
-  return ordered("sort", x, at, x.shape()[at], [&](const View& values, const View& indices) {
+  const int at = checked_axis(op, x, axis);
+  return ordered(op, x, at, x.shape()[at], [&](const View& values, const View& indices) {
     table_of(x).sort(queue_of(x), at, descending, x.view(), values, indices);
   });
 }
 
+}  // namespace
+
+Ordered sort(const Tensor& x, int64_t axis, bool descending) { return sorted("sort", x, axis, descending); }
+
 Tensor argsort(const Tensor& x, int64_t axis, bool descending) {
-  const cuda::Range range("argsort");
-  return sort(check_defined("argsort", "x", x).detach(), axis, descending).indices;
+  return sorted("argsort", check_defined("argsort", "x", x).detach(), axis, descending).indices;
 }
 
 Ordered topk(const Tensor& x, int64_t k, int64_t axis, bool largest) {

@@ -74,22 +74,39 @@ bool needs_tensor(const Tensor& x, Scalar b) { return !b.is_exact() && x.defined
 
 DType beside(const Tensor& x, Scalar b) { return detail::dtype_beside(x, b.is_integer); }
 
+// x += value * a * b
+Tensor add_product(const char* op, const Tensor& x, const Tensor& a, const Tensor& b, double value) {
+  const cuda::Range range(op);
+  check_target(op, x, promote(detail::common_dtype(op, x, a, "x", "a"), detail::check_defined(op, "b", b).dtype()));
+  const Tensor u = operand(op, x, a), v = operand(op, x, b);
+  const auto write = [&] {
+    table_of(x).ternary(queue_of(x), Ternary::add_product, {value, 0}, x.view(), detail::broadcast_view(u, x.shape()),
+                        detail::broadcast_view(v, x.shape()), x.mutable_view());
+  };
+  change_in_place(op, x, {a, b}, write, [&] {
+    const Tensor old = clone(x);
+    return to(addcmul(old, a.is_same(x) ? old : a, b.is_same(x) ? old : b, value), x.dtype());
+  });
+  return x;
+}
+
+// x += sign * alpha * b, for add_ and sub_.
+Tensor add_multiple(const char* op, const Tensor& x, const Tensor& b, double alpha, double sign) {
+  const DType common = detail::common_dtype(op, x, b, "x");
+  if (sign * alpha == 1) return change(op, Binary::add, x, b, common, [](const Tensor& old, const Tensor& other) { return add(old, other); });
+  if (sign * alpha == -1) return change(op, Binary::subtract, x, b, common, [](const Tensor& old, const Tensor& other) { return sub(old, other); });
+  check<DTypeError>(is_floating(x.dtype()) || alpha == std::trunc(alpha), op, ": alpha is ", alpha, ", which an x of dtype ", x.dtype(), " cannot hold; convert with to(x, DType::float32)");
+  return add_product(op, x, b, scalar(1, {x.dtype(), x.device()}), sign * alpha);
+}
+
 }  // namespace
 
-Tensor add_(const Tensor& x, const Tensor& b, double alpha) {
-  if (alpha == 1)
-    return change("add_", Binary::add, x, b, detail::common_dtype("add_", x, b, "x"), [](const Tensor& old, const Tensor& other) { return add(old, other); });
-  if (alpha == -1)
-    return change("sub_", Binary::subtract, x, b, detail::common_dtype("sub_", x, b, "x"), [](const Tensor& old, const Tensor& other) { return sub(old, other); });
-  detail::check_defined("add_", "x", x);
-  check<DTypeError>(is_floating(x.dtype()) || alpha == std::trunc(alpha), "add_: alpha is ", alpha, ", which an x of dtype ", x.dtype(), " cannot hold; convert with to(x, DType::float32)");
-  return addcmul_(x, b, scalar(1, {x.dtype(), x.device()}), alpha);
-}
+Tensor add_(const Tensor& x, const Tensor& b, double alpha) { return add_multiple("add_", x, b, alpha, 1); }
 Tensor add_(const Tensor& x, Scalar b) {
   if (needs_tensor(x, b)) return add_(x, detail::scalar_tensor("add_", b, {x.dtype(), x.device()}));
   return change("add_", Unary::add_scalar, {b.value, 0}, x, beside(x, b), [b](const Tensor& old) { return add(old, b); });
 }
-Tensor sub_(const Tensor& x, const Tensor& b, double alpha) { return add_(x, b, -alpha); }
+Tensor sub_(const Tensor& x, const Tensor& b, double alpha) { return add_multiple("sub_", x, b, alpha, -1); }
 Tensor sub_(const Tensor& x, Scalar b) {
   if (needs_tensor(x, b)) return sub_(x, detail::scalar_tensor("sub_", b, {x.dtype(), x.device()}));
   return change("sub_", Unary::add_scalar, {-b.value, 0}, x, beside(x, b), [b](const Tensor& old) { return sub(old, b); });
@@ -111,20 +128,7 @@ Tensor div_(const Tensor& x, Scalar b) {
   return div_(x, scalar(b.value, {is_floating(x.dtype()) ? x.dtype() : DType::float32, x.device()}));
 }
 
-Tensor addcmul_(const Tensor& x, const Tensor& a, const Tensor& b, double value) {
-  const cuda::Range range("addcmul_");
-  check_target("addcmul_", x, promote(detail::common_dtype("addcmul_", x, a, "x", "a"), detail::check_defined("addcmul_", "b", b).dtype()));
-  const Tensor u = operand("addcmul_", x, a), v = operand("addcmul_", x, b);
-  const auto write = [&] {
-    table_of(x).ternary(queue_of(x), Ternary::add_product, {value, 0}, x.view(), detail::broadcast_view(u, x.shape()),
-                        detail::broadcast_view(v, x.shape()), x.mutable_view());
-  };
-  change_in_place("addcmul_", x, {a, b}, write, [&] {
-    const Tensor old = clone(x);
-    return to(addcmul(old, a.is_same(x) ? old : a, b.is_same(x) ? old : b, value), x.dtype());
-  });
-  return x;
-}
+Tensor addcmul_(const Tensor& x, const Tensor& a, const Tensor& b, double value) { return add_product("addcmul_", x, a, b, value); }
 
 Tensor clamp_(const Tensor& x, double low, double high) {
   return change("clamp_", Unary::clamp, {low, high}, x, x.dtype(), [=](const Tensor& old) { return clamp(old, low, high); });

@@ -180,24 +180,30 @@ Tensor argmin(const Tensor& x) { return arg_extreme("argmin", ArgReduce::argmin,
 Tensor argmax(const Tensor& x, int64_t axis, bool keepdims) { return arg_extreme("argmax", ArgReduce::argmax, check_defined("argmax", "x", x).detach(), axis, keepdims); }
 Tensor argmin(const Tensor& x, int64_t axis, bool keepdims) { return arg_extreme("argmin", ArgReduce::argmin, check_defined("argmin", "x", x).detach(), axis, keepdims); }
 
-Tensor var(const Tensor& x, const Axes& axes, bool keepdims, double correction) {
-  const cuda::Range range("var");
-  check_real("var", x);
-  const Plan plan("var", x, axes);
-  Tensor y = empty(plan.kept, {result_dtype("var", x, x.dtype()), x.device()});
+namespace {
+
+Tensor variance(const char* op, const Tensor& x, const Axes& axes, bool keepdims, double correction) {
+  const cuda::Range range(op);
+  check_real(op, x);
+  const Plan plan(op, x, axes);
+  Tensor y = empty(plan.kept, {result_dtype(op, x, x.dtype()), x.device()});
   table_of(x).variance(queue_of(x), correction, x.view(), y.mutable_view());
   const double divisor = std::max(0.0, static_cast<double>(plan.count) - correction);
-  return record("var", shaped(y, plan, keepdims), {x}, saving(x), [plan, axes, divisor](const Saved& s, const Tensor& g) {
+  return record(op, shaped(y, plan, keepdims), {x}, saving(x), [plan, axes, divisor](const Saved& s, const Tensor& g) {
     const Tensor x = detail::widened(s[0]), slope = div(mul(to(g, x.dtype()), 2), divisor);        // a mean in a half type would be off
     return grads(to(mul(sub(x, mean(x, axes, true)), restored(slope, plan)), s[0].dtype()));
   });
 }
 
+}  // namespace
+
+Tensor var(const Tensor& x, const Axes& axes, bool keepdims, double correction) { return variance("var", x, axes, keepdims, correction); }
+
 Tensor stddev(const Tensor& x, const Axes& axes, bool keepdims, double correction) {
   const cuda::Range range("stddev");
-  const Tensor variance = var(check_defined("stddev", "x", x), axes, keepdims, correction);
-  const Tensor y = detail::unary("stddev", kernels::Unary::sqrt, variance);
-  return record("stddev", y, {variance}, saving(y), [](const Saved& s, const Tensor& g) {       // of equal numbers: 0, where the root's slope is infinite
+  const Tensor squared = variance("stddev", x, axes, keepdims, correction);
+  const Tensor y = detail::unary("stddev", kernels::Unary::sqrt, squared);
+  return record("stddev", y, {squared}, saving(y), [](const Saved& s, const Tensor& g) {       // of equal numbers: 0, where the root's slope is infinite
     const Tensor y = s[0], is_zero = eq(y, 0);
     return grads(where(is_zero, 0, div(g, mul(where(is_zero, 1, y), 2))));
   });

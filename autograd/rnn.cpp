@@ -172,7 +172,8 @@ LayerWeights layer_weights(const RnnGeometry& g, const std::vector<Tensor>& weig
 
 // How many weights a layer has for each direction: four, or two without biases.
 size_t weights_per_direction(const char* op, const std::vector<Tensor>& weights, const RnnOptions& options) {
-  check<ValueError>(options.layers >= 1, op, ": layers must be at least 1, got ", options.layers);
+  constexpr int64_t most_layers = 1 << 20;   // products of it fit
+  check<ValueError>(options.layers >= 1 && options.layers <= most_layers, op, ": layers must be at least 1 and at most ", most_layers, ", got ", options.layers);
   const size_t units = static_cast<size_t>(options.layers) * (options.bidirectional ? 2 : 1);
   check<ValueError>(weights.size() == 4 * units || weights.size() == 2 * units, op, ": got ", weights.size(), " weights, expected ", 4 * units,
                     " (weight_ih, weight_hh, bias_ih, bias_hh for each of ", units, " layers and directions) or ", 2 * units, " without biases");
@@ -242,6 +243,9 @@ void check_cell(const char* op, int64_t gates, const Tensor& x, const Tensor& h,
   if (bias_hh) check_like(op, "bias_hh", bias_hh, {gates * hidden}, x);
 }
 
+// The gates of [batch, count * hidden], one after the other; chunk() would give fewer where hidden is 0.
+std::vector<Tensor> gates_of(const Tensor& sums, int64_t count) { return split(sums, std::vector<int64_t>(static_cast<size_t>(count), sums.size(1) / count), 1); }
+
 }  // namespace
 
 LstmCellResult lstm_cell(const Tensor& x, const Tensor& h, const Tensor& c, const Tensor& weight_ih, const Tensor& weight_hh, const Tensor& bias_ih, const Tensor& bias_hh) {
@@ -250,7 +254,7 @@ LstmCellResult lstm_cell(const Tensor& x, const Tensor& h, const Tensor& c, cons
     return lstm_cell(cast(x), cast(h), cast(c), cast(weight_ih), cast(weight_hh), cast(bias_ih), cast(bias_hh));
   check_cell("lstm_cell", 4, x, h, weight_ih, weight_hh, bias_ih, bias_hh);
   check_like("lstm_cell", "c", c, h.shape(), x);
-  const std::vector<Tensor> gates = chunk(linear(x, weight_ih, bias_ih) + linear(h, weight_hh, bias_hh), 4, 1);
+  const std::vector<Tensor> gates = gates_of(linear(x, weight_ih, bias_ih) + linear(h, weight_hh, bias_hh), 4);
   const Tensor next = sigmoid(gates[1]) * c + sigmoid(gates[0]) * tanh(gates[2]);
   return {sigmoid(gates[3]) * tanh(next), next};
 }
@@ -260,7 +264,7 @@ Tensor gru_cell(const Tensor& x, const Tensor& h, const Tensor& weight_ih, const
   if (const detail::Cast cast("gru_cell", {}, {x, h, weight_ih, weight_hh, bias_ih, bias_hh}); cast)
     return gru_cell(cast(x), cast(h), cast(weight_ih), cast(weight_hh), cast(bias_ih), cast(bias_hh));
   check_cell("gru_cell", 3, x, h, weight_ih, weight_hh, bias_ih, bias_hh);
-  const std::vector<Tensor> input = chunk(linear(x, weight_ih, bias_ih), 3, 1), state = chunk(linear(h, weight_hh, bias_hh), 3, 1);
+  const std::vector<Tensor> input = gates_of(linear(x, weight_ih, bias_ih), 3), state = gates_of(linear(h, weight_hh, bias_hh), 3);
   const Tensor r = sigmoid(input[0] + state[0]), z = sigmoid(input[1] + state[1]), n = tanh(input[2] + r * state[2]);
   return n + z * (h - n);
 }

@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include <fovea/autograd/arguments.h>
+#include <fovea/autograd/elementwise.h>
 #include <fovea/tensor/creation.h>
 
 namespace fovea {
@@ -147,13 +148,10 @@ Tensor triangle(const char* name, const Tensor& x, int64_t diagonal, bool is_low
   Tensor y = zeros_like(x);
   const int64_t rows = x.size(-2), columns = x.size(-1);
   diagonal = std::clamp(diagonal, -rows - 1, columns + 1);               // beyond them nothing changes, and sums do not overflow
-  {
+  if (x.numel() > 0) {                                                   // in a few kernels, however many rows there are
     NoGrad no_grad;
-    for (int64_t i = 0; i < rows; ++i) {
-      const int64_t edge = std::clamp<int64_t>(i + diagonal + (is_lower ? 1 : 0), 0, columns);
-      const int64_t start = is_lower ? 0 : edge, length = is_lower ? edge : columns - edge;
-      if (length > 0) copy_into(narrow(select(x, -2, i), -1, start, length), narrow(select(y, -2, i), -1, start, length));
-    }
+    const Tensor last_below = add(unsqueeze(arange(rows, {DType::int64, x.device()}), 1), diagonal), column = arange(columns, {DType::int64, x.device()});
+    y = where(is_lower ? le(column, last_below) : ge(column, last_below), x, y);
   }
   return record(name, y, {x}, saving(), [=](const Saved&, const Tensor& g) { return grads(triangle(name, g, diagonal, is_lower)); });
 }
@@ -321,19 +319,21 @@ std::vector<Tensor> split(const Tensor& x, const std::vector<int64_t>& sizes, in
 }
 
 std::vector<Tensor> split(const Tensor& x, int64_t size, int64_t axis) {
-  const int64_t total = check_defined("split", "x", x).size(axis);
+  const int at = checked_axis("split", x, axis);
+  const int64_t total = x.shape()[at];
   check<ValueError>(size > 0, "split: size must be positive, got ", size);
   std::vector<int64_t> sizes;
   size = std::min(size, std::max<int64_t>(total, 1));
   for (int64_t start = 0; start < total; start += size) sizes.push_back(std::min(size, total - start));
   if (total == 0) sizes.push_back(0);
-  return split(x, sizes, axis);
+  return split(x, sizes, at);
 }
 
 std::vector<Tensor> chunk(const Tensor& x, int64_t chunks, int64_t axis) {
   check<ValueError>(chunks > 0, "chunk: takes a positive number of chunks, got ", chunks);
-  const int64_t size = check_defined("chunk", "x", x).size(axis);
-  return split(x, size / chunks + (size % chunks > 0) + (size == 0), axis);
+  const int at = checked_axis("chunk", x, axis);
+  const int64_t size = x.shape()[at];
+  return split(x, size / chunks + (size % chunks > 0) + (size == 0), at);
 }
 
 Tensor reshape(const Tensor& x, const Shape& asked) {

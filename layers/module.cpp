@@ -32,8 +32,8 @@ struct Tracing {
 // Note [Handles follow a module's move to another dtype or device]
 // A parameter is held by the module's list, by the layer's member and perhaps by an optimizer. All of them share one Impl, so its contents
 // are replaced rather than the handles. The accumulating node on the tape was made for the old dtype and device, and is made anew; the
-// gradient goes.
-void replace_contents(const Tensor& handle, const Tensor& value) {
+// gradient becomes what the parameter becomes.
+void replace_contents(const Tensor& handle, const Tensor& value, const Tensor& gradient) {
   Tensor::Impl& impl = handle.impl();
   impl.storage = value.storage();
   impl.strides = value.strides();
@@ -41,7 +41,7 @@ void replace_contents(const Tensor& handle, const Tensor& value) {
   impl.dtype = value.dtype();
   if (AutogradMeta* meta = autograd_meta(handle)) {
     if (meta->requires_grad) make_leaf_node(handle);
-    meta->grad = {};
+    meta->grad = gradient;
   }
 }
 
@@ -206,11 +206,14 @@ Module& Module::zero_grad() {
 
 void Module::replace_tensors(const std::function<Tensor(const Tensor&)>& convert) {
   NoGrad no_grad;
-  std::vector<std::pair<Tensor, Tensor>> replacements;                       // all are made before any is put in place
+  struct Replacement {
+    Tensor handle, value, gradient;
+  };
+  std::vector<Replacement> replacements;                                     // all are made before any is put in place
   for (const NamedTensors& list : {named_parameters(), named_buffers()})
-    for (const auto& [name, tensor] : list) replacements.emplace_back(tensor, convert(tensor));
-  for (const auto& [handle, value] : replacements)
-    if (!value.is_same(handle)) replace_contents(handle, value);
+    for (const auto& [name, tensor] : list) replacements.push_back({tensor, convert(tensor), tensor.grad() ? convert(tensor.grad()) : Tensor()});
+  for (const Replacement& r : replacements)
+    if (!r.value.is_same(r.handle)) replace_contents(r.handle, r.value, r.gradient);
 }
 
 Module& Module::to(DType dtype) {

@@ -90,7 +90,7 @@ class Module {
   bool is_training() const { return is_training_; }
   Module& freeze(bool is_frozen = true);                       // parameters of a frozen module get no gradient
   Module& zero_grad();                                         // forgets the gradients
-  Module& to(DType dtype);                                     // of floating-point parameters and buffers; every handle on them follows
+  Module& to(DType dtype);                                     // of floating-point parameters, their gradients, and buffers; every handle on them follows
   Module& to(Device device);
 
   // --- looking into it ---

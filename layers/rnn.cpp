@@ -9,6 +9,8 @@
 namespace fovea::layers {
 namespace {
 
+constexpr int64_t most_units = 1 << 30;     // products of it with the number of gates fit
+
 // PyTorch's: uniform in +-1/sqrt(hidden).
 Tensor random_weight(const Shape& shape, int64_t hidden) {
   const Tensor weight = empty(shape);
@@ -22,6 +24,7 @@ Tensor random_weight(const Shape& shape, int64_t hidden) {
 Recurrent::Recurrent(RnnCell cell, Options o) : cell_(cell), options_(o) {
   check<ValueError>(o.input > 0 && o.hidden > 0 && o.layers > 0, "recurrent layer: input, hidden and layers must be positive, got ",
                     o.input, ", ", o.hidden, " and ", o.layers, "; give them as {.input = 64, .hidden = 128}");
+  check<ValueError>(o.input <= most_units && o.hidden <= most_units, "recurrent layer: input and hidden must be at most ", most_units, ", got ", o.input, " and ", o.hidden);
   check<ValueError>(o.dropout >= 0 && o.dropout < 1, "recurrent layer: dropout must be in [0, 1), got ", o.dropout);
   constexpr int64_t most_layers = 1024;
   check<ValueError>(o.layers <= most_layers, "recurrent layer: layers must be at most ", most_layers, ", got ", o.layers);
@@ -100,6 +103,7 @@ std::optional<ReceptiveField> Recurrent::own_field() const {
 
 RecurrentCell::RecurrentCell(RnnCell cell, Options o) : cell_(cell) {
   check<ValueError>(o.input > 0 && o.hidden > 0, "recurrent cell: input and hidden must be positive, got ", o.input, " and ", o.hidden);
+  check<ValueError>(o.input <= most_units && o.hidden <= most_units, "recurrent cell: input and hidden must be at most ", most_units, ", got ", o.input, " and ", o.hidden);
   const int64_t rows = RnnGeometry{.cell = cell}.gates() * o.hidden;
   weight_ih = param("weight_ih", random_weight({rows, o.input}, o.hidden));
   weight_hh = param("weight_hh", random_weight({rows, o.hidden}, o.hidden));

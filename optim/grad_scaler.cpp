@@ -48,6 +48,7 @@ void GradScaler::make(Device device) {
 
 Tensor GradScaler::scale(const Tensor& loss) {
   if (!options_.enabled) return loss;
+  check<ValueError>(loss.defined(), "GradScaler: the loss is an undefined tensor");
   check<DTypeError>(is_floating(loss.dtype()), "GradScaler: the loss is ", loss.dtype(), ", expected a floating-point type");
   check<DeviceError>(uses_.empty() || loss.device() == scale_.device(), "GradScaler: the loss is on ", loss.device(), ", gradients since the last update() were on ",
                      scale_.device());
@@ -137,6 +138,7 @@ void GradScaler::load_state(const NamedTensors& state) {
   const auto value = [&](const char* name, DType dtype) {
     const Tensor* found = state.find(name);
     check<ValueError>(found != nullptr, "GradScaler: load_state: missing \"", name, '"');
+    check<ValueError>(found->defined(), "GradScaler: load_state: ", name, " is an undefined tensor");
     check<ValueError>(found->shape() == Shape{} && found->dtype() == dtype, "GradScaler: load_state: ", name, ": ", found->dtype(), found->shape(), ", expected ", dtype, "[]");
     return found->item();
   };

@@ -272,7 +272,10 @@ void Optimizer::load_checked(const NamedTensors& state) {
     known.insert(name);
     const Tensor* found = state.find(name);
     if (!found) missing.push_back(name);
-    else if (found->shape() != shape || found->dtype() != dtype) {
+    else if (!found->defined()) {
+      unfit.push_back(name + ": an undefined tensor");
+      return nullptr;
+    } else if (found->shape() != shape || found->dtype() != dtype) {
       unfit.push_back(str(name, ": ", found->dtype(), found->shape(), ", expected ", dtype, shape));
       return nullptr;
     }

@@ -80,6 +80,7 @@ Tensor tensor_from_elements(std::span<const uint8_t> bytes, ElementType type, co
 }
 
 Tensor contiguous_on_cpu(const Tensor& x, const std::string& what) {
+  check<ValueError>(x.defined(), what, ": the tensor is undefined");
   check<DeviceError>(!x.is_meta(), what, ": the tensor is on meta, which holds shapes without data");
   return x.device() == Device::cpu() && x.is_contiguous() ? x : copied_to(x, Device::cpu());
 }

@@ -147,6 +147,20 @@ TEST_CASE("autocast: a parameter is converted once a scope, and anew after it wa
   CHECK(w.impl_pointer().use_count() == held);                                // nor anything of the parameter after the scope
 }
 
+TEST_CASE("autocast: a parameter that was given other memory within the scope is converted anew") {
+  layers::Linear layer(3, 2);
+  const Tensor x = ones({1, 3});
+  const Autocast scope(DType::bfloat16);
+  layer.to(DType::float64).to(DType::float32);
+  layer(x);
+  {
+    NoGrad no_grad;
+    fill_(layer.weight, 2), fill_(layer.bias, 1);
+  }
+  layer.to(DType::float64).to(DType::float32);
+  CHECK(layer(x).to_vector<float>() == std::vector<float>{7, 7});
+}
+
 TEST_CASE("autocast: uses of one copy do not depend on each other") {
   const Tensor x = numbers({4, 3}, 1), w = parameter({5, 3}, 2);
   Tensor first, second;

@@ -21,6 +21,13 @@ TEST_CASE("sizes that overflow are refused before memory is asked for") {
   CHECK_THROWS_AS(layers::MultiheadAttention({.embed = huge, .heads = 1}), Error);
 }
 
+TEST_CASE("recurrent networks: numbers whose products overflow are refused") {
+  constexpr int64_t huge = int64_t{1} << 62;                   // four times that is 0
+  CHECK(contains(error_of<ValueError>([&] { lstm(ones({2, 1, 3}), {}, {.layers = huge}); }), "lstm: layers must be at least 1 and at most"));
+  CHECK(contains(error_of<ValueError>([&] { layers::LSTM({.input = 3, .hidden = huge}); }), "recurrent layer: input and hidden must be at most"));
+  CHECK(contains(error_of<ValueError>([&] { layers::GRUCell({.input = huge, .hidden = 3}); }), "recurrent cell: input and hidden must be at most"));
+}
+
 TEST_CASE("a step longer than the axis takes one element") {
   const Tensor x = arange(5);
   CHECK(slice(x, 0, 1, 5, int64_t{1} << 62).to_vector<int64_t>() == std::vector<int64_t>{1});
@@ -54,6 +61,13 @@ TEST_CASE("checkpoint puts the random state back when the function throws in the
   CHECK(default_generator().offset() == before);
 }
 
+TEST_CASE("checkpoint says so when the function does not do the same again") {
+  int calls = 0;
+  const Tensor x = ones({3}).set_requires_grad();
+  const Tensor y = checkpoint([&](const std::vector<Tensor>& in) { return calls++ == 0 ? in[0] * ones({2, 3}) : in[0] * 1.0; }, {x});
+  CHECK(contains(error_of<ValueError>([&] { sum(y).backward(); }), "checkpoint: run again, the function returned another shape"));
+}
+
 TEST_CASE("half-precision slices gather their gradients in float32") {
   const Tensor w = to(ones({2, 2}), DType::float16).set_requires_grad();
   const Tensor rows = index_select(w, 0, from_vector(std::vector<int64_t>{1, 1, 1}));
@@ -76,6 +90,29 @@ TEST_CASE("an undefined tensor: the error names the operation and the argument")
   CHECK(error_of<ValueError>([&] { where(x > 0, none, 1); }) == "where: a is an undefined tensor");
   CHECK(error_of<ValueError>([&] { where(none, x, x); }) == "where: condition is an undefined tensor");
   CHECK(error_of<ValueError>([&] { none.backward(); }) == "backward: output 0 is an undefined tensor");
+}
+
+TEST_CASE("an operation that is made of others gives its own name in errors") {
+  const Tensor x = ones({2, 3}), whole = ones({2, 3}, DType::int64);
+  CHECK(error_of<IndexError>([&] { split(x, 2, 5); }) == "split: axis 5 is out of range for a tensor of rank 2");
+  CHECK(error_of<IndexError>([&] { chunk(x, 2, 5); }) == "chunk: axis 5 is out of range for a tensor of rank 2");
+  CHECK(error_of<IndexError>([&] { argsort(x, 5); }) == "argsort: axis 5 is out of range for a tensor of rank 2");
+  CHECK(contains(error_of<DTypeError>([&] { stddev(whole); }), "stddev: takes a floating-point tensor"));
+  CHECK(contains(error_of<IndexError>([&] { stddev(x, 5); }), "stddev: axis 5"));
+  CHECK(contains(error_of<ShapeError>([&] { take_along(x, ones({3, 1}, DType::int64), 1); }), "take_along: "));
+  CHECK(contains(error_of<DTypeError>([&] { add_(whole, x, 2); }), "add_: the result is float32"));
+  CHECK(contains(error_of<DTypeError>([&] { sub_(whole, x, 2); }), "sub_: the result is float32"));
+  CHECK(contains(error_of<DTypeError>([&] { sub_(whole, whole, 0.5); }), "sub_: alpha is 0.5"));
+  CHECK(contains(error_of<ShapeError>([&] { add_(expand(ones({1}), {3}), ones({3}), -1); }), "add_: x [3] repeats elements"));
+}
+
+TEST_CASE("cells without hidden units have results without elements") {
+  const Tensor x = ones({2, 3}), h = ones({2, 0}), lstm_ih = ones({0, 3}), w_hh = ones({0, 0});
+  const LstmCellResult next = lstm_cell(x, h, h, lstm_ih, w_hh);
+  CHECK(next.h.shape() == Shape{2, 0});
+  CHECK(next.c.shape() == Shape{2, 0});
+  CHECK(gru_cell(x, h, lstm_ih, w_hh).shape() == Shape{2, 0});
+  CHECK(rnn_cell(x, h, lstm_ih, w_hh).shape() == Shape{2, 0});
 }
 
 TEST_CASE("a gradient cannot be put on another device than its tensor") {

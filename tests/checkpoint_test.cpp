@@ -155,6 +155,13 @@ TEST_CASE("checkpoint: the user's texts, tensors and positions come back") {
   check_identical(loaded.tensors["average"], state.tensors["average"]);
 }
 
+TEST_CASE("checkpoint: a tensor that is not there is named") {
+  const TemporaryFolder folder;
+  layers::Linear model(2, 2);
+  optim::Adam adam(model.named_parameters());
+  CHECK_THROWS_WITH_AS(optim::save_checkpoint(folder / "c", model, adam, {.tensors = {{"mine", Tensor()}}}), "save_safetensors: \"user.mine\": the tensor is undefined", ValueError);
+}
+
 TEST_CASE("checkpoint: the random state comes back with all its bits") {
   const TemporaryFolder folder;
   Small a;

@@ -511,6 +511,7 @@ TEST_CASE("ctc_best_path: merges repeats, drops blanks, keeps letters that a bla
   CHECK(ctc_best_path(scores, from_vector<int64_t>({3}))[0].labels() == std::vector<int64_t>{1});
   CHECK(ctc_best_path(scores, from_vector<int64_t>({0}))[0].confidence == 1);
   CHECK(ctc_best_path(scores, {}, 2)[0].labels() == std::vector<int64_t>{1, 0, 1});
+  for (const DType half : {DType::float16, DType::bfloat16}) CHECK(ctc_best_path(to(scores, half))[0].labels() == std::vector<int64_t>{1, 1, 2});
 }
 
 TEST_CASE("ctc: published losses, gradients and readings of handwriting recognisers") {

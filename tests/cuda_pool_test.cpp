@@ -71,6 +71,8 @@ std::vector<AdaptivePoolGeometry> divisions() {
       {.n = 1, .c = 3, .h = 40, .w = 50, .out_h = 2, .out_w = 3},
       {.n = 1, .c = 1, .h = 100, .w = 110, .out_h = 1, .out_w = 1},            // more than 4096 elements
       {.n = 0, .c = 3, .h = 4, .w = 4, .out_h = 2, .out_w = 2},
+      {.n = 2, .c = 3, .h = 4, .w = 5, .out_h = 0, .out_w = 2},                // nothing: the gradient is zero
+      {.n = 2, .c = 3, .h = 4, .w = 5, .out_h = 2, .out_w = 0},
   };
 }
 
@@ -180,6 +182,12 @@ TEST_CASE("means of tensors that lie channels-last are the CPU's") {
           check_means(g, &kernels::KernelTable::adaptive_avg_pool, &kernels::KernelTable::adaptive_avg_pool_backward, dtype, Layout::channels_last, offset);
         }
       }
+}
+
+TEST_CASE("more outputs than 31 bits count are refused, of no images too") {
+  const LaidTensor x(Shape{0, 1, 4, 4}, DType::float32, Layout::planar, 0), y(Shape{0, 1, int64_t{1} << 33, 2}, DType::float32, Layout::planar, 0);
+  const AdaptivePoolGeometry g{.n = 0, .c = 1, .h = 4, .w = 4, .out_h = int64_t{1} << 33, .out_w = 2};
+  CHECK_THROWS_WITH_AS(testing::cuda().adaptive_avg_pool(nullptr, g, x.view(), y.view()), "adaptive_avg_pool2d: 4 elements to 8589934592 are too many for the CUDA kernels", ShapeError);
 }
 
 TEST_CASE("tensors that do not lie alike are refused") {

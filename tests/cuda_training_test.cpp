@@ -284,6 +284,57 @@ TEST_CASE("cuda: a label out of range that a graph meets is an error of the wait
   CHECK(equal(y, index_select(weight, 0, indices)));
 }
 
+TEST_CASE("cuda: work can be recorded while launches are synchronous, and a graph that was moved says so") {
+  if (!has_device()) return;
+  const Tensor x = full({10}, 2, gpu);
+  Tensor y;
+  cuda::set_synchronous(true);
+  std::unique_ptr<cuda::Graph> graph;
+  CHECK_NOTHROW(graph = std::make_unique<cuda::Graph>([&] { y = x * 3; }));
+  cuda::set_synchronous(false);
+  graph->replay();
+  CHECK(sum(y).item() == 60);
+  cuda::Graph moved = std::move(*graph);
+  CHECK_THROWS_WITH_AS(graph->replay(), doctest::Contains("this graph was moved to another"), ValueError);
+  CHECK_NOTHROW(moved.replay());
+}
+
+TEST_CASE("cuda: a graph converts parameters in each run, whatever an autocast scope around it kept, and leaves nothing in the scope") {
+  if (!has_device()) return;
+  layers::Linear layer(4, 2);
+  layer.to(gpu);
+  const Tensor x = ones({1, 4}, gpu);
+  const auto set_to = [&](double value) {
+    NoGrad no_grad;
+    fill_(layer.weight, value), fill_(layer.bias, 0);
+  };
+  set_to(1);
+  const Autocast scope(DType::bfloat16);
+  Tensor y = layer(x);                                       // the scope keeps a copy of the weight
+  cuda::Graph graph([&] { y = layer(x); });
+  CHECK(layer(x).to_vector<float>() == std::vector<float>{4, 4});            // nothing has run yet of what was recorded
+  set_to(2);
+  graph.replay();
+  CHECK(y.to_vector<float>() == std::vector<float>{8, 8});
+  set_to(3);
+  graph.replay();
+  CHECK(y.to_vector<float>() == std::vector<float>{12, 12});
+}
+
+TEST_CASE("cuda: a module that moves to a device takes its gradients along, and a pass over the old memory is refused") {
+  if (!has_device()) return;
+  layers::Linear layer(2, 2);
+  layer.to(cpu);
+  const Tensor before = sum(layer(ones({1, 2}, cpu)));
+  sum(layer(ones({1, 2}, cpu))).backward();
+  layer.to(gpu);
+  CHECK(layer.weight.grad().device() == gpu);
+  CHECK_THROWS_WITH_AS(before.backward(), doctest::Contains("compute the output anew after moving a module"), AutogradError);
+  layer.zero_grad();
+  sum(layer(ones({1, 2}, gpu))).backward();
+  CHECK(sum(layer.weight.grad()).item() == 4);
+}
+
 TEST_CASE("cuda: work that waits for the device cannot be recorded, and work goes on afterwards") {
   if (!has_device()) return;
   const Tensor x = full({10}, 2, gpu);

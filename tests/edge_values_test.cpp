@@ -43,6 +43,12 @@ TEST_CASE("triangles: a diagonal beyond the matrix keeps all of it or nothing") 
   }
 }
 
+TEST_CASE("triangles: nothing has no rows to go through, however many there are") {
+  const Tensor x = zeros({int64_t{1} << 40, 0});
+  CHECK(tril(x).shape() == x.shape());
+  CHECK(triu(x, 1).shape() == x.shape());
+}
+
 TEST_CASE("an integer beside an int64 tensor is exact, however large") {
   const Tensor x = from_vector(std::vector<int64_t>{0, 1});
   CHECK(whole(x + beyond_double) == std::vector<int64_t>{beyond_double, beyond_double + 1});

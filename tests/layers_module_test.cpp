@@ -1,5 +1,7 @@
 #include <doctest/doctest.h>
 
+#include <fovea/autograd/elementwise.h>
+#include <fovea/autograd/reduce.h>
 #include <fovea/autograd/shape.h>
 #include <fovea/layers/module.h>
 #include <fovea/layers/state_dict.h>
@@ -134,6 +136,17 @@ TEST_CASE("module: train, eval, freeze and zero_grad reach everything below") {
   std::string visited;
   net.apply([&](Module& m) { visited += m.type_name() + " "; });
   CHECK(visited == "Scale Scale Two Scale Outer ");
+}
+
+TEST_CASE("module: to() takes gradients along; a forward pass before it has no backward pass after it") {
+  Outer net;
+  const Tensor weight = net.last.weight, before = sum(weight * 2);
+  sum(weight * 3).backward();
+  net.to(DType::float64);
+  CHECK(weight.grad().dtype() == DType::float64);
+  CHECK(contains(error_of<AutogradError>([&] { before.backward(); }), "was float32 on " + str(default_device()) + " in the forward pass and is float64 on "));
+  sum(weight * 4).backward();
+  CHECK(weight.grad().to_vector<double>() == std::vector<double>(5, 7.0));
 }
 
 TEST_CASE("module: to() changes dtype and device for every handle, and leaves integers alone") {

@@ -480,6 +480,18 @@ TEST_CASE("GradScaler: many good steps in a row raise the scale, a bad one lower
   CHECK(large.current_scale() == 0x1p127);
 }
 
+TEST_CASE("an undefined tensor in a saved state, or as a loss, is named") {
+  GradScaler scaler;
+  CHECK_THROWS_WITH_AS(scaler.scale({}), "GradScaler: the loss is an undefined tensor", ValueError);
+  NamedTensors state;
+  for (const auto& [name, tensor] : scaler.state()) state.add(name, name == "scale" ? Tensor() : tensor);
+  CHECK_THROWS_WITH_AS(scaler.load_state(state), "GradScaler: load_state: scale is an undefined tensor", ValueError);
+  optim::Adam adam({{"w", leaf(ones({1}))}});
+  NamedTensors of_adam;
+  for (const auto& [name, tensor] : adam.state()) of_adam.add(name, Tensor());
+  CHECK_THROWS_WITH_AS(adam.load_state(of_adam), doctest::Contains("param_groups.default.lr: an undefined tensor"), ValueError);
+}
+
 TEST_CASE("GradScaler: what comes in the wrong order is refused") {
   const Tensor w = leaf(ones({1})), half = leaf(ones({1}, DType::float16));
   SGD optimizer({{"w", w}}), of_half({{"half", half}});

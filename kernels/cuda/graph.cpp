@@ -1,5 +1,6 @@
 #include <fovea/kernels/cuda/graph.h>
 
+#include <atomic>
 #include <utility>
 
 #include <fovea/kernels/cuda/allocator.h>
@@ -87,6 +88,25 @@ class LaunchRecording {
   kernels::cuda::LaunchRecord before_;
 };
 
+uint64_t& this_recording() noexcept {
+  thread_local uint64_t number = 0;
+  return number;
+}
+
+class NumberedRecording {
+ public:
+  NumberedRecording() : outer_(this_recording()) {
+    static std::atomic<uint64_t> latest{0};
+    this_recording() = ++latest;
+  }
+  ~NumberedRecording() { this_recording() = outer_; }
+  NumberedRecording(const NumberedRecording&) = delete;
+  NumberedRecording& operator=(const NumberedRecording&) = delete;
+
+ private:
+  uint64_t outer_;
+};
+
 // While recording, kernels take the default generator's state from device memory. Recording draws nothing, so the generator is put back at the end.
 class RandomRecording {
  public:
@@ -121,6 +141,7 @@ Graph::Graph(const std::function<void()>& work, int device) : state_(std::make_s
   const StreamScope scope(state_->stream);
   detail::Recording recording(stream, device);
   {
+    const detail::NumberedRecording numbered;
     const detail::RandomRecording random(state_->random);
     const detail::LaunchRecording launches;
     work();
@@ -133,7 +154,10 @@ Graph::Graph(const std::function<void()>& work, int device) : state_(std::make_s
   check_cuda(result, "cuda::Graph: the recorded work cannot be made into something that runs");
 }
 
+uint64_t recording() noexcept { return detail::this_recording(); }
+
 void Graph::replay() {
+  check<ValueError>(state_ != nullptr, "cuda::Graph: this graph was moved to another, which replays it");
   const int device = state_->stream.device();
   const Range range("cuda::Graph");
   const Stream current = current_stream(device);

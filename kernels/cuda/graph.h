@@ -1,6 +1,7 @@
 // A piece of work, a training step say, recorded once and run again with one call: what the host does to put each kernel on a stream is paid only once.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 
@@ -28,5 +29,9 @@ class Graph {
  private:
   std::shared_ptr<detail::GraphState> state_;
 };
+
+// The number of the recording that this thread's work goes into, which no other has; 0: none. For what keeps results to use them again: those of a recording are there in
+// runs of its graph only, and a graph must not rely on any that were kept before.
+uint64_t recording() noexcept;
 
 }  // namespace fovea::cuda

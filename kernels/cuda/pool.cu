@@ -334,14 +334,15 @@ struct Division {
   int32_t in = 0, out = 0;
   FastDivide by_in, by_out;
 
-  Division(const char* op, int64_t in, int64_t out) : in(static_cast<int32_t>(in)), out(static_cast<int32_t>(out)), by_in(divide_by(in)), by_out(divide_by(out)) {
-    check<ShapeError>((in + 1) * (out + 1) < index_limit, op, ": ", in, " elements to ", out, " are too many for the CUDA kernels");
+  Division(const char* op, int64_t in, int64_t out) : in(static_cast<int32_t>(in)), out(static_cast<int32_t>(out)) {
+    check<ShapeError>(in < index_limit && out < index_limit && (in + 1) * (out + 1) < index_limit, op, ": ", in, " elements to ", out, " are too many for the CUDA kernels");
+    by_in = divide_by(in), by_out = divide_by(out);
   }
   __device__ int32_t start(int32_t i) const { return static_cast<int32_t>(by_out.quotient(i * in)); }
   __device__ int32_t end(int32_t i) const { return static_cast<int32_t>(by_out.quotient((i + 1) * in + out - 1)); }
   // The outputs [first_output, end_output) whose window an input lies in.
   __device__ int32_t first_output(int32_t input) const { return static_cast<int32_t>(by_in.quotient(input * out)); }
-  __device__ int32_t end_output(int32_t input) const { return static_cast<int32_t>(by_in.quotient((input + 1) * out - 1)) + 1; }
+  __device__ int32_t end_output(int32_t input) const { return static_cast<int32_t>(by_in.quotient((input + 1) * out + in - 1)); }
 };
 
 struct Window {
