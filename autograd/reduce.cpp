@@ -183,7 +183,6 @@ Tensor argmin(const Tensor& x, int64_t axis, bool keepdims) { return arg_extreme
 namespace {
 
 Tensor variance(const char* op, const Tensor& x, const Axes& axes, bool keepdims, double correction) {
-  const cuda::Range range(op);
   check_real(op, x);
   const Plan plan(op, x, axes);
   Tensor y = empty(plan.kept, {result_dtype(op, x, x.dtype()), x.device()});
@@ -197,7 +196,10 @@ Tensor variance(const char* op, const Tensor& x, const Axes& axes, bool keepdims
 
 }  // namespace
 
-Tensor var(const Tensor& x, const Axes& axes, bool keepdims, double correction) { return variance("var", x, axes, keepdims, correction); }
+Tensor var(const Tensor& x, const Axes& axes, bool keepdims, double correction) {
+  const cuda::Range range("var");
+  return variance("var", x, axes, keepdims, correction);
+}
 
 Tensor stddev(const Tensor& x, const Axes& axes, bool keepdims, double correction) {
   const cuda::Range range("stddev");
