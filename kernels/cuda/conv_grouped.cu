@@ -148,7 +148,7 @@ __device__ void write_results(const GroupedProduct& p, const GroupedPhase& phase
   }
 }
 
-// wide: tiles of 8 channels that a group's result has. As many blocks of an SM as 3 x 3's patches and weights leave room for, or as sums do.
+// wide: tiles of 8 channels that a group's result has. As many blocks of an SM as patches of 3 x 3 leave room for, or sums do.
 template <class T, int wide>
 __global__ void __launch_bounds__(threads_per_block, wide == 4 ? 5 : 7)
     grouped_product(GroupedProduct p, int staged_pitch, int patch_bytes, const T* source, const unsigned char* weights, const T* bias,
