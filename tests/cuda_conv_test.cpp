@@ -717,6 +717,24 @@ TEST_CASE("the operation keeps tensors channels-last on CUDA, gradients too, wit
     }
 }
 
+TEST_CASE("weights of small groups that are too many for 31-bit numbers once they are packed are refused before anything is launched") {
+  const int64_t groups = int64_t{1} << 26;
+  const ConvGeometry g{.n = 1, .c = 4 * groups, .h = 1, .w = 1, .k = 4 * groups, .groups = groups};
+  const DeviceTensor memory = DeviceTensor::poisoned({8}, DType::float16);
+  const auto view_of = [&](const Shape& shape) {           // as large as it says, over memory that nobody gets to read
+    View view = memory.view();
+    view.shape = shape;
+    view.strides = contiguous_strides(shape);
+    return view;
+  };
+  const View x = view_of(shape_of_x(g)), y = view_of(shape_of_y(g)), weight = view_of(shape_of_weight(g));
+  const std::string pieces = "2147483648 pieces of four weights are too many for the CUDA kernels, which take fewer than 2^31",
+                    padded = "2147483648 padded weights are too many for the CUDA kernels, which take fewer than 2^31";
+  CHECK_THROWS_WITH_AS(testing::cuda().conv2d_forward(nullptr, g, x, weight, absent(), y, {}), ("conv2d: " + pieces).c_str(), ShapeError);
+  CHECK_THROWS_WITH_AS(testing::cuda().conv2d_backward_data(nullptr, g, y, weight, x, {}), ("conv2d_backward_data: " + pieces).c_str(), ShapeError);
+  CHECK_THROWS_WITH_AS(testing::cuda().conv2d_backward_weight(nullptr, g, x, y, weight, View(), {}), ("conv2d_backward_weight: " + padded).c_str(), ShapeError);
+}
+
 TEST_CASE("a dtype that is not for convolutions is refused by name") {
   const ConvGeometry g{.n = 1, .c = 1, .h = 3, .w = 3, .k = 1};
   CHECK_THROWS_WITH_AS(testing::cuda().conv2d_workspace(g, DType::int32), "conv2d: takes a floating-point dtype, got int32; convert with to(x, DType::float32)", DTypeError);
