@@ -290,20 +290,28 @@ TEST_CASE("the weight gradient of small groups: more taps than a block has, seve
       {.n = 130, .c = 8, .h = 3, .w = 4, .k = 8, .r = 3, .s = 3, .pad_h = 1, .pad_w = 1, .groups = 2},
       {.n = 3, .c = 16, .h = 220, .w = 1600, .k = 16, .stride_h = 60, .stride_w = 200, .pad_w = 1, .groups = 4},
   };
+  const auto on_device = [](const ConvGeometry& g, const Tensor& x, const Tensor& dy, Layout layout) {
+    const LaidTensor x_there(x, layout, 0), dy_there(dy, layout, 0), dweight(shape_of_weight(g), x.dtype(), Layout::planar, 0);
+    const DeviceTensor scratch = DeviceTensor::poisoned({testing::cuda().conv2d_workspace(g, x.dtype())}, DType::uint8);
+    testing::cuda().conv2d_backward_weight(nullptr, g, x_there.view(), dy_there.view(), dweight.view(), View(), {scratch.view().data, scratch.view().numel()});
+    return dweight.to_host();
+  };
   for (const ConvGeometry& g : cases)
     for (const DType dtype : {DType::float16, DType::bfloat16}) {
       if (g.h * g.w > 100000 && dtype == DType::bfloat16) continue;              // the large one takes its time
       INFO(std::string(name_of(dtype)), " c ", g.c, " groups ", g.groups, " r ", g.r, " s ", g.s);
-      const Inputs in(g, dtype);
+      const Tensor x = numbers(shape_of_x(g), dtype, 1), dy = numbers(shape_of_y(g), dtype, 2);
       std::vector<std::string> names;
       kernels::cuda::log_launches(&names);
-      const Results planar = on_device(g, in, dtype);
+      const Tensor planar = on_device(g, x, dy, Layout::planar);
       kernels::cuda::log_launches(nullptr);
       const int64_t per_slice = choose_conv_kernel(g, dtype, ConvPass::backward_weight).layout.images_per_slice;
       CHECK(std::count(names.begin(), names.end(), "conv2d_backward_weight_tensor_grouped") == (g.n + per_slice - 1) / per_slice);
-      compare(g, planar, on_cpu(g, in), {dtype});
-      const Results last = on_device(g, in, dtype, 0, nullptr, {Layout::channels_last, Layout::channels_last, Layout::planar});
-      CHECK(same_bits(planar.dweight, last.dweight));                            // where nothing is copied, all images go in one launch
+      CHECK(same_bits(planar, on_device(g, x, dy, Layout::channels_last)));      // where nothing is copied, all images go in one launch
+      Tensor want = empty(shape_of_weight(g), DType::float64);
+      std::vector<double> scratch(static_cast<size_t>(cpu().conv2d_workspace(g, DType::float64)) / 8 + 64);
+      cpu().conv2d_backward_weight(nullptr, g, as_double(x).view(), as_double(dy).view(), want.mutable_view(), View(), {scratch.data(), static_cast<int64_t>(scratch.size()) * 8});
+      CHECK(difference(as_double(planar), want, relative_tolerance(dtype), tolerance({dtype}, g.n * g.out_h() * g.out_w())) == "");
     }
 }
 
@@ -707,6 +715,24 @@ TEST_CASE("the operation keeps tensors channels-last on CUDA, gradients too, wit
       }
       for (size_t i = 0; i < 3; ++i) CHECK(same_bits(results[i], results[i + 3]));
     }
+}
+
+TEST_CASE("weights of small groups that are too many for 31-bit numbers once they are packed are refused before anything is launched") {
+  const int64_t groups = int64_t{1} << 26;
+  const ConvGeometry g{.n = 1, .c = 4 * groups, .h = 1, .w = 1, .k = 4 * groups, .groups = groups};
+  const DeviceTensor memory = DeviceTensor::poisoned({8}, DType::float16);
+  const auto view_of = [&](const Shape& shape) {           // as large as it says, over memory that nobody gets to read
+    View view = memory.view();
+    view.shape = shape;
+    view.strides = contiguous_strides(shape);
+    return view;
+  };
+  const View x = view_of(shape_of_x(g)), y = view_of(shape_of_y(g)), weight = view_of(shape_of_weight(g));
+  const std::string pieces = "2147483648 pieces of four weights are too many for the CUDA kernels, which take fewer than 2^31",
+                    padded = "2147483648 padded weights are too many for the CUDA kernels, which take fewer than 2^31";
+  CHECK_THROWS_WITH_AS(testing::cuda().conv2d_forward(nullptr, g, x, weight, absent(), y, {}), ("conv2d: " + pieces).c_str(), ShapeError);
+  CHECK_THROWS_WITH_AS(testing::cuda().conv2d_backward_data(nullptr, g, y, weight, x, {}), ("conv2d_backward_data: " + pieces).c_str(), ShapeError);
+  CHECK_THROWS_WITH_AS(testing::cuda().conv2d_backward_weight(nullptr, g, x, y, weight, View(), {}), ("conv2d_backward_weight: " + padded).c_str(), ShapeError);
 }
 
 TEST_CASE("a dtype that is not for convolutions is refused by name") {

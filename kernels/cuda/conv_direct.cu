@@ -184,8 +184,8 @@ void run(Queue queue, const ConvPlan& plan, DirectProduct p, int64_t images, con
 
 // --- the gradient of the input with strides ---
 
-// The taps of an axis that the pixels of a phase see; see Note [Phases along one axis]. Relative to the patch's first row or column, pixel i
-// meets tap first_tap + t * tap_step at i + base - t * delta.
+// The taps of an axis that the pixels of a phase see; see Note [Phases along one axis]. Relative to the patch's first row or column, pixel
+// i meets tap first_tap + t * tap_step at i + base - t * delta.
 struct PhaseTaps {
   int32_t taps = 0, first_tap = 0, tap_step = 1, base = 0, delta = 0, count = 0;  // count: of pixels
 };
@@ -256,14 +256,14 @@ __global__ void __launch_bounds__(threads_per_block, 8)
 }
 
 // The phases of an axis, and where its patches begin: `base` of the patch's axis.
-void set_phases(PhaseTaps (&phases)[most_stride], int64_t size, int64_t stride, int64_t pad, int64_t dilation, int64_t taps, WindowAxis& axis,
-                int32_t& patch_size) {
+void set_phases(PhaseTaps (&phases)[most_stride], int64_t size, int64_t stride, int64_t pad, int64_t dilation, int64_t taps,
+                WindowAxis& axis, int32_t& patch_size) {
   int64_t first = 0, last = 0;
   bool is_first = true;
   for (int64_t i = 0; i < stride; ++i) {
     const PhaseAxis phase(i, size, stride, pad, dilation, taps);
     phases[i] = {static_cast<int32_t>(phase.taps), static_cast<int32_t>(phase.first_tap), static_cast<int32_t>(phase.tap_step),
-                 static_cast<int32_t>(phase.base), static_cast<int32_t>(phase.delta), static_cast<int32_t>(phase.count)};
+                 static_cast<int32_t>(phase.base), static_cast<int32_t>(phase.delta),     static_cast<int32_t>(phase.count)};
     if (phase.taps == 0) continue;
     const int64_t lowest = phase.base - (phase.taps - 1) * phase.delta;
     first = is_first ? lowest : std::min(first, lowest);
@@ -275,7 +275,8 @@ void set_phases(PhaseTaps (&phases)[most_stride], int64_t size, int64_t stride, 
   patch_size = static_cast<int32_t>(tile + last - first);
 }
 
-void run_phases(Queue queue, const ConvGeometry& g, const ConvPlan& plan, DirectProduct p, const float* dy, const float* weight, float* dx) {
+void run_phases(Queue queue, const ConvGeometry& g, const ConvPlan& plan, DirectProduct p, const float* dy, const float* weight,
+                float* dx) {
   DirectPhases q;
   q.stride_h = static_cast<int32_t>(g.stride_h);
   q.out_h = static_cast<int32_t>(g.h);
@@ -293,11 +294,14 @@ void run_phases(Queue queue, const ConvGeometry& g, const ConvPlan& plan, Direct
   p.by_down = divide_by(p.tiles_down);
   p.by_patch_h = divide_by(p.patch_h);
   const int k = p.k <= 4 ? 4 : p.k <= 8 ? 8 : 16;
-  const size_t shared_bytes = sizeof(float) * static_cast<size_t>(p.c * p.vertical.taps * p.horizontal.taps * k + p.c * p.patch_h * p.pitch);
+  const size_t shared_bytes =
+      sizeof(float) * static_cast<size_t>(p.c * p.vertical.taps * p.horizontal.taps * k + p.c * p.patch_h * p.pitch);
   const int64_t dy_image = g.k * g.out_h() * g.out_w(), dx_image = g.c * g.h * g.w;
   for_each_run_of_planes(g.n, int64_t{p.tiles_down} * p.tiles_across * p.groups, [&](int64_t first, int64_t count) {
     const Grid grid{blocks_of(count * p.tiles_down * p.tiles_across * p.groups), dim3(threads_per_block), shared_bytes};
-    const auto start = [&](auto kernel) { launch(queue, plan.name, grid, kernel, p, q, dy + first * dy_image, weight, dx + first * dx_image); };
+    const auto start = [&](auto kernel) {
+      launch(queue, plan.name, grid, kernel, p, q, dy + first * dy_image, weight, dx + first * dx_image);
+    };
     if (k == 4) start(g.stride_w == 1 ? direct_phases<4, 1> : direct_phases<4, 2>);
     else if (k == 8) start(g.stride_w == 1 ? direct_phases<8, 1> : direct_phases<8, 2>);
     else start(g.stride_w == 1 ? direct_phases<16, 1> : direct_phases<16, 2>);

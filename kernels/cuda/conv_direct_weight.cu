@@ -18,16 +18,17 @@ namespace fovea::kernels::cuda {
 namespace {
 
 constexpr int most_threads = 256;
-constexpr int most_channels = 8;                   // of a block, on either side
-constexpr int strip = 4, strip_rows = 2, taps = 3; // a thread's pixels are strip_rows x strip; a kernel has taps x taps
-constexpr int thread_x = 2, thread_y = 4;          // channels
+constexpr int most_channels = 8;                    // of a block, on either side
+constexpr int strip = 4, strip_rows = 2, taps = 3;  // a thread's pixels are strip_rows x strip; a kernel has taps x taps
+constexpr int thread_x = 2, thread_y = 4;           // channels
 constexpr int ring_stages = 2;
 
 struct DirectWeightProduct {
   int32_t c = 0, k = 0, block_c = 0, block_k = 0, blocks_c = 1, blocks_k = 1;  // channels of a group and of a block; a group's blocks
   WindowAxis vertical, horizontal;
   int32_t rows = 0, columns = 0;  // of y's pixels
-  int32_t tile_h = 0, tile_w = 0, tiles_down = 1, tiles_across = 1, patch_h = 0, patch_w = 0, pitch = 0;  // pitch: elements of a patch's row
+  int32_t tile_h = 0, tile_w = 0, tiles_down = 1, tiles_across = 1;
+  int32_t patch_h = 0, patch_w = 0, pitch = 0;         // pitch: elements of a patch's row
   int32_t warps_c = 1, warps_k = 1, warps_beside = 1;  // for the channels, and for the strips
   int32_t tiles = 0, splits = 1;
   bool has_packs = false;  // dy may be read as packs
@@ -60,7 +61,8 @@ __device__ void copy_tile(const DirectWeightProduct& p, const Tile& tile, int32_
   const int64_t x_plane = static_cast<int64_t>(p.vertical.size) * p.horizontal.size, dy_plane = static_cast<int64_t>(p.rows) * p.columns;
   const float *const x_first = x + tile.image * p.x_image, *const dy_first = dy + tile.image * p.dy_image;
   for (int32_t line = warp; line < channels_c * p.patch_h; line += warps) {
-    const int32_t channel = static_cast<int32_t>(p.by_patch_h.quotient(static_cast<uint32_t>(line))), row = top + line - channel * p.patch_h;
+    const int32_t channel = static_cast<int32_t>(p.by_patch_h.quotient(static_cast<uint32_t>(line))),
+                  row = top + line - channel * p.patch_h;
     const bool is_row = static_cast<uint32_t>(row) < static_cast<uint32_t>(p.vertical.size);
     const float* const from = x_first + channel * x_plane + static_cast<int64_t>(row) * p.horizontal.size;
     for (int32_t j = lane; j < p.patch_w; j += warp_size) {
@@ -130,7 +132,8 @@ template <int stride>
 __global__ void __launch_bounds__(most_threads, stride == 1 ? 2 : 1)
     direct_weight_product(DirectWeightProduct p, const float* x, const float* dy, float* parts) {
   float* const memory = &shared<float>();
-  const int32_t of_group = static_cast<int32_t>(blockIdx.x) % (p.blocks_c * p.blocks_k), group = static_cast<int32_t>(blockIdx.x) / (p.blocks_c * p.blocks_k);
+  const int32_t of_group = static_cast<int32_t>(blockIdx.x) % (p.blocks_c * p.blocks_k),
+                group = static_cast<int32_t>(blockIdx.x) / (p.blocks_c * p.blocks_k);
   const int32_t first_c = of_group % p.blocks_c * p.block_c, first_k = of_group / p.blocks_c * p.block_k;
   const int32_t channels_c = min(p.block_c, p.c - first_c), channels_k = min(p.block_k, p.k - first_k);
   x += (static_cast<int64_t>(group) * p.c + first_c) * p.vertical.size * p.horizontal.size;

@@ -142,15 +142,16 @@ void grouped_backward_data(Queue queue, const ConvGeometry& g, const ConvPlan& p
 
 // --- conv_grouped_weight.cu: the half types, small groups with as many channels of x as of y ---
 
-void grouped_backward_weight(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const ConstView& x, const ConstView& dy, const View& dweight, Workspace);
+void grouped_backward_weight(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const ConstView& x, const ConstView& dy,
+                             const View& dweight, Workspace);
 
 // --- conv_tensor.cu, conv_tensor_weight.cu: the half types, and float32 where TF32 is allowed ---
 
 void tensor_forward(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const ConstView& x, const ConstView& weight, const ConstView& bias, const View& y, Workspace);
 void tensor_backward_data(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const ConstView& dy, const ConstView& weight, const View& dx, Workspace);
 void tensor_backward_weight(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const ConstView& x, const ConstView& dy, const View& dweight, Workspace);
-// The last step of tensor_backward_weight and grouped_backward_weight: dweight = the sum of plan.splits parts, each [k, r, s, x_channels] with rows of
-// layout.weight_row elements.
+// The last step of tensor_backward_weight and grouped_backward_weight: dweight = the sum of plan.splits parts, each [k, r, s, x_channels]
+// with rows of layout.weight_row elements.
 void add_weight_parts(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const float* parts, const View& dweight);
 
 }  // namespace fovea::kernels::cuda

@@ -4,8 +4,8 @@
 // A block makes 128 neighbouring pixels of 32 channels' worth of groups. It copies the patch of the image that their windows see once, by
 // cp.async, and takes all taps out of shared memory: as many groups lie beside each other as fill 64 bytes of a pixel, yet each is
 // multiplied for itself, so that a NaN stays in its group.
-// With strides, the pixels of dx that see the same taps are a phase; a block makes all phases of its pixels, one after the other, out of one
-// patch of dy.
+// With strides, the pixels of dx that see the same taps are a phase; a block makes all phases of its pixels, one after the other, out of
+// one patch of dy.
 // Sources lie [n,h,w,c] (conv_layout.cu copies what does not); results go through shared memory into their own layout.
 // Overwrites. Deterministic; the order of sums depends on the geometry alone.
 // Floor: memory, reading and writing every tensor once; patches overlap by what windows reach beyond their tile, 1.4 times the image for 3
@@ -148,7 +148,7 @@ __device__ void write_results(const GroupedProduct& p, const GroupedPhase& phase
   }
 }
 
-// wide: tiles of 8 channels that a group's result has.
+// wide: tiles of 8 channels that a group's result has. As many blocks of an SM as patches of 3 x 3 leave room for, or sums do.
 template <class T, int wide>
 __global__ void __launch_bounds__(threads_per_block, wide == 4 ? 5 : 7)
     grouped_product(GroupedProduct p, int staged_pitch, int patch_bytes, const T* source, const unsigned char* weights, const T* bias,
@@ -232,7 +232,7 @@ __global__ void __launch_bounds__(threads_per_block, wide == 4 ? 5 : 7)
 // --- the weights ---
 
 struct FragmentPack {
-  int32_t count = 0, wide = 1;  // threads: [group][step][tile][lane], and tiles
+  int32_t count = 0, wide = 1;                               // threads: [group][step][tile][lane], and tiles
   int64_t to_source = 0, to_result = 0, to_r = 0, to_s = 0;  // strides of the source's channel, the result's, and the taps
   int64_t group_source = 0,
           group_result = 0;  // of a group's first channels: one of them is 0, as [k,c/groups,r,s] counts c from the group's first

@@ -1,12 +1,13 @@
 // The gradient of the weight of a convolution in small groups, on tensor cores; conv.cu says what is computed. float16 and bfloat16, groups
 // of 4, 8, 16 or 32 channels of x and as many of y. Sums in float32.
-// A block sums over every so many-th tile of neighbouring pixels of y, for 32 channels and up to ten taps. It copies the tile of dy, and the
-// patch of x that the tile's windows see, once, by cp.async into one of two stages, and takes all taps out of shared memory. Each of four
-// warps multiplies eight channels of x, of two taps at once, by the channels of dy that are in their groups: all pixels of the tile, so that
-// no sum is shared out. Groups that lie beside each other in one multiplication have sums of their own, so that a NaN stays in its group.
+// A block sums over every so many-th tile of neighbouring pixels of y, for 32 channels and up to ten taps. It copies the tile of dy, and
+// the patch of x that the tile's windows see, once, by cp.async into one of two stages, and takes all taps out of shared memory. Each of
+// four warps multiplies eight channels of x, of two taps at once, by the channels of dy that are in their groups: all pixels of the tile,
+// so that no sum is shared out. Groups that lie beside each other in one multiplication have sums of their own, so that a NaN stays in its
+// group.
 // Both operands lie [n,h,w,c] (conv_layout.cu copies what does not).
-// The blocks' sums are parts, which a second kernel adds up in order (conv_tensor_weight.cu). Which tiles a part has depends on the geometry
-// alone, and a slice of images goes on with the sums of the slice before it: neither slices nor how tensors lie change a bit.
+// The blocks' sums are parts, which a second kernel adds up in order (conv_tensor_weight.cu). Which tiles a part has depends on the
+// geometry alone, and a slice of images goes on with the sums of the slice before it: neither slices nor how tensors lie change a bit.
 // Overwrites. Deterministic.
 // Floor: memory, reading x and dy once; patches overlap by what windows reach beyond their tile, 1.4 times x for 3 x 3.
 #include <fovea/kernels/cuda/conv_functions.h>
@@ -90,7 +91,7 @@ __device__ void copy_tile(const GroupedWeightProduct& p, const Stage& stage, int
 template <class T, int pairs, int wide>
 struct GroupedWeightSums {
   float sums[pairs][wide][4] = {};
-  int tap_offsets[pairs];  // within the patch, of the tap whose rows this lane brings to ldmatrix
+  int tap_offsets[pairs];           // within the patch, of the tap whose rows this lane brings to ldmatrix
   int first_tap, first_x, first_y;  // the last two within the block's channels
 
   __device__ static int lane() { return static_cast<int>(threadIdx.x) % warp_size; }
@@ -110,7 +111,8 @@ struct GroupedWeightSums {
   // Where there is no pixel, zeros are read: not what lies there in the patch, which may be infinite.
   __device__ void multiply(const GroupedWeightProduct& p, const Stage& stage, const unsigned char* zeros) {
     const unsigned char* const patch = stage.patch + first_x * 2;
-    const unsigned char* const dy = stage.dy + (lane() / 8 % 2 * 8 + lane() % 8) * pixel_pitch + (first_y + (wide > 1 ? lane() / 16 * 8 : 0)) * 2;
+    const unsigned char* const dy =
+        stage.dy + (lane() / 8 % 2 * 8 + lane() % 8) * pixel_pitch + (first_y + (wide > 1 ? lane() / 16 * 8 : 0)) * 2;
     const int32_t* const windows = stage.windows + lane() / 16 * 8 + lane() % 8;
     for (int step = 0; step < p.steps(); ++step) {
       const int32_t window = windows[step * step_pixels];
@@ -165,7 +167,8 @@ __global__ void __launch_bounds__(threads_per_block, wide == 4 ? 3 : 4)
   unsigned char* const zeros = &shared<unsigned char>();
   if (threadIdx.x < copy_bytes / sizeof(uint32_t)) reinterpret_cast<uint32_t*>(zeros)[threadIdx.x] = 0;
   const int32_t chunk = static_cast<int32_t>(blockIdx.x) % p.chunks, first_channel = chunk * block_channels;
-  const int32_t part = static_cast<int32_t>(blockIdx.y), first_tile = part >= p.first_part ? part - p.first_part : part - p.first_part + p.splits;
+  const int32_t part = static_cast<int32_t>(blockIdx.y),
+                first_tile = part >= p.first_part ? part - p.first_part : part - p.first_part + p.splits;
   const auto stage_of = [&](int stage) { return Stage(p, zeros + copy_bytes + stage * p.stage_bytes()); };
   GroupedWeightSums<T, pairs, wide> product(p, static_cast<int>(blockIdx.x) / p.chunks * block_taps);
   parts += static_cast<int64_t>(part) * p.part_split;
@@ -181,7 +184,9 @@ template <class T>
 void launch_product(Queue queue, const ConvPlan& plan, const GroupedWeightProduct& p, const void* x, const void* dy, float* parts) {
   const int32_t taps = p.vertical.taps * p.horizontal.taps;
   const Grid grid{blocks_of(int64_t{p.chunks} * ceil_div(taps, block_taps), p.splits), dim3(threads_per_block), p.shared_bytes()};
-  const auto start = [&](auto kernel) { launch(queue, plan.name, grid, kernel, p, static_cast<const T*>(x), static_cast<const T*>(dy), parts); };
+  const auto start = [&](auto kernel) {
+    launch(queue, plan.name, grid, kernel, p, static_cast<const T*>(x), static_cast<const T*>(dy), parts);
+  };
   if (taps <= 2) {
     if (p.group_channels <= 8) start(grouped_weight_product<T, 1, 1>);
     else if (p.group_channels == 16) start(grouped_weight_product<T, 1, 2>);
@@ -246,7 +251,8 @@ void grouped_backward_weight(Queue queue, const ConvGeometry& g, const ConvPlan&
     x_slice.data = static_cast<const uint16_t*>(from_x.data) + n * from_x.image;
     dy_slice.data = static_cast<const uint16_t*>(from_dy.data) + n * from_dy.image;
     if (copies_x && count > 0) copy_channels(queue, size, x_slice, count, g.h * g.w, g.groups, g.group_c(), g.group_c(), x_copy);
-    if (copies_dy && count > 0) copy_channels(queue, size, dy_slice, count, g.out_h() * g.out_w(), g.groups, g.group_k(), g.group_k(), dy_copy);
+    if (copies_dy && count > 0)
+      copy_channels(queue, size, dy_slice, count, g.out_h() * g.out_w(), g.groups, g.group_k(), g.group_k(), dy_copy);
     p.tiles = static_cast<int32_t>(count * image_tiles);
     p.first_part = static_cast<int32_t>(n * image_tiles % p.splits);
     p.adds = n > 0;

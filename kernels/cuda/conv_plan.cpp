@@ -113,7 +113,8 @@ double rate_of(ConvKernel kernel) {
   }
 }
 constexpr double rate_of_one_tile = 0.6;              // of an SM that has nothing to do while its only tile waits
-constexpr double launch_time = 6e5, time_of_element = 0.21;        // of a second kernel, and of 4 bytes written or read by all SMs together, in multiplications of an SM
+// Of a second kernel, and of 4 bytes written or read by all SMs together, in multiplications of an SM.
+constexpr double launch_time = 6e5, time_of_element = 0.21;
 
 // The tile with which the SM that gets the most tiles is done first.
 ConvKernel choose_tensor_tile(const ProductShape& p, ConvPass pass) {
@@ -163,12 +164,14 @@ TileAndSplits choose_tile(const ProductShape& p, int64_t depth, DType dtype, Con
   return best;
 }
 
-// Does the product read the weights as they lie? Then it copies them one by one instead of four at once, and the pixels of pointwise windows as well; but no kernel has to
-// pack them first.
-bool reads_weights_as_they_lie(const ConvGeometry& g, const ProductShape& p, int64_t depth, DType dtype, ConvPass pass, const TileAndSplits& choice) {
-  constexpr double time_of_copy = 24;                  // an estimate: a warp's 32 copies take about 6 cycles, in which an SM multiplies 768 times
+// Does the product read the weights as they lie? Then it copies them one by one instead of four at once, and the pixels of pointwise
+// windows as well; but no kernel has to pack them first.
+bool reads_weights_as_they_lie(const ConvGeometry& g, const ProductShape& p, int64_t depth, DType dtype, ConvPass pass,
+                               const TileAndSplits& choice) {
+  constexpr double time_of_copy = 24;  // an estimate: a warp's 32 copies take about 6 cycles, in which an SM multiplies 768 times
   const TileSize tile = tile_of(choice.kernel, pass, dtype);
-  const int64_t most = tiles(count_tiles(p, tile) * choice.splits, full_gpu), copies = most * tiles(depth, choice.splits) * (tile.rows + (is_pointwise(g) ? tile.columns : 0));
+  const int64_t most = tiles(count_tiles(p, tile) * choice.splits, full_gpu),
+                copies = most * tiles(depth, choice.splits) * (tile.rows + (is_pointwise(g) ? tile.columns : 0));
   return time_of_copy * static_cast<double>(copies) < launch_time + time_of_element * 2 * static_cast<double>(g.weights());
 }
 
@@ -239,7 +242,9 @@ int64_t grouped_steps(const ConvGeometry& g, ConvPass pass) {
   int64_t steps = 0;
   for (int64_t i = 0; i < g.stride_h; ++i)
     for (int64_t j = 0; j < g.stride_w; ++j)
-      steps += tiles(taps_of_phase(i, g.stride_h, g.pad_h, g.dilation_h, g.r) * taps_of_phase(j, g.stride_w, g.pad_w, g.dilation_w, g.s) * g.group_k(), 16);
+      steps += tiles(
+          taps_of_phase(i, g.stride_h, g.pad_h, g.dilation_h, g.r) * taps_of_phase(j, g.stride_w, g.pad_w, g.dilation_w, g.s) * g.group_k(),
+          16);
   return steps;
 }
 
@@ -260,7 +265,7 @@ bool is_in_small_groups(const ConvGeometry& g, DType dtype, ConvPass pass) {
   const auto patch = [&](int64_t height, int64_t width) {
     return side(height, g.r, g.dilation_h, g.stride_h) * side(width, g.s, g.dilation_w, g.stride_w) * pixel_bytes;
   };
-  const int64_t weights = 32 * g.r * g.s * round_up(is_forward ? g.group_k() : g.group_c(), 8) * 2;           // of the block's 32 channels
+  const int64_t weights = 32 * g.r * g.s * round_up(is_forward ? g.group_k() : g.group_c(), 8) * 2;  // of the block's 32 channels
   return std::max(patch(8, 16), patch(16, 8)) + weights <= most_bytes;
 }
 
@@ -271,17 +276,18 @@ struct PixelTile {
   int64_t height = 0, width = 0;
 };
 
-// The tile of conv_grouped_weight.cu with which a block copies and multiplies the least in all; none where every patch is too large for two stages of three or four
-// blocks to lie beside each other.
+// The tile of conv_grouped_weight.cu with which a block copies and multiplies the least in all; none where every patch is too large for two
+// stages of three or four blocks to lie beside each other.
 PixelTile grouped_weight_tile(const ConvGeometry& g) {
   constexpr int64_t most_pixels = 128, pixel_bytes = 80;
   const int64_t most_bytes = (g.group_c() == 32 ? 36 : 27) << 10;
-  constexpr int64_t start = 48;                        // pixels that could be copied in the time that a tile takes besides
+  constexpr int64_t start = 48;  // pixels that could be copied in the time that a tile takes besides
   PixelTile best;
   int64_t least = std::numeric_limits<int64_t>::max();
   for (int64_t width = 1; width <= std::min(g.out_w(), most_pixels); ++width)
     for (int64_t height = 1; height <= std::min(g.out_h(), most_pixels / width); ++height) {
-      const int64_t patch = seen(height, g.r, g.dilation_h, g.stride_h) * seen(width, g.s, g.dilation_w, g.stride_w), pixels = round_up(height * width, 16);
+      const int64_t patch = seen(height, g.r, g.dilation_h, g.stride_h) * seen(width, g.s, g.dilation_w, g.stride_w),
+                    pixels = round_up(height * width, 16);
       if ((patch + pixels) * pixel_bytes > most_bytes) continue;
       const int64_t cost = tiles(g.out_h(), height) * tiles(g.out_w(), width) * (patch + pixels + start);
       if (cost < least) least = cost, best = {height, width};
@@ -289,35 +295,40 @@ PixelTile grouped_weight_tile(const ConvGeometry& g) {
   return best;
 }
 
-// Into how many parts the weight gradient of small groups is cut. `blocks` make one part of all weights, and go through `tile_count` tiles of so much time each.
+// Into how many parts the weight gradient of small groups is cut. `blocks` make one part of all weights, and go through `tile_count` tiles
+// of so much time each.
 struct PartedTiles {
   int64_t blocks, tile_count, part_bytes;
   double time_of_tile, time_of_part;
-  int64_t most_blocks;                       // of an SM: what the kernel's registers and shared memory leave room for
+  int64_t most_blocks;  // of an SM: what the kernel's registers and shared memory leave room for
 };
 
 // So many parts that the SM that has the most to do is done first.
 int64_t splits_of(const PartedTiles& p) {
-  constexpr double rate_of_blocks[] = {0.5, 0.8, 1};   // of an SM's most, while it has one, two or more blocks
+  constexpr double rate_of_blocks[] = {0.5, 0.8, 1};  // of an SM's most, while it has one, two or more blocks
   const int64_t most = std::min({most_splits, p.tile_count, p.most_blocks * full_gpu / p.blocks, most_partial_bytes / p.part_bytes});
   int64_t best = 1;
   double best_time = std::numeric_limits<double>::infinity();
   for (int64_t splits = 1; splits <= std::max<int64_t>(most, 1); ++splits) {
     const int64_t of_sm = tiles(p.blocks * splits, full_gpu);
     const double rate = rate_of_blocks[std::min<int64_t>(of_sm, 3) - 1];
-    const double time = static_cast<double>(of_sm * tiles(p.tile_count, splits)) * p.time_of_tile / rate + static_cast<double>(splits) * p.time_of_part;
+    const double time =
+        static_cast<double>(of_sm * tiles(p.tile_count, splits)) * p.time_of_tile / rate + static_cast<double>(splits) * p.time_of_part;
     if (time < best_time) best = splits, best_time = time;
   }
   return best;
 }
 
-int64_t count_tiles(const ConvGeometry& g, const PixelTile& tile) { return g.n * tiles(g.out_h(), tile.height) * tiles(g.out_w(), tile.width); }
+int64_t count_tiles(const ConvGeometry& g, const PixelTile& tile) {
+  return g.n * tiles(g.out_h(), tile.height) * tiles(g.out_w(), tile.width);
+}
 
 // Time is what an SM copies meanwhile, in bytes; a part is written and read by all SMs.
 int64_t grouped_weight_splits(const ConvGeometry& g, const PixelTile& tile, int64_t part_bytes) {
-  const int64_t pixels = seen(tile.height, g.r, g.dilation_h, g.stride_h) * seen(tile.width, g.s, g.dilation_w, g.stride_w) + tile.height * tile.width;
-  return splits_of({tiles(g.c, 32) * tiles(g.r * g.s, 10), count_tiles(g, tile), part_bytes, static_cast<double>(pixels * 64), static_cast<double>(2 * part_bytes) / full_gpu,
-                    g.group_c() == 32 ? 3 : 4});
+  const int64_t pixels =
+      seen(tile.height, g.r, g.dilation_h, g.stride_h) * seen(tile.width, g.s, g.dilation_w, g.stride_w) + tile.height * tile.width;
+  return splits_of({tiles(g.c, 32) * tiles(g.r * g.s, 10), count_tiles(g, tile), part_bytes, static_cast<double>(pixels * 64),
+                    static_cast<double>(2 * part_bytes) / full_gpu, g.group_c() == 32 ? 3 : 4});
 }
 
 // The gradient of the weight in small groups, for conv_grouped_weight.cu. False where it is not for that.
@@ -340,7 +351,7 @@ ConvPlan tensor_plan(const ConvGeometry& g, DType dtype, ConvPass pass) {
   if (is_in_small_groups(g, dtype, pass)) {
     const int64_t columns = pass == ConvPass::forward ? g.group_k() : g.group_c();
     plan.kernel = ConvKernel::tensor_grouped;
-    plan.layout.weight_bytes = piece(g.groups * grouped_steps(g, pass) * tiles(columns, 8) * 32 * 8);       // a step's fragments of a tile: 8 bytes for each lane
+    plan.layout.weight_bytes = piece(g.groups * grouped_steps(g, pass) * tiles(columns, 8) * 32 * 8);  // a step and tile: 8 bytes a lane
     return plan;
   }
   if (pass == ConvPass::backward_weight && plan_grouped_weight(g, dtype, plan)) return plan;
@@ -364,18 +375,20 @@ bool is_direct(const ConvGeometry& g, DType dtype, ConvPass pass) {
   const bool is_forward = pass == ConvPass::forward;
   if (!is_forward && (g.stride_h > 2 || g.stride_w > 2)) return false;
   const int64_t c = is_forward ? g.group_c() : g.group_k(), k = is_forward ? g.group_k() : g.group_c();
-  const int64_t height = is_forward ? g.out_h() : tiles(g.h, g.stride_h), width = is_forward ? g.out_w() : tiles(g.w, g.stride_w);       // of one phase
+  const int64_t height = is_forward ? g.out_h() : tiles(g.h, g.stride_h),
+                width = is_forward ? g.out_w() : tiles(g.w, g.stride_w);  // of one phase
   if (c < 1 || k < 1 || c > most_channels || k > most_channels || height * width < tile * tile / 2) return false;
   const int64_t step_h = is_forward ? g.stride_h : 1, step_w = is_forward ? g.stride_w : 1;
-  const int64_t patch = ((tile - 1) * step_h + (g.r - 1) * g.dilation_h + 1) * round_up((tile - 1) * step_w + (g.s - 1) * g.dilation_w + 15, 8);
+  const int64_t patch =
+      ((tile - 1) * step_h + (g.r - 1) * g.dilation_h + 1) * round_up((tile - 1) * step_w + (g.s - 1) * g.dilation_w + 15, 8);
   return c * (patch + g.r * g.s * most_channels) * int64_t{sizeof(float)} <= most_bytes;
 }
 
-// The tile of conv_direct_weight.cu that takes a GPU the least time, in instructions of its warps; none where the kernel, or the groups, are not for it, or where tiles
-// would be empty for the most part.
+// The tile of conv_direct_weight.cu that takes a GPU the least time, in instructions of its warps; none where the kernel, or the groups,
+// are not for it, or where tiles would be empty for the most part.
 struct DirectWeight {
   PixelTile tile;
-  int64_t blocks = 0;                                  // of a part
+  int64_t blocks = 0;  // of a part
   double time_of_tile = 0;
 };
 
@@ -383,7 +396,9 @@ DirectWeight direct_weight(const ConvGeometry& g, DType dtype) {
   constexpr int64_t most_channels = 8, most_warps = 8, most_bytes = 54 << 10, warp = 32, strip = 4, strip_rows = 2;
   DirectWeight best;
   const bool is_kernel = g.r == 3 && g.s == 3 && g.dilation_h == 1 && g.dilation_w == 1 && g.stride_h == g.stride_w && g.stride_h <= 2;
-  if (dtype != DType::float32 || g.groups == 1 || g.is_depthwise() || !is_kernel || g.group_c() > 2 * most_channels || g.group_k() > 2 * most_channels) return best;
+  if (dtype != DType::float32 || g.groups == 1 || g.is_depthwise() || !is_kernel || g.group_c() > 2 * most_channels ||
+      g.group_k() > 2 * most_channels)
+    return best;
   if (g.group_c() < 1 || g.group_k() < 1) return best;
   const int64_t blocks_c = tiles(g.group_c(), most_channels), blocks_k = tiles(g.group_k(), most_channels);
   const int64_t c = tiles(g.group_c(), blocks_c), k = tiles(g.group_k(), blocks_k), warps_c = tiles(c, 2), warps_k = tiles(k, 4);
@@ -392,15 +407,17 @@ DirectWeight direct_weight(const ConvGeometry& g, DType dtype) {
   double least = std::numeric_limits<double>::infinity();
   for (int64_t across = 1; across <= tiles(g.out_w(), strip); ++across)
     for (int64_t down = 1; down <= tiles(g.out_h(), strip_rows); ++down) {
-      const int64_t height = down * strip_rows, width = across * strip, beside = tiles(across * down, warp), warps = warps_c * warps_k * beside;
+      const int64_t height = down * strip_rows, width = across * strip, beside = tiles(across * down, warp),
+                    warps = warps_c * warps_k * beside;
       const int64_t patch_h = pixels(height, g.stride_h), patch_w = pixels(width, g.stride_w), pitch = (tiles(patch_w, 4) | 1) * 4;
       if (warps > most_warps || (warps_c * 2 * patch_h * pitch + warps_k * 4 * height * width) * int64_t{sizeof(float)} > most_bytes) break;
       const int64_t count = tiles(g.out_h(), height) * tiles(g.out_w(), width);
       const int64_t copies = c * patch_h * tiles(patch_w, warp) + k * height * tiles(width, g.out_w() % strip == 0 ? warp * strip : warp);
-      constexpr double of_warp = 760, of_copy = 14;    // instructions: 576 are multiplications
+      constexpr double of_warp = 760, of_copy = 14;  // instructions: 576 are multiplications
       const double time = of_warp * static_cast<double>(warps) + of_copy * static_cast<double>(copies);
       const bool is_full = 2 * g.out_h() * g.out_w() >= count * beside * warp * strip * strip_rows;
-      if (is_full && time * static_cast<double>(count) < least) least = time * static_cast<double>(count), best.tile = {height, width}, best.time_of_tile = time;
+      if (is_full && time * static_cast<double>(count) < least)
+        least = time * static_cast<double>(count), best.tile = {height, width}, best.time_of_tile = time;
     }
   return best;
 }
@@ -420,11 +437,12 @@ ConvPlan plain_plan(const ConvGeometry& g, DType dtype, ConvPass pass) {
   const ProductShape product = product_of(g, pass);
   if (pass == ConvPass::backward_weight) {
     if (const DirectWeight direct = direct_weight(g, dtype); direct.tile.height > 0) {
-      constexpr double time_of_byte = time_of_element / 4 / 32;              // an SM multiplies 32 times in the time of a warp's instruction
+      constexpr double time_of_byte = time_of_element / 4 / 32;  // an SM multiplies 32 times in the time of a warp's instruction
       plan.kernel = ConvKernel::direct;
       plan.tile_h = direct.tile.height;
       plan.tile_w = direct.tile.width;
-      plan.splits = splits_of({direct.blocks, count_tiles(g, direct.tile), bytes, direct.time_of_tile, static_cast<double>(2 * bytes) * time_of_byte, 2});
+      plan.splits = splits_of(
+          {direct.blocks, count_tiles(g, direct.tile), bytes, direct.time_of_tile, static_cast<double>(2 * bytes) * time_of_byte, 2});
       return plan;
     }
     plan.kernel = choose_weight_tile(product, dtype);
@@ -442,7 +460,8 @@ ConvPlan plain_plan(const ConvGeometry& g, DType dtype, ConvPass pass) {
   return plan;
 }
 
-// Are groups so small that tensor cores would be busy with padding for the most part, and copies channels-last take longer than all of float32's multiplications?
+// Are groups so small that tensor cores would be busy with padding for the most part, and copies channels-last take longer than all of
+// float32's multiplications?
 bool is_small_for_tf32(const ConvGeometry& g, ConvPass pass) {
   constexpr int64_t most_channels = 8;
   if (g.group_c() > most_channels || g.group_k() > most_channels) return false;

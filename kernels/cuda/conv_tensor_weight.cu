@@ -257,7 +257,8 @@ void add_parts(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const f
   p.by_taps = divide_by(g.r * g.s);
   p.by_taps_w = divide_by(g.s);
   const auto start = [&](auto kernel, int64_t lines) {
-    launch(queue, "conv2d_add_tensor_parts", grid_for(p.count * lines, adding_threads, adding_threads * sizeof(float)), kernel, p, parts, dweight.as<T>());
+    const Grid grid = grid_for(p.count * lines, adding_threads, adding_threads * sizeof(float));
+    launch(queue, "conv2d_add_tensor_parts", grid, kernel, p, parts, dweight.as<T>());
   };
   if (plan.splits >= 2 * most_adding_lines) start(add_tensor_parts<T, most_adding_lines>, most_adding_lines);  // many parts are of few weights
   else start(add_tensor_parts<T, 1>, 1);
@@ -360,7 +361,8 @@ void add_weight_parts(Queue queue, const ConvGeometry& g, const ConvPlan& plan, 
 }
 
 void tensor_backward_weight(Queue queue, const ConvGeometry& g, const ConvPlan& plan, const ConstView& x, const ConstView& dy, const View& dweight, Workspace scratch) {
-  dispatch_tensor(dweight.dtype, [&](auto zero) { backward_weight<decltype(zero)>(queue, g, plan, x, dy, dweight, static_cast<char*>(scratch.data)); });
+  char* const memory = static_cast<char*>(scratch.data);
+  dispatch_tensor(dweight.dtype, [&](auto zero) { backward_weight<decltype(zero)>(queue, g, plan, x, dy, dweight, memory); });
 }
 
 }  // namespace fovea::kernels::cuda
