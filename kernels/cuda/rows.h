@@ -13,6 +13,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 
 #include <fovea/kernels/cuda/core/launch.h>
 #include <fovea/kernels/cuda/core/numeric.h>
@@ -289,6 +290,16 @@ __device__ void for_each_element(const Row& row, const F& f) {
   });
 }
 
+// Writes a pack to global memory in one access. Where its elements have been computed one after the other, nvcc makes a store of each if it is not told.
+template <class T, int n>
+__device__ inline void write_pack(T* to, const Pack<T, n>& pack) {
+#ifdef __CUDA_ARCH__
+  if constexpr (sizeof(pack) == 16) return __stwb(reinterpret_cast<uint4*>(to), std::bit_cast<uint4>(pack));
+  if constexpr (sizeof(pack) == 8) return __stwb(reinterpret_cast<uint2*>(to), std::bit_cast<uint2>(pack));
+#endif
+  store_pack<T, n>(to, 0, pack);
+}
+
 // Writes f(i, values of the arrays) to element i of the row that begins at `out`.
 template <class Y, class Row, class F>
 __device__ void store_row(Y* out, const Row& row, const F& f) {
@@ -296,7 +307,7 @@ __device__ void store_row(Y* out, const Row& row, const F& f) {
     Pack<Y, pack> results;
 #pragma unroll
     for (int j = 0; j < pack; ++j) results[j] = narrow<Y>(f(first + j, packs.values(j)));
-    store_pack<Y, pack>(out + first, 0, results);
+    write_pack<Y, pack>(out + first, results);
   });
 }
 
