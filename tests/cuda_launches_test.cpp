@@ -129,6 +129,10 @@ TEST_CASE("cuda launches: half numbers are read as they are, also where Autocast
       };
       check("sum", 1, [](const Tensor& t) { return sum(t); });
       check("mean", 1, [](const Tensor& t) { return mean(t); });
+      check("var", 1, [](const Tensor& t) { return var(t); });
+      check("logsumexp", 1, [](const Tensor& t) { return logsumexp(t); });
+      check("norm", 2, [](const Tensor& t) { return norm(t); });                   // a sum of squares and its root
+      CHECK(launches_of([&] { CHECK(prod(x.detach()).dtype() == (is_autocast ? DType::float32 : dtype)); }).size() == 1);
       const size_t cast_back = is_autocast ? 0 : 1;          // losses are found in float32
       check("cross_entropy", 3 + cast_back, [&](const Tensor& t) { return cross_entropy(t, labels); });
       check("CrossEntropyLoss", 3 + cast_back, [&](const Tensor& t) { return layers::CrossEntropyLoss()(t, labels); });

@@ -13,6 +13,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 
 #include <fovea/kernels/cuda/core/launch.h>
 #include <fovea/kernels/cuda/core/numeric.h>
@@ -160,7 +161,8 @@ template <int lanes, int pack, int kept, int arrays, class T>
 class LaneRow {
  public:
   // A row that is not there has a size of zero.
-  __device__ LaneRow(const LaneTeam<lanes>& team, const RowShape& shape, const T* const (&from)[arrays], int64_t r, bool exists, Accumulate<T> missing)
+  __device__ LaneRow(const LaneTeam<lanes>& team, const RowShape& shape, const T* const (&from)[arrays], int64_t r, bool exists,
+                     Accumulate<T> missing)
       : span_(r * shape.size, exists ? shape.size : 0) {
     const int64_t first = exists ? r * shape.size : 0;
 #pragma unroll
@@ -209,8 +211,10 @@ class LaneRow {
 template <int pack, int arrays, class T>
 class BlockRow {
  public:
-  __device__ BlockRow(const BlockTeam& team, const RowShape& shape, const T* const (&from)[arrays], int64_t r, bool exists, Accumulate<T> missing)
-      : span_(r * shape.size, exists ? shape.size : 0), missing_(missing), memory_(reinterpret_cast<Pack<T, pack>*>(&team.scratch + 1)), stashed_(shape.stashed) {
+  __device__ BlockRow(const BlockTeam& team, const RowShape& shape, const T* const (&from)[arrays], int64_t r, bool exists,
+                      Accumulate<T> missing)
+      : span_(r * shape.size, exists ? shape.size : 0), missing_(missing), memory_(reinterpret_cast<Pack<T, pack>*>(&team.scratch + 1)),
+        stashed_(shape.stashed) {
     const int64_t share = ceil_div<int64_t>(span_.packs, team.blocks);
     first_ = min(span_.packs, share * team.rank);
     count_ = min(span_.packs - first_, share);
@@ -254,7 +258,8 @@ class BlockRow {
     else *to = load_pack<T, pack>(from, 0);
   }
 
-  // f(k, packs): a lane's packs k, k + lanes, ... of the block's share. stashed_ is a multiple of what all lanes take in a round, or more than there are.
+  // f(k, packs): a lane's packs k, k + lanes, ... of the block's share. stashed_ is a multiple of what all lanes take in a round, or more
+  // than there are.
   template <class F>
   __device__ void for_each_group(const F& f) const {
     for (int64_t k = BlockTeam::lane(); k < count_; k += row_group * BlockTeam::lanes()) {
@@ -266,7 +271,8 @@ class BlockRow {
         packs[u] = missing_packs<T, pack, arrays>(missing_);
         if (at >= count_) continue;
 #pragma unroll
-        for (int a = 0; a < arrays; ++a) packs[u].of[a] = is_kept ? memory_[a * stashed_ + at] : load_pack<T, pack>(from_[a] + span_.at(first_ + at), 0);
+        for (int a = 0; a < arrays; ++a)
+          packs[u].of[a] = is_kept ? memory_[a * stashed_ + at] : load_pack<T, pack>(from_[a] + span_.at(first_ + at), 0);
       }
       f(k, packs);
     }
@@ -289,6 +295,17 @@ __device__ void for_each_element(const Row& row, const F& f) {
   });
 }
 
+// Writes a pack to global memory in one access. Where its elements have been computed one after the other, nvcc makes a store of each if
+// it is not told.
+template <class T, int n>
+__device__ inline void write_pack(T* to, const Pack<T, n>& pack) {
+#ifdef __CUDA_ARCH__
+  if constexpr (sizeof(pack) == 16) return __stwb(reinterpret_cast<uint4*>(to), std::bit_cast<uint4>(pack));
+  if constexpr (sizeof(pack) == 8) return __stwb(reinterpret_cast<uint2*>(to), std::bit_cast<uint2>(pack));
+#endif
+  store_pack<T, n>(to, 0, pack);
+}
+
 // Writes f(i, values of the arrays) to element i of the row that begins at `out`.
 template <class Y, class Row, class F>
 __device__ void store_row(Y* out, const Row& row, const F& f) {
@@ -296,7 +313,7 @@ __device__ void store_row(Y* out, const Row& row, const F& f) {
     Pack<Y, pack> results;
 #pragma unroll
     for (int j = 0; j < pack; ++j) results[j] = narrow<Y>(f(first + j, packs.values(j)));
-    store_pack<Y, pack>(out + first, 0, results);
+    write_pack<Y, pack>(out + first, results);
   });
 }
 
@@ -330,7 +347,7 @@ struct BlockLayout {
   template <int arrays, class T, class Y> using Row = BlockRow<pack<T, Y>, arrays, T>;
 };
 
-// How many blocks a multiprocessor of 65536 registers should have room for, which limits the registers of a thread: for __launch_bounds__.
+// How many blocks a multiprocessor of 65536 registers should have room for, which limits a thread's registers: for __launch_bounds__.
 template <class Layout, class T> inline constexpr int row_residents = Layout::residents(sizeof(T));
 template <class Layout> inline constexpr int row_threads = Layout::Team::threads;
 
@@ -357,8 +374,8 @@ inline RowPlan plan_row_lanes(int64_t rows, int64_t size, int rows_of_block, int
   return {{rows, size, 0}, {dim3(static_cast<unsigned>(blocks)), dim3(LaneTeam<warp_size>::threads), sizeof(BlockScratch)}};
 }
 
-// As many blocks a row as make each share so small that three blocks' fit a multiprocessor of sm_90: one reads while another writes. Where a cluster of 8 is not
-// enough, or there are none, two blocks' worth of memory is kept.
+// As many blocks a row as make each share so small that three blocks' fit a multiprocessor of sm_90: one reads while another writes. Where
+// a cluster of 8 is not enough, or there are none, as much is kept as leaves room for two.
 inline RowPlan plan_row_blocks(int64_t rows, int64_t size, int pack, int64_t pack_bytes, int arrays, int64_t most_blocks) {
   constexpr int64_t third = 64 << 10, half = 112 << 10;
   constexpr int most_cluster = 8;
@@ -368,7 +385,8 @@ inline RowPlan plan_row_blocks(int64_t rows, int64_t size, int pack, int64_t pac
   while (device.has_clusters && cluster < most_cluster && ceil_div<int64_t>(packs, cluster) * bytes > third) cluster *= 2;
   const int64_t share = ceil_div<int64_t>(packs, cluster);
   const int threads = share <= 1024 ? BlockTeam::threads / 2 : BlockTeam::threads;
-  const int64_t scratch = static_cast<int64_t>(sizeof(BlockScratch)), room = std::min(half, device.shared_bytes - scratch) / bytes, round = threads * row_group;
+  const int64_t scratch = static_cast<int64_t>(sizeof(BlockScratch)), round = threads * row_group;
+  const int64_t room = std::min(half, device.shared_bytes - scratch) / bytes;
   const int64_t stashed = share <= room ? share : room / round * round;
   const int64_t blocks = std::min(rows, most_blocks / cluster) * cluster;
   Grid grid{dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(threads)), static_cast<size_t>(scratch + stashed * bytes)};
