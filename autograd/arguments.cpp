@@ -83,13 +83,9 @@ bool widens_result(const char* op, std::optional<kernels::Family> family, const 
   return Autocast::dtype() && is_half(x) && autocast_precision(op) == AutocastPrecision::single && !(family && must_widen(x, *family));
 }
 
-namespace {
-
 void check_same_device(const char* op, const char* name, const Tensor& x, const char* other_name, const Tensor& other) {
   check<DeviceError>(x.device() == other.device(), op, ": ", name, " is on ", x.device(), " but ", other_name, " is on ", other.device(), "; copy one with to()");
 }
-
-}  // namespace
 
 void check_alike(const char* op, const char* name, const Tensor& x, const char* other_name, const Tensor& other) {
   check_defined(op, name, x);

@@ -23,6 +23,8 @@ inline int checked_axis(const char* op, const Tensor& x, int64_t axis) { return 
 // DTypeError unless x, argument `name` of `op`, is float32 or float64, or of a half type that the device's kernels of the family compute on.
 void check_real(const char* op, const char* name, const Tensor& x, kernels::Family family);
 
+// DeviceError unless argument `name` is on the device of argument `other_name`. For operations made of others, which would give those names.
+void check_same_device(const char* op, const char* name, const Tensor& x, const char* other_name, const Tensor& other);
 // DTypeError or DeviceError unless argument `name` has the dtype and the device of argument `other_name`.
 void check_alike(const char* op, const char* name, const Tensor& x, const char* other_name, const Tensor& other);
 // The same of a parameter, which is float32 beside a half `other`.

@@ -156,6 +156,7 @@ std::vector<CtcReading> ctc_best_path(const Tensor& logits, const Tensor& input_
   if (logits && detail::must_widen(logits, kernels::Family::ctc)) return ctc_best_path(detail::widened(logits.detach()), input_lengths, blank);
   check_logits(op, logits, blank);
   check<DeviceError>(!logits.is_meta(), op, ": logits are on meta, which holds shapes without data");
+  if (input_lengths) detail::check_same_device(op, "input_lengths", input_lengths, "logits", logits);
   const int64_t time = logits.size(0), batch = logits.size(1);
   NoGrad no_grad;
   const Tensor scores = logits.detach();

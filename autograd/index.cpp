@@ -210,6 +210,7 @@ Tensor masked_fill(const Tensor& x, const Tensor& mask, double value) {
   check_defined("masked_fill", "x", x);
   check_defined("masked_fill", "mask", mask);
   check<DTypeError>(mask.dtype() == DType::boolean, "masked_fill: mask must be bool, got ", mask.dtype());
+  detail::check_same_device("masked_fill", "mask", mask, "x", x);
   check<ShapeError>(broadcast_shapes(mask.shape(), x.shape(), "masked_fill") == x.shape(), "masked_fill: mask ", mask.shape(), " cannot be broadcast to x ", x.shape());
   detail::check_fits("masked_fill", value, x.dtype());
   return where(mask, full({}, value, options_of(x)), x);
@@ -235,6 +236,7 @@ Tensor masked_select(const Tensor& x, const Tensor& mask) {
   check_defined("masked_select", "x", x);
   check_defined("masked_select", "mask", mask);
   check<DTypeError>(mask.dtype() == DType::boolean, "masked_select: mask must be bool, got ", mask.dtype());
+  detail::check_same_device("masked_select", "mask", mask, "x", x);
   check_is_readable("masked_select", mask);
   const Shape shape = broadcast_shapes(x.shape(), mask.shape(), "masked_select");
   const Tensor positions = reshape(nonzero(reshape(expand(mask, shape), {shape.numel()})), {-1});

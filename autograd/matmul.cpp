@@ -94,6 +94,7 @@ Tensor dot(const Tensor& a, const Tensor& b) {
   const cuda::Range range("dot");
   detail::check_defined("dot", "a", a);
   detail::check_defined("dot", "b", b);
+  detail::check_same_device("dot", "a", a, "b", b);
   check<ShapeError>(a.rank() == 1 && b.rank() == 1 && a.size(0) == b.size(0), "dot: takes two vectors of the same length, got a ", a.shape(), " and b ", b.shape());
   return matmul(a, b);
 }
@@ -102,6 +103,7 @@ Tensor outer(const Tensor& a, const Tensor& b) {
   const cuda::Range range("outer");
   detail::check_defined("outer", "a", a);
   detail::check_defined("outer", "b", b);
+  detail::check_same_device("outer", "a", a, "b", b);
   check<ShapeError>(a.rank() == 1 && b.rank() == 1, "outer: takes two vectors, got a ", a.shape(), " and b ", b.shape());
   return matmul(unsqueeze(a, 1), unsqueeze(b, 0));
 }

@@ -13,6 +13,7 @@ namespace fovea::layers::init {
 namespace {
 
 void fill_random(const Tensor& x, kernels::Distribution distribution, double a, double b, Generator& generator) {
+  check<ValueError>(x.defined(), "init: the tensor is undefined");
   check<DTypeError>(is_floating(x.dtype()), "init: draws floating-point numbers, got a tensor of ", x.dtype());
   if (x.is_meta() || x.numel() == 0) return;
   check<ShapeError>(x.is_contiguous(), "init: takes a contiguous tensor, got strides ", x.strides(), " of shape ", x.shape());
@@ -93,9 +94,11 @@ void constant_(const Tensor& x, double value) {
 }
 
 void uniform_(const Tensor& x, double low, double high, Generator& generator) {
+  check<ValueError>(std::isfinite(low) && std::isfinite(high) && low <= high, "init: uniform numbers lie between a lower and a higher bound, got ", low, " and ", high);
   fill_random(x, kernels::Distribution::uniform, low, high, generator);
 }
 void normal_(const Tensor& x, double mean, double deviation, Generator& generator) {
+  check<ValueError>(std::isfinite(mean) && std::isfinite(deviation) && deviation >= 0, "init: normal numbers have a mean and a deviation that is not negative, got ", mean, " and ", deviation);
   fill_random(x, kernels::Distribution::normal, mean, deviation, generator);
 }
 

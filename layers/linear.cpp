@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include <fovea/autograd/arguments.h>
 #include <fovea/autograd/elementwise.h>
 #include <fovea/autograd/matmul.h>
 #include <fovea/autograd/shape.h>
@@ -54,6 +55,7 @@ Tensor Bilinear::forward(const Tensor& a, const Tensor& b) {
   const int64_t out = weight.size(0), in1 = weight.size(1), in2 = weight.size(2), rows = rows_of(a.shape(), in1, "Bilinear");
   check<ShapeError>(rows_of(b.shape(), in2, "Bilinear") == rows && a.rank() == b.rank(), "Bilinear: a ", a.shape(), " and b ", b.shape(),
                     " must agree in all axes but the last");
+  detail::check_same_device("Bilinear", "b", b, "a", a);
   const Tensor w = reshape(permute(alongside(a, weight), {1, 0, 2}), {in1, out * in2});
   const Tensor matrices = reshape(matmul(reshape(a, {rows, in1}), w), {rows, out, in2});
   Shape shape = a.shape();

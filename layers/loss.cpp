@@ -24,7 +24,10 @@ void check_labels(const char* loss, const Tensor& labels) {
 
 }  // namespace
 
-Tensor Loss::operator()(const Tensor& prediction, const Tensor& target) { return forward(does_autocast() ? prediction : detail::autocast("Loss", prediction), target); }
+Tensor Loss::operator()(const Tensor& prediction, const Tensor& target) {
+  if (prediction && target) detail::check_same_device(type_name().c_str(), "the target", target, "the prediction", prediction);
+  return forward(does_autocast() ? prediction : detail::autocast("Loss", prediction), target);
+}
 
 Tensor Loss::reduced(const Tensor& losses) const {
   switch (reduction_) {

@@ -61,6 +61,8 @@ LoadReport load_state_dict(Module& module, const StateDict& state, LoadOptions o
     if (!source) {
       report.missing.push_back(name);
       missing.push_back(quoted(name));
+    } else if (!source->defined()) {
+      unfit.push_back(quoted(name) + " is an undefined tensor");
     } else if (source->shape() != target.shape()) {
       unfit.push_back(str(quoted(name), " is ", source->shape(), " where the module has ", target.shape()));
     } else if (source->is_meta() && !target.is_meta()) {

@@ -774,6 +774,15 @@ TEST_CASE("model: a captured graph runs again and again, in the order in which i
   CHECK(cudaStreamBeginCapture(s.first, cudaStreamCaptureModeThreadLocal) == cudaSuccess);
   CHECK(cudaStreamSynchronize(s.first) == cudaErrorStreamCaptureUnsupported);
   CHECK(cudaStreamEndCapture(s.first, &graph) == cudaErrorStreamCaptureInvalidated);
+  CHECK(cudaStreamBeginCapture(s.first, cudaStreamCaptureModeThreadLocal) == cudaSuccess);
+  CHECK(cudaStreamQuery(s.first) == cudaErrorStreamCaptureUnsupported);
+  CHECK(cudaStreamEndCapture(s.first, &graph) == cudaErrorStreamCaptureInvalidated);
+
+  CHECK(cudaStreamBeginCapture(s.first, cudaStreamCaptureModeThreadLocal) == cudaSuccess);
+  cudaEventRecord(s.event, s.first);
+  cudaStreamWaitEvent(s.second, s.event);
+  launch(s.second, "nobody waits for it", {1, 32}, add_constant, between.get(), y.get(), 100);
+  CHECK(cudaStreamEndCapture(s.first, &graph) == cudaErrorStreamCaptureUnjoined);
 
   cudaEventRecord(s.event, s.second);
   CHECK(cudaStreamBeginCapture(s.first, cudaStreamCaptureModeThreadLocal) == cudaSuccess);

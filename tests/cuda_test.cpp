@@ -392,6 +392,21 @@ TEST_CASE("cuda: operations of many kinds name both devices when their arguments
   names_both([&] { ctc_loss(ones({4, 2, 3}, gpu), ones({2, 1}, {DType::int64, cpu}), labels, labels); });
 }
 
+TEST_CASE("cuda: operations made of others name themselves when their arguments lie on two devices") {
+  if (!has_device()) return;
+  const Tensor x = ones({3}, gpu), mask = ones({3}, {DType::boolean, cpu});
+  const auto begins = [](const char* name, const std::function<void()>& f) { CHECK(testing::error_of<DeviceError>(f).rfind(std::string(name) + ": ", 0) == 0); };
+  for (const auto& [one, other] : {std::pair{x, mask}, {to(x, cpu), to(mask, gpu)}}) {
+    const Tensor there = one, elsewhere = other, numbers = to(elsewhere, DType::float32);
+    begins("masked_select", [&] { masked_select(there, elsewhere); });
+    begins("masked_fill", [&] { masked_fill(there, elsewhere, 1); });
+    begins("dot", [&] { dot(there, numbers); });
+    begins("outer", [&] { outer(there, numbers); });
+    begins("MSELoss", [&] { layers::MSELoss()(there, numbers); });
+    begins("ctc_best_path", [&] { ctc_best_path(reshape(there, {3, 1, 1}), ones({1}, {DType::int64, elsewhere.device()})); });
+  }
+}
+
 // --- products ---
 
 TEST_CASE("cuda: matmul takes any strides, batches that are broadcast, a bias and empty sizes") {

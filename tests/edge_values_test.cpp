@@ -163,6 +163,19 @@ TEST_CASE("PReLU at 0 has the slope of its weight") {
   CHECK(floats(layer.weight.grad()) == std::vector<float>{-2});
 }
 
+TEST_CASE("first values that make no sense, and states without tensors, are refused") {
+  const Tensor x = zeros({3});
+  constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+  CHECK(contains(error_of<ValueError>([&] { layers::init::uniform_(x, 1, 0); }), "init: uniform numbers lie between"));
+  CHECK(contains(error_of<ValueError>([&] { layers::init::uniform_(x, nan, 1); }), "init: uniform numbers lie between"));
+  CHECK(contains(error_of<ValueError>([&] { layers::init::normal_(x, 0, -1); }), "init: normal numbers have a mean"));
+  CHECK(contains(error_of<ValueError>([&] { layers::init::normal_({}); }), "init: the tensor is undefined"));
+  layers::Linear layer(2, 2, {.bias = false});
+  layers::StateDict state;
+  state.add("weight", Tensor());
+  CHECK(contains(error_of<ValueError>([&] { layers::load_state_dict(layer, state); }), "\"weight\" is an undefined tensor"));
+}
+
 TEST_CASE("a state that is another view of the module's own memory is copied") {
   layers::Linear layer(2, 2, {.bias = false});
   {

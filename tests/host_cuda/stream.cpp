@@ -139,7 +139,10 @@ bool is_event(cudaEvent_t event) { return state().events.count(event) != 0; }
 
 cudaError_t enqueue(Stream& stream, Operation operation) {
   if (stream.capture) {
-    if (operation.run) stream.capture->graph.operations.push_back(std::move(operation));
+    if (operation.run) {
+      stream.capture->graph.operations.push_back(std::move(operation));
+      ++stream.captured[&stream];
+    }
     return cudaSuccess;
   }
   if (stream.is_default && break_captures(true)) return remember(cudaErrorStreamCaptureImplicit);
@@ -242,6 +245,7 @@ const char* cudaGetErrorString(cudaError_t error) {
     case cudaErrorNotReady: return "device not ready";
     case cudaErrorNotSupported: return "operation not supported";
     case cudaErrorStreamCaptureUnsupported: return "operation not permitted when stream is capturing";
+    case cudaErrorStreamCaptureUnjoined: return "capturing stream has unjoined work";
     case cudaErrorStreamCaptureIsolation: return "dependency created on uncaptured work in another stream";
     case cudaErrorStreamCaptureImplicit: return "operation would make the legacy stream depend on a capturing blocking stream";
     case cudaErrorInvalidClusterSize: return "cluster misconfiguration";
@@ -302,6 +306,7 @@ cudaError_t cudaStreamQuery(cudaStream_t stream) {
   HOST_CUDA_LOCK;
   Stream* s = resolve(stream);
   if (!s) return remember(cudaErrorInvalidResourceHandle);
+  if (s->capture) return s->capture->is_broken = true, remember(cudaErrorStreamCaptureUnsupported);
   if (const cudaError_t result = run_one()) return result;
   return s->queue.empty() ? cudaSuccess : remember(cudaErrorNotReady);
 }
@@ -314,6 +319,8 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
     s->capture = event->capture;
     s->capture->streams.push_back(s);
   }
+  if (s->capture && s->capture == event->capture)
+    for (const auto& [each, count] : event->captured) s->captured[each] = std::max(s->captured[each], count);
   if (s->capture && !event->capture && event->latest) return s->capture->is_broken = true, remember(cudaErrorStreamCaptureIsolation);
   if (s->capture || !event->latest) return cudaSuccess;      // captured operations keep the order in which they were captured
   return enqueue(*s, {{}, {}, event->latest, {}, false, false, 0});
@@ -348,6 +355,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   Stream* s = resolve(stream);
   if (!s || !is_event(event) || s->device != event->device) return remember(cudaErrorInvalidResourceHandle);
   event->capture = s->capture;
+  event->captured = s->captured;
   if (s->capture) return cudaSuccess;
   event->latest = std::make_shared<Recording>();
   return enqueue(*s, {{}, {}, {}, event->latest, false, false, 0});
@@ -399,10 +407,12 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   if (!s) return remember(cudaErrorInvalidResourceHandle);
   const std::shared_ptr<Capture> capture = s->capture;
   if (!capture || capture->streams.front() != s) return remember(cudaErrorInvalidValue);
-  for (Stream* each : capture->streams) each->capture.reset();
+  const bool is_joined = std::all_of(capture->streams.begin(), capture->streams.end(), [&](Stream* each) { return each->captured[each] <= s->captured[each]; });
+  for (Stream* each : capture->streams) each->capture.reset(), each->captured.clear();
   for (Event* event : state().events)
     if (event->capture == capture) event->capture.reset();
   if (capture->is_broken) return remember(cudaErrorStreamCaptureInvalidated);
+  if (!is_joined) return remember(cudaErrorStreamCaptureUnjoined);
   *graph = new Graph(std::move(capture->graph));
   return cudaSuccess;
 }

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -43,12 +44,16 @@ struct Capture {
   bool is_broken = false;
 };
 
+// How many of each stream's captured operations come before something.
+using Captured = std::map<const void*, int64_t>;
+
 struct Stream {
   int device = 0;
   bool is_blocking = true;                         // orders itself with the default stream
   bool is_default = false;
   std::deque<Operation> queue;
   std::shared_ptr<Capture> capture;
+  Captured captured = {};                          // before the next operation, its own among them
 };
 
 struct Event {
@@ -56,6 +61,7 @@ struct Event {
   bool has_timing = true;
   std::shared_ptr<Recording> latest;               // nullptr: never recorded
   std::shared_ptr<Capture> capture;                // that the latest recording belongs to
+  Captured captured = {};                          // before that
 };
 
 // Held through every call of the API: calls from several threads take turns.
