@@ -351,17 +351,33 @@ struct BlockLayout {
 template <class Layout, class T> inline constexpr int row_residents = Layout::residents(sizeof(T));
 template <class Layout> inline constexpr int row_threads = Layout::Team::threads;
 
-// Whether this device has clusters, and how much shared memory a block may have there.
+// Do this device and the code that it runs know of clusters? A GPU of sm_90 may run code that was compiled for older ones and is translated
+// when it is loaded.
+inline bool has_clusters(int device) {
+  int is_able = 0;
+  check_cuda(cudaDeviceGetAttribute(&is_able, cudaDevAttrClusterLaunch, device), "asking for the device");
+#ifdef __CUDA_ARCH_LIST__
+  int major = 0, minor = 0;
+  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "asking for the device's compute capability");
+  check_cuda(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "asking for the device's compute capability");
+  bool has_code = false;
+  for (const int architecture : {__CUDA_ARCH_LIST__}) has_code |= architecture >= 900 && architecture <= 100 * major + 10 * minor;
+  return is_able != 0 && has_code;
+#else
+  return is_able != 0;
+#endif
+}
+
+// Whether rows can be shared out to clusters here, and how much shared memory a block may have.
 struct RowDevice {
   bool has_clusters = false;
   int64_t shared_bytes = 48 << 10;
 };
 inline RowDevice row_device() {
-  int device = 0, has_clusters = 0, shared_bytes = 0;
+  int device = 0, shared_bytes = 0;
   check_cuda(cudaGetDevice(&device), "asking for the device");
-  check_cuda(cudaDeviceGetAttribute(&has_clusters, cudaDevAttrClusterLaunch, device), "asking whether the device has clusters");
   check_cuda(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "asking for the shared memory of a block");
-  return {has_clusters != 0, shared_bytes};
+  return {has_clusters(device), shared_bytes};
 }
 
 struct RowPlan {
