@@ -250,9 +250,10 @@ int64_t grouped_steps(const ConvGeometry& g, ConvPass pass) {
 
 bool is_small_group(int64_t channels) { return channels == 4 || channels == 8 || channels == 16 || channels == 32; }
 
-// Is a convolution one of small groups, for conv_grouped.cu? A block's patch of the image must leave room for others beside it.
+// Is a convolution one of small groups, for conv_grouped.cu? A block's patch of the image, its weights and its results must leave room for others beside it, also
+// on GPUs that give a block no more than 99 KiB.
 bool is_in_small_groups(const ConvGeometry& g, DType dtype, ConvPass pass) {
-  constexpr int64_t most_bytes = 72 << 10, pixel_bytes = 80, most_phases = 4;
+  constexpr int64_t most_bytes = 84 << 10, pixel_bytes = 80, most_phases = 4;
   if (size_of(dtype) != 2 || pass == ConvPass::backward_weight || g.groups == 1) return false;
   const bool is_forward = pass == ConvPass::forward;
   if (!is_forward && g.stride_h * g.stride_w > most_phases) return false;
@@ -265,8 +266,9 @@ bool is_in_small_groups(const ConvGeometry& g, DType dtype, ConvPass pass) {
   const auto patch = [&](int64_t height, int64_t width) {
     return side(height, g.r, g.dilation_h, g.stride_h) * side(width, g.s, g.dilation_w, g.stride_w) * pixel_bytes;
   };
-  const int64_t weights = 32 * g.r * g.s * round_up(is_forward ? g.group_k() : g.group_c(), 8) * 2;  // of the block's 32 channels
-  return std::max(patch(8, 16), patch(16, 8)) + weights <= most_bytes;
+  const int64_t from = is_forward ? g.group_c() : g.group_k(), to = is_forward ? g.group_k() : g.group_c();
+  const int64_t weights = 32 * g.r * g.s * round_up(to, 8) * 2, results = 8 * 16 * (32 / from * to + 8) * 2;  // of the block's 32 channels
+  return std::max(patch(8, 16), patch(16, 8)) + weights + results <= most_bytes;
 }
 
 // Pixels of an axis of x that a tile of y sees.
