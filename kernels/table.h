@@ -130,17 +130,17 @@ struct GradientSlot {
   DType dtype = DType::float32;
 };
 
-// Dynamic loss scaling: the scale is multiplied by backoff after a step that found an infinity or a NaN, and by growth after `interval` steps in a row without.
+// Dynamic loss scaling: the scale is multiplied by backoff after a step that found an infinity or a NaN, and by growth after `interval` steps in a row without, as long
+// as it stays a normal number of float32.
 struct ScaleGrowth {
   double growth, backoff;
   int64_t interval;
   constexpr void advance(bool has_found_inf, float& scale, int32_t& good_steps) const {
     good_steps = has_found_inf ? 0 : good_steps + 1;
-    if (has_found_inf) scale = static_cast<float>(scale * backoff);
-    if (good_steps < interval) return;
-    good_steps = 0;
-    const double grown = scale * growth;
-    if (grown <= 3.4028234663852886e38) scale = static_cast<float>(grown);       // the largest float32
+    const bool is_raised = good_steps >= interval;
+    if (is_raised) good_steps = 0;
+    const double next = scale * (has_found_inf ? backoff : is_raised ? growth : 1);
+    if (next >= 0x1p-126 && next <= 3.4028234663852886e38) scale = static_cast<float>(next);
   }
 };
 

@@ -478,6 +478,20 @@ TEST_CASE("GradScaler: many good steps in a row raise the scale, a bad one lower
   large.step(first);
   large.update();
   CHECK(large.current_scale() == 0x1p127);
+
+  GradScaler small({.init_scale = 0x1p-125, .growth_interval = 1});          // a quarter of that is no normal number, and at zero nothing would raise it again
+  for (const double expected : {0x1p-126, 0x1p-126, 0x1p-126}) {
+    small.scale(ones({}));
+    give_gradient(w, {infinity});
+    small.step(first);
+    small.update();
+    CHECK(small.current_scale() == expected);
+  }
+  give_gradient(w, {0});
+  small.scale(ones({}));
+  small.step(first);
+  small.update();
+  CHECK(small.current_scale() == 0x1p-125);
 }
 
 TEST_CASE("an undefined tensor in a saved state, or as a loss, is named") {
