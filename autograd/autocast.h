@@ -18,8 +18,9 @@ namespace fovea {
 //     }
 //     loss.backward();                                        // in the dtypes of the forward pass; gradients of float32 parameters are float32
 //
-// The conversions are recorded like any other operation. A parameter (a leaf that requires a gradient) is converted once, and again after it was changed in place;
-// the copies are kept until the outermost scope ends, so a scope should hold a forward pass, not a whole training. Arguments of float64 turn autocast off for a call.
+// The conversions are recorded like any other operation. A parameter (a leaf that requires a gradient) is converted once on a stream and once in a
+// recorded graph, and again after it was changed in place or moved; the copies are kept until the outermost scope ends, so a scope should hold a forward pass, not a whole
+// training, and no graph's replay(), which changes parameters unseen. Arguments of float64 turn autocast off for a call.
 // Scopes nest, the innermost counts. A backward pass does not autocast, wherever it is called; checkpoint() runs its function again as it ran first.
 // On the CPU half types are storage: values are rounded as on a GPU, and computed in float32, which takes longer than float32 alone. With float16 small gradients
 // vanish: scale the loss.

@@ -25,7 +25,7 @@ void check_labels(const char* loss, const Tensor& labels) {
 }  // namespace
 
 Tensor Loss::operator()(const Tensor& prediction, const Tensor& target) {
-  if (prediction && target) detail::check_same_device(type_name().c_str(), "the target", target, "the prediction", prediction);
+  if (prediction && target && prediction.device() != target.device()) detail::check_same_device(type_name().c_str(), "the target", target, "the prediction", prediction);
   return forward(does_autocast() ? prediction : detail::autocast("Loss", prediction), target);
 }
 

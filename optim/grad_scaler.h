@@ -8,8 +8,8 @@
 //     scaler.update();
 //
 // Small gradients would vanish in float16, so the loss, and with it every gradient, is multiplied by a scale. A step whose gradients are infinite or NaN somewhere is
-// left out and lowers the scale; many good steps in a row raise it. Scale and counts live on the gradients' device. With a capturable optimizer nothing waits for
-// the device, and all of the above may be recorded (cuda::Graph); else step() waits for one number.
+// left out and lowers the scale; many good steps in a row raise it; it stays a normal number of float32. Scale and counts live on the gradients'
+// device. With a capturable optimizer nothing waits for the device, and all of the above may be recorded (cuda::Graph); else step() waits for one number.
 #pragma once
 
 #include <vector>

@@ -165,6 +165,7 @@ struct Cache {
   int64_t damaged = 0;
   std::set<cudaStream_t> of_graphs;                        // streams whose blocks stay with them
   std::map<cudaStream_t, void*> scratch;                   // of streams, beside all blocks
+  std::vector<void*> abandoned_scratch;                    // of streams that went while a graph was recorded
   int recordings = 0;                                      // graphs that are being recorded: see note [Nothing waits for a device while a graph is recorded]
   struct Unchecked {
     char* raw;
@@ -409,7 +410,8 @@ void forget_stream(cudaStream_t stream, int device) noexcept {
     std::lock_guard lock(c.mutex);
     c.of_graphs.erase(stream);
     if (const auto scratch = c.scratch.find(stream); scratch != c.scratch.end()) {
-      cudaFree(scratch->second);
+      if (c.recordings) c.abandoned_scratch.push_back(scratch->second);
+      else cudaFree(scratch->second);
       c.scratch.erase(scratch);
     }
     c.free_blocks.forget(stream);
@@ -448,7 +450,9 @@ void begin_recording(int device) {
 void end_recording(int device) noexcept {
   Cache& c = cache(device);
   std::lock_guard lock(c.mutex);
-  --c.recordings;
+  if (--c.recordings) return;
+  for (void* memory : c.abandoned_scratch) cudaFree(memory);
+  c.abandoned_scratch.clear();
 }
 
 void record_pinned_use(const void* host, cudaStream_t stream, int device) {

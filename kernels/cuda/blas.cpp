@@ -1,5 +1,7 @@
 #include <fovea/kernels/cuda/blas.h>
 
+#include <mutex>
+
 #include <cublas_v2.h>
 
 #include <fovea/kernels/cuda/core/check.h>
@@ -8,6 +10,8 @@
 
 namespace fovea::kernels::cuda {
 namespace {
+
+constexpr int max_devices = 64;
 
 void check_blas(cublasStatus_t status, const char* what) {
   if (status == CUBLAS_STATUS_SUCCESS) [[likely]] return;
@@ -32,7 +36,6 @@ cublasHandle_t new_handle(int device) {
 
 // A handle a thread and device: cuBLAS' handles must not be shared. A thread keeps its own until the program ends, as cuBLAS waits for the device when one goes.
 cublasHandle_t handle_of(int device) {
-  constexpr int max_devices = 64;
   thread_local cublasHandle_t handles[max_devices] = {};
   cublasHandle_t& handle = handles[device];
   if (!handle) {
@@ -46,6 +49,12 @@ cublasHandle_t handle_of(int device) {
 // By itself cuBLAS shares a workspace among the streams of a handle, and takes an algorithm that does with what is free of it: with several streams the bits of a product
 // would depend on what else runs. And in a recorded graph it would ask for memory in every run. So each stream has a workspace of its own, of the size that NVIDIA
 // recommends for compute capability 9.0 (cuBLAS library, "Results reproducibility", "cublasSetWorkspace"). To be called for each product: cublasSetStream() forgets it.
+// A product may be several kernels that hand each other sums there. Threads may share a stream, so one product is put on it at a time: they hold turn_of(device).
+std::mutex& turn_of(int device) {
+  static std::mutex turns[max_devices];
+  return turns[device];
+}
+
 void set_stream(cublasHandle_t handle, cudaStream_t stream, int device) {
   constexpr int64_t bytes = int64_t{32} << 20;
   check_blas(cublasSetStream(handle, stream), "cuBLAS takes no stream");
@@ -76,6 +85,7 @@ void gemm_strided_batched(Queue queue, DType dtype, DType y_dtype, int64_t batch
   int device = 0;
   check_cuda(cudaGetDevice(&device), "cuda: asking for the current device");
   const cublasHandle_t handle = handle_of(device);
+  std::lock_guard turn(turn_of(device));
   set_stream(handle, static_cast<cudaStream_t>(queue), device);
   const float alpha32 = static_cast<float>(alpha), beta32 = static_cast<float>(beta);
   const bool is_double = dtype == DType::float64;

@@ -1,4 +1,4 @@
-// Convolution in small groups on tensor cores, forward and (with strides up to two) the gradient of its input; conv.cu says what is
+// Convolution in small groups on tensor cores, forward and (with strides that make up to four phases) the gradient of its input; conv.cu says what is
 // computed. float16 and bfloat16, groups of 4, 8, 16 or 32 channels on either side. Sums in float32, with the bias in float32 as well,
 // rounded once. The gradient of the weight: conv_grouped_weight.cu.
 // A block makes 128 neighbouring pixels of 32 channels' worth of groups. It copies the patch of the image that their windows see once, by
@@ -41,7 +41,7 @@ struct GroupedPhase {
   int64_t out_first = 0;                                     // element of an image
 };
 
-constexpr int most_phases = 4;  // those of strides of two
+constexpr int most_phases = 4;  // strides of 2 x 2, or of 3 or 4 in one direction
 
 struct GroupedProduct {
   int32_t groups = 1, c = 0, k = 0;         // channels of a group: the source's and the result's

@@ -1,7 +1,7 @@
 // Group norm over x [n, channels, spatial] and layer norm over rows: y = gamma * (x - mean) / sqrt(var + eps) + beta, with the biased variance of each sample and
 // group (Wu & He 2018; Ba, Kiros & Hinton 2016). Instance norm is group norm with groups = channels. Backward, over the m elements of a group, with g = dy * gamma:
 //     dx = invstd * (g - mean(g) - xhat * mean(g * xhat)),  dgamma = sum_n(dy * xhat),  dbeta = sum_n(dy).
-// Layout: contiguous. Overwrites its outputs. float32, float64, and the half types in float32; statistics are float32 or float64. Sums: Notes in norm_walk.h, where a
+// Layout: contiguous. Overwrites its outputs. float32, float64, and the half types in float32; statistics are float32 or float64. Sums: Notes in norm_walk.h and moments.h, where a
 // group counts as a channel of one plane; their order depends on the shape alone: deterministic.
 // Floor: forward two reads of x (the second from the cache, where a group fits) and one write; backward reads dy and x twice, once more for dgamma, and writes dx.
 #include <fovea/kernels/table.h>
@@ -21,15 +21,13 @@ struct Groups {
       : groups(g.groups), width(g.channels / g.groups), spatial(g.spatial), has_aligned_parameters(is_aligned(gamma.data) && is_aligned(beta.data)),
         divide(std::max<int64_t>(g.spatial, 1), g.channels / g.groups * g.spatial) {}
 
-  // The channel of element j of a pack at `position` in group `group`: a pack lies within a channel, unless channels have one element.
-  __device__ int64_t channel(int64_t group, int64_t position, int j) const {
-    return group % groups * width + (spatial == 1 ? position + j : divide.quotient(position));
-  }
+  // The channel of the element at `position` in group `group`. A pack lies within a channel, unless channels have one element.
+  __device__ int64_t channel(int64_t group, int64_t position) const { return group % groups * width + (spatial == 1 ? position : divide.quotient(position)); }
   // Those of gamma or beta that belong to a pack; `otherwise` where there are none.
   template <int pack, class A>
   __device__ void load(A (&values)[pack], const A* parameters, int64_t group, int64_t position, A otherwise) const {
     constexpr int together = full_pack<A>;
-    const int64_t first = channel(group, position, 0);
+    const int64_t first = channel(group, position);
     if (parameters && pack % together == 0 && spatial == 1 && has_aligned_parameters && first % together == 0) {
 #pragma unroll
       for (int j = 0; j + together <= pack; j += together) {

@@ -19,7 +19,7 @@ struct JoinMoments {
   __device__ Moments operator()(const Moments& a, const Moments& b) const {
     if (a.count == 0 || b.count == 0) return a.count == 0 ? b : a;
     const double count = a.count + b.count, delta = b.mean - a.mean, share = b.count / count;
-    return {count, a.mean + delta * share, a.m2 + b.m2 + delta * delta * (a.count * share)};
+    return {count, a.mean + delta * share, a.m2 + b.m2 + delta * (a.count * share) * delta};
   }
 };
 
@@ -44,7 +44,7 @@ struct LaneMoments {
     off /= size;                             // how far the rounded mean was off: that is taken back
     const A total = count + size, delta = center - mean + off, share = size / total;
     mean += delta * share;
-    m2 += squares - size * off * off + delta * delta * (count * share);
+    m2 += squares - size * off * off + delta * (count * share) * delta;        // in this order: of a first batch that is 0, however large the mean
     count = total;
   }
   __device__ Moments wide() const { return {static_cast<double>(count), static_cast<double>(mean), static_cast<double>(m2)}; }

@@ -4,7 +4,7 @@
 //     g = dresidual = dy where the ReLU let y through.
 // The running statistics that evaluation uses are moved by whoever has found a channel's own.
 // Layout: contiguous here; channels-last tensors and rows of features go to norm_columns.cu. Overwrites its outputs. float32, float64, and the
-// half types in float32; statistics are float32 or float64. Sums: Notes in norm_walk.h; their order depends on the shape alone: deterministic.
+// half types in float32; statistics are float32 or float64. Sums: Notes in norm_walk.h and moments.h; their order depends on the shape alone: deterministic.
 // Floor: forward two reads of x, one of the residual and one write, backward two reads of dy and x (and y under a ReLU) and one write (two with a
 // residual); the second read is free where a channel stays in the cache.
 #include <fovea/kernels/table.h>

@@ -82,7 +82,7 @@ struct JoinPackMoments {
     for (int j = 0; j < pack; ++j) {
       const double delta = b.mean[j] - a.mean[j];
       sum.mean[j] = a.mean[j] + delta * share;
-      sum.m2[j] = a.m2[j] + b.m2[j] + delta * delta * weight;
+      sum.m2[j] = a.m2[j] + b.m2[j] + delta * weight * delta;
     }
     return sum;
   }
@@ -107,7 +107,7 @@ struct JoinPackSums {
   }
 };
 
-// Note [Variance without cancellation] in norm_walk.h: batches of rows here.
+// Note [Variance without cancellation] in moments.h: batches of rows here.
 template <int pack, class T>
 struct FindColumnMoments {
   using Packed = PackMoments<pack>;
@@ -142,7 +142,7 @@ struct FindColumnMoments {
           squares += deviation * deviation;
         }
         mean[j] += delta * share;
-        m2[j] += squares + delta * delta * weight;
+        m2[j] += squares + delta * weight * delta;
       }
       count = total;
     }

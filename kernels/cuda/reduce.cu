@@ -173,7 +173,7 @@ struct DeviationsOf {
   __device__ static void add_batch(Part& p, const V (&values)[n], int filled) { p.add(values, filled); }
   __device__ static Total total(const Part& p) { return p.wide(); }
   __device__ static Total join(const Total& a, const Total& b) { return JoinMoments{}(a, b); }
-  __device__ static double result(const Total& t) { return t.m2; }
+  __device__ static double result(const Total& t) { return t.m2 < 0 ? 0.0 : t.m2; }
 };
 
 template <class Op> inline constexpr bool is_batched = false;

@@ -258,12 +258,10 @@ class BlockRow {
     else *to = load_pack<T, pack>(from, 0);
   }
 
-  // f(k, packs): a lane's packs k, k + lanes, ... of the block's share. stashed_ is a multiple of what all lanes take in a round, or more
-  // than there are.
+  // f(k, packs): a lane's packs k, k + lanes, ... of the block's share.
   template <class F>
   __device__ void for_each_group(const F& f) const {
     for (int64_t k = BlockTeam::lane(); k < count_; k += row_group * BlockTeam::lanes()) {
-      const bool is_kept = k < stashed_;
       RowPacks<T, pack, arrays> packs[row_group];
 #pragma unroll
       for (int u = 0; u < row_group; ++u) {
@@ -272,7 +270,7 @@ class BlockRow {
         if (at >= count_) continue;
 #pragma unroll
         for (int a = 0; a < arrays; ++a)
-          packs[u].of[a] = is_kept ? memory_[a * stashed_ + at] : load_pack<T, pack>(from_[a] + span_.at(first_ + at), 0);
+          packs[u].of[a] = at < stashed_ ? memory_[a * stashed_ + at] : load_pack<T, pack>(from_[a] + span_.at(first_ + at), 0);
       }
       f(k, packs);
     }
