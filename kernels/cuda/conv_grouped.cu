@@ -312,7 +312,7 @@ void run(Queue queue, const ConvGeometry& g, const ConvPlan& plan, ConvPass pass
   const ConvLayout& layout = plan.layout;
   const int64_t pixels = int64_t{p.size_h} * p.size_w, wide = ceil_of_eight(p.k);
   p.groups = static_cast<int32_t>(g.groups);
-  p.groups_together = block_channels / p.c;
+  p.groups_together = std::min(block_channels / p.c, p.groups);
   p.chunks = ceil_div(p.groups, p.groups_together);
   p.source_image = pixels * p.groups * p.c;
   p.out_image = to.image;
