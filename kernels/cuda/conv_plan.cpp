@@ -267,7 +267,8 @@ bool is_in_small_groups(const ConvGeometry& g, DType dtype, ConvPass pass) {
     return side(height, g.r, g.dilation_h, g.stride_h) * side(width, g.s, g.dilation_w, g.stride_w) * pixel_bytes;
   };
   const int64_t from = is_forward ? g.group_c() : g.group_k(), to = is_forward ? g.group_k() : g.group_c();
-  const int64_t together = std::min(g.groups, 32 / from), weights = together * grouped_steps(g, pass) * tiles(to, 8) * 256, results = 8 * 16 * (together * to + 8) * 2;
+  const int64_t together = std::min(g.groups, 32 / from), weights = together * grouped_steps(g, pass) * tiles(to, 8) * 256;
+  const int64_t results = 8 * 16 * (together * to + 8) * 2;
   return std::max(patch(8, 16), patch(16, 8)) + weights + results <= most_bytes;
 }
 
