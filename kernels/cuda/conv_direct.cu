@@ -10,6 +10,7 @@
 // Floor: 2 * geometry.macs() FLOPs, or memory: reading and writing every tensor once; patches overlap by what windows reach beyond their
 // tile, 1.3 times the image for 3 x 3.
 #include <fovea/kernels/cuda/conv_functions.h>
+#include <fovea/kernels/cuda/conv_patch.h>
 
 #include <fovea/kernels/cuda/core/pack.h>
 #include <fovea/kernels/cuda/core/ptx.h>
@@ -40,22 +41,10 @@ __device__ Tile tile_of(const DirectProduct& p) {
           static_cast<int32_t>(blockIdx.x) - place * p.groups};
 }
 
-// A warp copies a row of the patch of one channel at a time.
 __device__ void copy_patch(const DirectProduct& p, const Tile& at, const float* source, float* patch) {
-  const int32_t top = p.vertical.step * at.first_row + p.vertical.base, left = p.horizontal.step * at.first_column + p.horizontal.base;
   const int64_t plane = static_cast<int64_t>(p.vertical.size) * p.horizontal.size;
-  const float* const images = source + (static_cast<int64_t>(at.image) * p.groups + at.group) * p.c * plane;
-  const int lane = static_cast<int>(threadIdx.x) % warp_size;
-  for (int32_t line = static_cast<int32_t>(threadIdx.x) / warp_size; line < p.c * p.patch_h; line += threads_per_block / warp_size) {
-    const int32_t channel = static_cast<int32_t>(p.by_patch_h.quotient(static_cast<uint32_t>(line))),
-                  row = top + line - channel * p.patch_h;
-    const bool is_row = static_cast<uint32_t>(row) < static_cast<uint32_t>(p.vertical.size);
-    const float* const from = images + channel * plane + static_cast<int64_t>(row) * p.horizontal.size;
-    for (int32_t j = lane; j < p.patch_w; j += warp_size) {
-      const bool is_there = is_row && static_cast<uint32_t>(left + j) < static_cast<uint32_t>(p.horizontal.size);
-      copy_async<sizeof(float)>(patch + line * p.pitch + j, is_there ? from + left + j : source, is_there);
-    }
-  }
+  const float* const first = source + (static_cast<int64_t>(at.image) * p.groups + at.group) * p.c * plane;
+  copy_planes(p, p.c, at.first_row, at.first_column, first, source, patch, threads_per_block / warp_size);
 }
 
 // to[source channel, tap, result channel]; zeros where there are fewer than k channels.

@@ -9,6 +9,7 @@
 // Overwrites. Deterministic; the order of sums depends on the geometry alone.
 // Floor: 2 * geometry.macs() FLOPs, or memory: reading x and dy once, once for each 8 channels of the other side where groups are larger.
 #include <fovea/kernels/cuda/conv_functions.h>
+#include <fovea/kernels/cuda/conv_patch.h>
 
 #include <fovea/kernels/cuda/core/copy_ring.h>
 #include <fovea/kernels/cuda/core/pack.h>
@@ -51,25 +52,14 @@ __device__ Tile tile_of(const DirectWeightProduct& p, int32_t number) {
   return {image, (line - image * p.tiles_down) * p.tile_h, (number - line * p.tiles_across) * p.tile_w};
 }
 
-// A warp copies a row of one channel at a time. x and dy: of the block's first channel. Channels that are not there are not copied: nobody
-// looks at their sums.
+// x and dy: of the block's first channel. Channels that are not there are not copied: nobody looks at their sums.
 __device__ void copy_tile(const DirectWeightProduct& p, const Tile& tile, int32_t channels_c, int32_t channels_k, const float* x,
                           const float* dy, float* stage) {
   const int lane = static_cast<int>(threadIdx.x) % warp_size, warp = static_cast<int>(threadIdx.x) / warp_size,
             warps = p.threads() / warp_size;
-  const int32_t top = p.vertical.step * tile.first_row + p.vertical.base, left = p.horizontal.step * tile.first_column + p.horizontal.base;
-  const int64_t x_plane = static_cast<int64_t>(p.vertical.size) * p.horizontal.size, dy_plane = static_cast<int64_t>(p.rows) * p.columns;
-  const float *const x_first = x + tile.image * p.x_image, *const dy_first = dy + tile.image * p.dy_image;
-  for (int32_t line = warp; line < channels_c * p.patch_h; line += warps) {
-    const int32_t channel = static_cast<int32_t>(p.by_patch_h.quotient(static_cast<uint32_t>(line))),
-                  row = top + line - channel * p.patch_h;
-    const bool is_row = static_cast<uint32_t>(row) < static_cast<uint32_t>(p.vertical.size);
-    const float* const from = x_first + channel * x_plane + static_cast<int64_t>(row) * p.horizontal.size;
-    for (int32_t j = lane; j < p.patch_w; j += warp_size) {
-      const bool is_there = is_row && static_cast<uint32_t>(left + j) < static_cast<uint32_t>(p.horizontal.size);
-      copy_async<sizeof(float)>(stage + line * p.pitch + j, is_there ? from + left + j : x, is_there);
-    }
-  }
+  copy_planes(p, channels_c, tile.first_row, tile.first_column, x + tile.image * p.x_image, x, stage, warps);
+  const int64_t dy_plane = static_cast<int64_t>(p.rows) * p.columns;
+  const float* const dy_first = dy + tile.image * p.dy_image;
   float* const to_dy = stage + p.patch_elements();
   const int32_t width = p.has_packs ? strip : 1;
   for (int32_t line = warp; line < channels_k * p.tile_h; line += warps) {
