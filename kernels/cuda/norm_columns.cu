@@ -107,7 +107,8 @@ struct JoinPackSums {
   }
 };
 
-// Note [Variance without cancellation] in moments.h: batches of rows here.
+// Note [Variance without cancellation] in moments.h: batches of rows here. LaneMoments would divide twice in every column; batches have one
+// size for all columns, so it is divided by once.
 template <int pack, class T>
 struct FindColumnMoments {
   using Packed = PackMoments<pack>;
